@@ -1,0 +1,268 @@
+"""What a strategy may ask for, and what it is told. All of it is plain immutable data, so a trace can hold it.
+
+A strategy yields a `Turn` (asks + its best candidates so far) and receives one answer per ask, in order:
+
+    Extend -> Extension     go on from a prefix: up to max_tokens, or until a stop
+    Expand -> Expansion     the most likely next tokens of a prefix, each as a child prefix
+    Score  -> Scores        log-probability of given continuations of a prefix
+    Judge  -> Judgement     one verdict per candidate
+
+When the budget is spent, every ask is still answered, at no cost: Extend with finish "budget" and no tokens, Expand
+with no children, Score with no values, Judge with abstentions. So a strategy needs no special case: it runs to its end.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from ponder.core.budget import Cost
+from ponder.core.errors import BadField
+
+FINAL = ("stop", "length", "budget")  # a prefix with one of these grows no further
+
+
+class AnswerReader(Protocol):
+    """Finds the answer in a text and says when two answers are the same. Pure; no cost."""
+
+    def read(self, text: str) -> str | None:
+        """The answer in canonical form, or None when the text has none (never an exception)."""
+        ...
+
+    def same(self, a: str, b: str) -> bool:
+        """Equivalence of two canonical answers; reflexive and symmetric."""
+        ...
+
+
+@dataclass(frozen=True)
+class WholeText:
+    """Reads the whole text as the answer; equal when equal but for case and white space."""
+
+    def read(self, text: str) -> str | None:
+        return " ".join(text.split()) or None
+
+    def same(self, a: str, b: str) -> bool:
+        return a.casefold() == b.casefold()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What is asked, before any token of the answer. Text only: a process turns it into tokens.
+
+    messages: (role, content) pairs for the model's chat template; a single role "raw" is taken as it is.
+    """
+
+    messages: tuple[tuple[str, str], ...]
+    prefill: str = ""  # beginning of the reply, put in the model's mouth
+    stop: tuple[str, ...] = ()  # strings that end the answer; they never appear in it
+    max_tokens: int = 256  # most tokens of one answer
+    answers: AnswerReader = field(default_factory=WholeText)
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise BadField(f"prompt max_tokens={self.max_tokens}: must be at least 1")
+        if any(not s for s in self.stop):
+            raise BadField("prompt stop holds an empty string, which would stop every answer at once; remove it")
+
+    @property
+    def question(self) -> str:
+        """Content of the last message."""
+        return self.messages[-1][1]
+
+
+def chat(text: str, *, max_tokens: int = 256, answers: AnswerReader | None = None) -> Prompt:
+    """A prompt of one user message."""
+    return Prompt(messages=(("user", text),), max_tokens=max_tokens, answers=answers or WholeText())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is drawn. Transforms apply in this order: temperature, top_k, top_p, min_p.
+
+    temperature 0 is greedy. Raises BadField for values out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None  # keep the k most likely tokens
+    top_p: float = 1.0  # keep the smallest set of most likely tokens with at least this mass
+    min_p: float = 0.0  # keep tokens with at least this share of the most likely token's probability
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("temperature", self.temperature, 0 <= self.temperature <= 100, "between 0 and 100"),
+            ("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "at least 1, or None"),
+            ("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]"),
+            ("min_p", self.min_p, 0 <= self.min_p < 1, "in [0, 1)"),
+        )
+        for name, value, ok, rule in rules:
+            if not ok:
+                raise BadField(f"sampling {name}={value}: must be {rule}")
+
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A prompt and the part of a completion that exists so far. A value: extending it makes a new one, forking is reuse.
+
+    tokens are the completion's ids; text is their text with stop strings removed. log_p is the sum over tokens under
+    the model itself (temperature 1, no truncation), log_q under the distribution they were drawn from.
+    """
+
+    prompt: Prompt
+    tokens: tuple[int, ...] = ()
+    text: str = ""
+    log_p: float = 0.0
+    log_q: float = 0.0
+    certainty: float = 0.0  # sum over tokens of KL(uniform || model), nats; only where it was asked for
+    finish: str | None = None  # None: may go on | "stop": the model ended it | "length" | "budget"
+
+    @property
+    def is_final(self) -> bool:
+        return self.finish is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extend:
+    """Go on from `prefix` (not final) until an `until` string, the answer's end, or max_tokens more tokens."""
+
+    prefix: Prefix
+    seed: int  # the draw at absolute position i is a pure function of (seed, i, the model's distribution)
+    max_tokens: int | None = None  # None: as many as the prompt's max_tokens still allows
+    until: tuple[str, ...] = ()  # step separators: kept in the text; the new prefix may be extended again
+    sampling: Sampling = field(default_factory=Sampling)
+    certainty: bool = False  # fill Prefix.certainty
+
+
+@dataclass(frozen=True)
+class Extension:
+    """`prefix` is the grown one. finish: "until" | "limit" (max_tokens of the ask) or prefix.finish."""
+
+    prefix: Prefix
+    finish: str
+    cost: Cost = field(default_factory=Cost)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expand:
+    """The `num` most likely next tokens of `prefix` (not final) under the model itself."""
+
+    prefix: Prefix
+    num: int
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """Children in order of falling log-probability; child.log_p - prefix.log_p is the token's. Empty: budget spent."""
+
+    children: tuple[Prefix, ...]
+    cost: Cost = field(default_factory=Cost)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """log-probability of each option as a continuation of `prefix`, summed over its tokens."""
+
+    prefix: Prefix
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One log-probability per option, in order. Empty: budget spent."""
+
+    log_p: tuple[float, ...]
+    cost: Cost = field(default_factory=Cost)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A verifier's answer about one candidate. value None is an abstention: no opinion, never a zero.
+
+    Larger is better. kind says what the value is: "probability" in [0, 1], "log_p" in nats, "score" without a unit.
+    """
+
+    value: float | None
+    kind: str = "score"
+    detail: str = ""
+
+
+ABSTAIN = Verdict(None, "abstain")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A finished (or cut-off) answer. `answer` is the canonical form that the prompt's reader found, or None."""
+
+    text: str
+    answer: str | None
+    tokens: tuple[int, ...] = ()
+    log_p: float = 0.0
+    log_q: float = 0.0
+    certainty: float = 0.0
+    finish: str | None = None
+    score: float | None = None  # what the strategy ranked it by; None where it did not
+    verdicts: tuple[Verdict, ...] = ()
+
+    @property
+    def mean_log_p(self) -> float:
+        """Per token, 0.0 for an empty candidate."""
+        return self.log_p / max(1, len(self.tokens))
+
+
+def candidate(prefix: Prefix, *, score: float | None = None, verdicts: tuple[Verdict, ...] = ()) -> Candidate:
+    """The candidate that `prefix` is, its answer read by the prompt's reader."""
+    return Candidate(
+        prefix.text, prefix.prompt.answers.read(prefix.text), prefix.tokens, prefix.log_p, prefix.log_q,
+        prefix.certainty, prefix.finish, score, verdicts,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Have `verifier` (role Verifier) judge `candidates`, all answers to `prompt`."""
+
+    verifier: object
+    prompt: Prompt
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    verdicts: tuple[Verdict, ...]
+    cost: Cost = field(default_factory=Cost)
+
+
+Ask = Extend | Expand | Score | Judge
+Answer = Extension | Expansion | Scores | Judgement
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a strategy yields. `best` is what it would return if it had to stop now, best first."""
+
+    asks: tuple[Ask, ...]
+    best: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a strategy returns: candidates with the selected one first.
+
+    confidence is the strategy's own estimate that the selected answer is right, in [0, 1], or None where it has none;
+    it is not calibrated. diagnostics hold only str, numbers, and lists or dicts of them.
+    """
+
+    candidates: tuple[Candidate, ...]
+    confidence: float | None = None
+    diagnostics: dict[str, object] = field(default_factory=dict)
+
+
+def spent_answer(ask: Ask) -> Answer:
+    """The free answer to `ask` once the budget is spent (see the module docstring)."""
+    if isinstance(ask, Extend):
+        return Extension(replace(ask.prefix, finish="budget"), "budget")
+    if isinstance(ask, Expand):
+        return Expansion(())
+    if isinstance(ask, Score):
+        return Scores(())
+    return Judgement(tuple(ABSTAIN for _ in ask.candidates))
