@@ -7,6 +7,7 @@ Three interpreters of the same requests:
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -98,7 +99,7 @@ class EnumeratingRng:
         draws = []
         for points in cuts:
             inside = sorted({0.0, 1.0, *(float(p) for p in points if 0 < p < 1)})
-            cell = self.choose([b - a for a, b in zip(inside, inside[1:], strict=False)])
+            cell = self.choose([b - a for a, b in itertools.pairwise(inside)])
             draws.append((inside[cell] + inside[cell + 1]) / 2)
         return torch.tensor(draws, dtype=torch.float64)
 
