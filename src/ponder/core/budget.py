@@ -13,6 +13,9 @@ UNITS = {
     "calls": "calls", "call": "calls",
 }  # fmt: skip
 SCALES = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15}
+PART = re.compile(
+    r"(?P<dollar>\$?)\s*(?P<number>\d+\.?\d*(?:e\d+)?|\.\d+)\s*(?P<scale>[kmgtp]?)\s*(?P<unit>" + "|".join(map(re.escape, UNITS)) + r")?"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +87,12 @@ def parse_budget(text: str, *, strict: bool = False) -> Budget:
     """Reads '2000 tokens, 20 s' (also '5k tokens', '1.5 T flops', '0.02 usd'); raises BadField naming the bad part."""
     found: dict[str, float] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
-        match = re.fullmatch(r"(\$?)\s*([0-9.]+(?:e[0-9]+)?)\s*([kmgtp]?)\s*([a-z$]*)", part.lower())
-        unit = UNITS.get((match[4] or match[1]) if match else "")
-        if not match or unit is None or not re.fullmatch(r"\d+\.?\d*(e\d+)?|\.\d+", match[2]):
+        match = PART.fullmatch(part.lower())
+        if not match or not (match["dollar"] or match["unit"]):
             raise BadField(f"budget part {part!r}: expected NUMBER UNIT, where UNIT is tokens, s, flops, usd or calls, as in '2000 tokens, 20 s'")
+        unit = UNITS[match["unit"] or "usd"]
         if unit in found:
             raise BadField(f"budget names {unit} twice in {text!r}; keep one")
-        found[unit] = float(match[2]) * SCALES.get(match[3], 1.0)
+        found[unit] = float(match["number"]) * SCALES.get(match["scale"], 1.0)
     whole = {name: int(value) if name in ("tokens", "calls") else value for name, value in found.items()}
     return Budget(**whole, strict=strict)  # type: ignore[arg-type]

@@ -160,8 +160,8 @@ class RecordingRng:
 class ReplayingRng:
     """Gives back recorded draws in order. Seeds come from `key`, as TorchRng makes them. Raises IndexError at the end."""
 
-    def __init__(self, draws: Sequence[Sequence[float]], key: int) -> None:
-        self.draws = iter(draws) if not isinstance(draws, Iterator) else draws
+    def __init__(self, draws: Sequence[Sequence[float]] | Iterator[Sequence[float]], key: int) -> None:
+        self.draws: Iterator[Sequence[float]] = draws if isinstance(draws, Iterator) else iter(draws)
         self.key = key
 
     def uniform(self, cuts: Sequence[Tensor]) -> Tensor:
@@ -174,7 +174,7 @@ class ReplayingRng:
         return hash_seed(self.key, path)
 
     def fork(self, *path: int) -> "ReplayingRng":
-        return ReplayingRng(self.draws, hash_seed("fork", self.key, path))  # type: ignore[arg-type]
+        return ReplayingRng(self.draws, hash_seed("fork", self.key, path))
 
     def _next(self, num: int) -> Sequence[float]:
         drawn = next(self.draws, None)
