@@ -1,0 +1,106 @@
+"""What one job has spent and may still spend. All counts depend on the job's own history alone, never on its neighbours.
+
+A process may share work between jobs (a common prompt header, another strategy's samples). The account books each job
+as if it ran alone, so that a comparison is fair and a resumed run books the same; what sharing saved stands in the Ledger.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+
+from ponder.core.asks import Ask, Extend, Prompt, Score
+from ponder.core.budget import Budget, Cost
+from ponder.core.roles import Process
+
+SAFETY = 1.5  # strict: a step is expected to take at most this many times the slowest of the last steps
+
+
+@dataclass
+class Ledger:
+    """Sums over all jobs of a driver. engine counts what the process really computed for them."""
+
+    booked: Cost = field(default_factory=Cost)
+    engine: Cost = field(default_factory=Cost)
+    shared_tokens: int = 0  # booked prefix tokens that the process had already computed for somebody else
+    stored_answers: int = 0  # answers that came out of the sample store
+    stored: Cost = field(default_factory=Cost)  # what those were booked at
+    engine_seconds: float = 0.0  # wall time inside process.step
+    verifier_seconds: float = 0.0  # wall time inside verifiers
+    wall_seconds: float = 0.0
+    steps: int = 0
+
+    @property
+    def overhead(self) -> float:
+        """Driver and strategy time over engine time."""
+        own = self.wall_seconds - self.engine_seconds - self.verifier_seconds
+        return own / self.engine_seconds if self.engine_seconds else 0.0
+
+    @property
+    def reuse(self) -> float:
+        """Share of requested prefix tokens, after each prompt's first computation, that were not computed again."""
+        requested = self.engine.prompt_tokens + self.engine.reused_tokens
+        first = self.booked.prompt_tokens - self.stored.prompt_tokens - self.shared_tokens
+        again = self.engine.prompt_tokens - first
+        return 1.0 - again / max(1, requested - first)
+
+
+class Account:
+    """One job's. `book` normalises the cost of an answer; `tokens_left` is what asks may still reserve."""
+
+    def __init__(self, budget: Budget, process: Process) -> None:
+        self.budget, self.process = budget, process
+        self.cost = Cost()
+        self.known: set[Prompt] = set()
+        self.lengths: list[int] = []  # generated tokens of finished Extends
+        self.live_seconds = 0.0  # of asks that are not booked yet
+
+    def prompt_price(self, ask: Ask, known: set[Prompt]) -> int:
+        """Tokens of the ask's prompt if this job has not paid for it yet."""
+        prompt = ask.prefix.prompt  # type: ignore[union-attr]
+        return 0 if prompt in known else self.process.prompt_len(prompt)
+
+    def tokens_left(self) -> float:
+        """Tokens that every limit still allows; inf without limits. Never negative."""
+        left = math.inf
+        if self.budget.tokens is not None:
+            left = self.budget.tokens - self.cost.tokens
+        if self.budget.flops is not None:
+            context = self.process.context_len if self.budget.strict else min(1024, self.process.context_len)
+            left = min(left, (self.budget.flops - self.cost.flops) / self.process.flops(1, context))
+        return max(0.0, left)
+
+    def calls_left(self) -> float:
+        return math.inf if self.budget.calls is None else max(0, self.budget.calls - self.cost.calls)
+
+    def is_late(self, step_seconds: float) -> bool:
+        """True when the time is up; under strict, when one more step might be too long."""
+        if self.budget.seconds is None:
+            return False
+        ahead = SAFETY * step_seconds if self.budget.strict else 0.0
+        return self.cost.seconds + self.live_seconds + ahead >= self.budget.seconds
+
+    def expected_len(self, ask: Ask) -> int:
+        """Most tokens the ask will probably take: its own limit until answers of this job have been seen."""
+        limit = most_tokens(ask)
+        if self.budget.strict or not self.lengths or not isinstance(ask, Extend):
+            return limit
+        return min(limit, math.ceil(1.25 * sum(self.lengths) / len(self.lengths)))
+
+    def book(self, ask: Ask, cost: Cost, prompt_tokens: int) -> Cost:
+        """The cost of a process's answer as this job books it. prompt_tokens: the prompt's price at admission."""
+        requested = cost.prompt_tokens + cost.reused_tokens
+        computed = prompt_tokens + cost.generated_tokens
+        context = requested + cost.generated_tokens
+        return replace(
+            cost, prompt_tokens=prompt_tokens, reused_tokens=max(0, requested - prompt_tokens),
+            flops=self.process.flops(computed, context // 2 + 1), calls=1,
+        )  # fmt: skip
+
+
+def most_tokens(ask: Ask) -> int:
+    """Most tokens beyond the prompt that the process can compute for the ask."""
+    if isinstance(ask, Extend):
+        room = ask.prefix.prompt.max_tokens - len(ask.prefix.tokens)
+        return room if ask.max_tokens is None else min(room, ask.max_tokens)
+    if isinstance(ask, Score):
+        return sum(len(option.encode()) for option in ask.options)  # a token is at least one byte
+    return 1

@@ -1,0 +1,90 @@
+"""Asks and answers as JSON values, for the trace and the sample store. Floats survive exactly; equal values give equal JSON."""
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+
+from ponder.core.asks import ABSTAIN, Answer, Ask, Expand, Expansion, Extend, Extension, Judge, Judgement, Prefix, Prompt, Score, Scores, Verdict
+from ponder.core.budget import Cost
+from ponder.core.errors import StoreError
+
+Json = dict[str, object]
+
+
+def dumps(value: object) -> str:
+    """One line, keys sorted: equal values give equal bytes. Raises ValueError on NaN."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: object) -> str:
+    """sha256 hex of the canonical JSON of `value`."""
+    return hashlib.sha256(dumps(value).encode()).hexdigest()
+
+
+def prompt_json(prompt: Prompt) -> Json:
+    """What of a prompt decides the model's behaviour; the answer reader does not."""
+    return {"messages": prompt.messages, "prefill": prompt.prefill, "stop": prompt.stop, "max_tokens": prompt.max_tokens}
+
+
+def prefix_json(prefix: Prefix) -> Json:
+    """Everything but the prompt."""
+    return {
+        "tokens": prefix.tokens, "text": prefix.text, "log_p": prefix.log_p, "log_q": prefix.log_q,
+        "certainty": prefix.certainty, "finish": prefix.finish,
+    }  # fmt: skip
+
+
+def ask_json(ask: Ask) -> Json:
+    """The ask with its prompt as a digest; together with the model it decides the answer."""
+    if isinstance(ask, Judge):
+        answers = [c.answer for c in ask.candidates]
+        return {"kind": "judge", "verifier": getattr(ask.verifier, "name", repr(ask.verifier)), "candidates": answers}
+    head: Json = {"prompt": digest(prompt_json(ask.prefix.prompt)), "tokens": ask.prefix.tokens}
+    if isinstance(ask, Extend):
+        return head | {
+            "kind": "extend", "seed": ask.seed, "max_tokens": ask.max_tokens, "until": ask.until,
+            "sampling": asdict(ask.sampling), "certainty": ask.certainty,
+        }  # fmt: skip
+    if isinstance(ask, Expand):
+        return head | {"kind": "expand", "num": ask.num}
+    return head | {"kind": "score", "options": ask.options}
+
+
+def cost_json(cost: Cost) -> Json:
+    """Counts that are the same in every run; zero fields left out, seconds left out."""
+    fields = {k: v for k, v in asdict(cost).items() if v}
+    for measured in ("seconds", "cpu_seconds"):
+        fields.pop(measured, None)
+    return fields
+
+
+def answer_json(answer: Answer) -> Json:
+    if isinstance(answer, Extension):
+        return {"prefix": prefix_json(answer.prefix), "finish": answer.finish, "cost": cost_json(answer.cost)}
+    if isinstance(answer, Expansion):
+        return {"children": [prefix_json(c) for c in answer.children], "cost": cost_json(answer.cost)}
+    if isinstance(answer, Scores):
+        return {"log_p": answer.log_p, "cost": cost_json(answer.cost)}
+    return {"verdicts": [asdict(v) for v in answer.verdicts], "cost": cost_json(answer.cost)}
+
+
+def answer_from_json(ask: Ask, value: Json) -> Answer:
+    """The answer that `answer_json` wrote for `ask`. Raises StoreError when the value does not fit the ask."""
+    try:
+        cost = Cost(**value["cost"])  # type: ignore[arg-type]
+        if isinstance(ask, Extend):
+            return Extension(_prefix(ask.prefix, value["prefix"]), str(value["finish"]), cost)
+        if isinstance(ask, Expand):
+            return Expansion(tuple(_prefix(ask.prefix, c) for c in value["children"]), cost)  # type: ignore[attr-defined]
+        if isinstance(ask, Score):
+            return Scores(tuple(value["log_p"]), cost)  # type: ignore[arg-type]
+        verdicts = tuple(Verdict(**v) for v in value["verdicts"])  # type: ignore[attr-defined]
+        return Judgement(tuple(ABSTAIN if v == ABSTAIN else v for v in verdicts), cost)
+    except (KeyError, TypeError) as error:
+        raise StoreError(f"stored answer does not fit its ask ({error!r}); the sample store is damaged: move it away and run again") from error
+
+
+def _prefix(parent: Prefix, value: object) -> Prefix:
+    fields = dict(value)  # type: ignore[call-overload]
+    fields["tokens"] = tuple(fields["tokens"])
+    return replace(parent, **fields)

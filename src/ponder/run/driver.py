@@ -1,0 +1,377 @@
+"""The driver: every running strategy asks, the asks of all of them become one engine step, each is told its answers.
+
+Deterministic where the process is: what a job asks, in which portions and under which caps depends on the job alone.
+Portions ("waves"): a job's asks are started in order while their expected tokens fit into what its budget has left; the
+next wave starts when the last is answered. An ask that meets its cap while others left tokens over is continued.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+from ponder.core.asks import Answer, Ask, Candidate, Extend, Extension, Judge, Judgement, Outcome, Prompt, Turn, spent_answer
+from ponder.core.budget import Cost
+from ponder.core.errors import BudgetTooSmall
+from ponder.core.rng import TorchRng
+from ponder.core.roles import Process
+from ponder.run.account import Account, Ledger, most_tokens
+from ponder.run.codec import answer_json, ask_json, cost_json, dumps, prompt_json
+from ponder.run.recipe import Recipe, Result, describe
+from ponder.run.store import SampleStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One question under one recipe. seed decides every random number of it."""
+
+    id: str
+    prompt: Prompt
+    recipe: Recipe
+    seed: int
+
+
+@dataclass
+class Work:
+    """One ask that the process must answer, for slot `slot` of the turn (and part `part` of a Judge there)."""
+
+    slot: int
+    ask: Ask
+    part: int | None = None
+    done: Extension | None = None  # what earlier portions of the same Extend gave
+    price: int = 0  # prompt tokens booked to it
+    capped: bool = False  # the cap is the budget's, not the ask's
+    computed: int = 0  # tokens the process has computed for it so far
+    seconds: float = 0.0
+
+
+@dataclass
+class Running:
+    """A job between its first turn and its outcome."""
+
+    job: Job
+    account: Account
+    asking: Iterator[Turn]
+    turn: Turn = field(default_factory=lambda: Turn(()))
+    num_turns: int = 0
+    answers: list[Answer | None] = field(default_factory=list)
+    parts: dict[int, list[Answer | None]] = field(default_factory=dict)  # of Judge slots that wait for the process
+    waiting: deque[Work] = field(default_factory=deque)
+    live: dict[int, Work] = field(default_factory=dict)  # ticket -> work
+    extensions: list[tuple[tuple[int, ...], int]] = field(default_factory=list)  # (tokens after it, generated)
+    lines: list[str] = field(default_factory=list)
+    stop_reason: str = "done"
+    outcome: Outcome | None = None
+
+
+class Driver:
+    """Runs jobs on one process. on_line gets each trace line of a job when the job is finished, in order of the jobs."""
+
+    def __init__(
+        self, process: Process, *, store: SampleStore | None = None, max_jobs: int = 16, should_stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.process, self.store, self.max_jobs, self.should_stop = process, store, max_jobs, should_stop
+        self.ledger = Ledger()
+        self.owners: dict[int, Running] = {}
+        self.step_times: deque[float] = deque(maxlen=16)
+        self.is_dirty = False  # the store has answers that are not committed
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Result]]:
+        """Yields (job, result) in the order of `jobs`, each as soon as it and all before it are finished.
+
+        Raises BudgetTooSmall before any work when a job cannot pay its prompt and one token, PromptTooLong likewise.
+        """
+        for job in jobs:
+            self._check(job)
+        todo, active, finished = deque(jobs), list[Running](), dict[str, Result]()
+        order = deque(jobs)
+        last, judged = time.perf_counter(), 0.0
+        try:
+            while order:
+                while todo and len(active) < self.max_jobs and not self.should_stop():
+                    active.append(self._start(todo.popleft()))
+                if self.should_stop():
+                    yield from self._abandon(order, active, finished)
+                    return
+                self._fill(active)
+                spent = self._step()
+                for running in [r for r in active if r.outcome is not None]:
+                    active.remove(running)
+                    finished[running.job.id] = self._result(running)
+                now = time.perf_counter()
+                self._share_overhead(active, now - last - spent - (self.ledger.verifier_seconds - judged))
+                judged = self.ledger.verifier_seconds
+                last, self.ledger.wall_seconds = now, self.ledger.wall_seconds + now - last
+                while order and order[0].id in finished:
+                    job = order.popleft()
+                    yield job, finished.pop(job.id)
+                    last = time.perf_counter()  # the caller's time is not ours
+        finally:
+            for ticket in list(self.owners):
+                self._drop(ticket)
+            self._commit()
+
+    def _check(self, job: Job) -> None:
+        prompt_len = self.process.prompt_len(job.prompt)
+        budget = job.recipe.budget
+        account = Account(budget, self.process)
+        if account.tokens_left() < prompt_len + 1:
+            raise BudgetTooSmall(
+                f"budget {budget} cannot pay one step: the prompt of {job.id!r} has {prompt_len} tokens and one token must be "
+                f"generated; allow at least {prompt_len + 1} tokens"
+            )
+
+    def _start(self, job: Job) -> Running:
+        rng = TorchRng(job.seed)
+        running = Running(job, Account(job.recipe.budget, self.process), job.recipe.strategy.run(job.prompt, rng))
+        head = {"job": job.id, "seed": job.seed, "model": self.process.model_id, "prompt": prompt_json(job.prompt)}
+        running.lines.append(dumps(head | {"recipe": describe(job.recipe)}))
+        self._advance(running, None)
+        return running
+
+    def _advance(self, running: Running, answers: Sequence[Answer] | None) -> None:
+        """Tells the strategy its answers and places what it asks next; sets the outcome when it returns."""
+        try:
+            running.turn = next(running.asking) if answers is None else running.asking.send(answers)  # type: ignore[attr-defined]
+        except StopIteration as stop:
+            running.outcome = stop.value
+            return
+        running.num_turns += 1
+        running.answers = [None] * len(running.turn.asks)
+        running.parts.clear()
+        for slot, ask in enumerate(running.turn.asks):
+            if isinstance(ask, Judge):
+                self._place_judge(running, slot, ask)
+            else:
+                running.waiting.append(Work(slot, ask))
+
+    def _place_judge(self, running: Running, slot: int, ask: Judge) -> None:
+        asks = ask.verifier.asks(ask.prompt, ask.candidates)  # type: ignore[attr-defined]
+        running.parts[slot] = [None] * len(asks)
+        running.waiting.extend(Work(slot, part_ask, part) for part, part_ask in enumerate(asks))
+        if not asks:
+            self._judge(running, slot)
+
+    def _judge(self, running: Running, slot: int) -> None:
+        ask = running.turn.asks[slot]
+        assert isinstance(ask, Judge)
+        parts = [part for part in running.parts.pop(slot) if part is not None]
+        start, cpu = time.perf_counter(), time.process_time()
+        verdicts = ask.verifier.judge(ask.prompt, ask.candidates, parts)  # type: ignore[attr-defined]
+        seconds = time.perf_counter() - start
+        self.ledger.verifier_seconds += seconds
+        own = Cost(seconds=seconds, cpu_seconds=time.process_time() - cpu)
+        running.account.cost += own
+        running.answers[slot] = Judgement(tuple(verdicts), sum((p.cost for p in parts), own))
+
+    def _fill(self, active: list[Running]) -> None:
+        """Moves every job as far as it comes without the process, then starts its next wave."""
+        for running in active:
+            while running.outcome is None and not running.live:
+                if running.waiting:
+                    self._start_wave(running)
+                elif all(answer is not None for answer in running.answers):
+                    self._tell(running)
+        self._commit()
+
+    def _tell(self, running: Running) -> None:
+        answers = [answer for answer in running.answers if answer is not None]
+        for slot, (ask, answer) in enumerate(zip(running.turn.asks, answers, strict=True)):
+            line = {"job": running.job.id, "turn": running.num_turns, "slot": slot, "ask": ask_json(ask), "answer": answer_json(answer)}
+            running.lines.append(dumps(line))
+        self._advance(running, answers)
+
+    def _start_wave(self, running: Running) -> None:
+        wave = self._next_wave(running)
+        if not wave:
+            while running.waiting:
+                self._answer_spent(running, running.waiting.popleft())
+            return
+        for work in wave:
+            stored = self.store.get(self.process.model_id, work.ask) if self.store else None
+            if stored is not None:
+                self._stored(running, work, stored)
+            else:
+                ticket = self.process.add(work.ask)
+                running.live[ticket] = work
+                self.owners[ticket] = running
+
+    def _next_wave(self, running: Running) -> list[Work]:
+        """Takes from the waiting asks those that start now, capped so that together they cannot overspend; [] when spent."""
+        account = running.account
+        left, known = account.tokens_left(), set(account.known)
+        if running.stop_reason == "done" and account.is_late(max(self.step_times, default=0.0)):
+            running.stop_reason = "seconds"
+        if running.stop_reason != "done":
+            return []
+        wave: list[Work] = []
+        expected = prompts = 0
+        while running.waiting and len(wave) < account.calls_left():
+            work = running.waiting[0]
+            price, need = account.prompt_price(work.ask, known), account.expected_len(work.ask)
+            if prompts + expected + price + (need if wave or not isinstance(work.ask, Extend) else 1) > left:
+                break
+            work.price = price
+            known.add(work.ask.prefix.prompt)  # type: ignore[union-attr]
+            wave.append(running.waiting.popleft())
+            expected, prompts = expected + need, prompts + price
+        if not wave:
+            running.stop_reason = account.budget.spent_by(account.cost) or ("tokens" if account.budget.tokens else "flops")
+            return []
+        account.known = known
+        self._cap(wave, left - prompts)
+        return wave
+
+    @staticmethod
+    def _cap(wave: list[Work], left: float) -> None:
+        """Caps the Extends of a wave evenly, where their own limits together exceed `left` tokens."""
+        if left == math.inf:
+            return
+        left -= sum(most_tokens(w.ask) for w in wave if not isinstance(w.ask, Extend))
+        extends = sorted(((w, w.ask) for w in wave if isinstance(w.ask, Extend)), key=lambda pair: most_tokens(pair[1]))
+        for position, (work, ask) in enumerate(extends):
+            limit = most_tokens(ask)
+            share = int(left // (len(extends) - position))
+            if limit > share:
+                work.ask, work.capped = replace(ask, max_tokens=share), True
+            left -= min(limit, share)
+
+    def _stored(self, running: Running, work: Work, answer: Answer) -> None:
+        cost = running.account.book(work.ask, answer.cost, work.price)
+        self.ledger.stored_answers += 1
+        self.ledger.stored += cost
+        self._finish(running, work, replace(answer, cost=cost))
+
+    def _step(self) -> float:
+        """One step of the process, its wall time shared among the asks by the tokens computed for each. Returns that time."""
+        if not self.owners:
+            return 0.0
+        start = time.perf_counter()
+        finished = dict(self.process.step())
+        seconds = time.perf_counter() - start
+        self.ledger.steps += 1
+        self.ledger.engine_seconds += seconds
+        self.step_times.append(seconds)
+        computed = {t: p.prompt_tokens + p.generated_tokens for t, p in self.process.progress().items()}
+        computed |= {t: a.cost.prompt_tokens + a.cost.generated_tokens for t, a in finished.items()}
+        deltas = {t: max(0, n - self.owners[t].live[t].computed) for t, n in computed.items()}
+        total = sum(deltas.values())
+        for ticket, delta in deltas.items():
+            running = self.owners[ticket]
+            work = running.live[ticket]
+            share = seconds * (delta / total if total else 1 / len(deltas))
+            work.computed, work.seconds = computed[ticket], work.seconds + share
+            running.account.live_seconds += share
+        for ticket, answer in finished.items():
+            self._answered(ticket, answer)
+        for running in {id(r): r for r in self.owners.values()}.values():
+            if running.account.is_late(max(self.step_times)):
+                self._cut(running, "seconds")
+        return seconds
+
+    def _answered(self, ticket: int, answer: Answer) -> None:
+        """Books an answer of the process, keeps it in the store and hands it on."""
+        running = self.owners.pop(ticket)
+        work = running.live.pop(ticket)
+        running.account.live_seconds -= work.seconds
+        self.ledger.engine += answer.cost
+        cost = replace(running.account.book(work.ask, answer.cost, work.price), seconds=work.seconds)
+        self.ledger.shared_tokens += cost.prompt_tokens - answer.cost.prompt_tokens
+        answer = replace(answer, cost=cost)
+        if self.store and not (isinstance(answer, Extension) and answer.finish == "budget"):
+            self.store.put(self.process.model_id, work.ask, answer)
+            self.is_dirty = True
+        self._finish(running, work, answer)
+
+    def _finish(self, running: Running, work: Work, answer: Answer) -> None:
+        """Books the cost and either continues a capped Extend or fills the slot."""
+        cost = answer.cost if work.part is None else answer.cost.as_verifier()
+        running.account.cost += cost
+        self.ledger.booked += cost
+        answer = replace(answer, cost=cost)
+        if isinstance(answer, Extension) and isinstance(work.ask, Extend):
+            if work.done is not None:
+                answer = replace(answer, cost=answer.cost + work.done.cost)
+            if answer.finish == "limit" and work.capped:
+                running.waiting.appendleft(self._continuation(running, work, answer))
+                return
+            if answer.finish != "budget":
+                running.account.lengths.append(answer.cost.generated_tokens)
+            running.extensions.append((answer.prefix.tokens, answer.cost.generated_tokens))
+        self._fill_slot(running, work, answer)
+
+    def _continuation(self, running: Running, work: Work, answer: Extension) -> Work:
+        original = running.turn.asks[work.slot]
+        whole = original.max_tokens if isinstance(original, Extend) else None
+        left = None if whole is None else whole - answer.cost.generated_tokens
+        assert isinstance(work.ask, Extend)
+        return Work(work.slot, replace(work.ask, prefix=answer.prefix, max_tokens=left), work.part, answer)
+
+    def _fill_slot(self, running: Running, work: Work, answer: Answer) -> None:
+        if work.part is None:
+            running.answers[work.slot] = answer
+            return
+        parts = running.parts[work.slot]
+        parts[work.part] = answer
+        if all(part is not None for part in parts):
+            self._judge(running, work.slot)
+
+    def _answer_spent(self, running: Running, work: Work) -> None:
+        """The free answer of a spent budget, or what there is of an ask that was begun."""
+        answer = spent_answer(work.ask)
+        if work.done is not None and isinstance(answer, Extension):
+            answer = replace(answer, cost=work.done.cost)
+            running.extensions.append((answer.prefix.tokens, answer.cost.generated_tokens))
+        self._fill_slot(running, work, answer)
+
+    def _cut(self, running: Running, reason: str) -> None:
+        """Cancels all live work of a job; its partial answers count."""
+        running.stop_reason = reason
+        for ticket in list(running.live):
+            self._answered(ticket, self.process.cancel(ticket))
+
+    def _drop(self, ticket: int) -> None:
+        running = self.owners.pop(ticket)
+        running.live.pop(ticket)
+        self.ledger.engine += self.process.cancel(ticket).cost
+
+    def _abandon(self, order: deque[Job], active: list[Running], finished: dict[str, Result]) -> Iterator[tuple[Job, Result]]:
+        """After should_stop: the best so far of every job that was begun; jobs not begun are left out."""
+        for running in active:
+            self._cut(running, "interrupted")
+            running.outcome = Outcome(running.turn.best)
+            finished[running.job.id] = self._result(running)
+        for job in order:
+            if job.id in finished:
+                yield job, finished[job.id]
+
+    def _share_overhead(self, active: list[Running], seconds: float) -> None:
+        for running in active:
+            running.account.cost += Cost(seconds=max(0.0, seconds) / len(active))
+
+    def _commit(self) -> None:
+        if self.store and self.is_dirty:
+            self.store.commit()
+            self.is_dirty = False
+
+    def _result(self, running: Running) -> Result:
+        assert running.outcome is not None
+        outcome = running.outcome
+        cost = replace(running.account.cost, wasted_tokens=_wasted(running.extensions, outcome.candidates))
+        selected = outcome.candidates[0] if outcome.candidates else None
+        end = {
+            "job": running.job.id, "stop_reason": running.stop_reason, "cost": cost_json(cost), "confidence": outcome.confidence,
+            "diagnostics": outcome.diagnostics, "candidates": [asdict(c) for c in outcome.candidates],
+        }  # fmt: skip
+        running.lines.append(dumps(end))
+        return Result(
+            answer=selected.answer if selected else None, candidates=outcome.candidates, confidence=outcome.confidence, cost=cost,
+            stop_reason=running.stop_reason, diagnostics=outcome.diagnostics, trace=tuple(running.lines),
+        )  # fmt: skip
+
+
+def _wasted(extensions: list[tuple[tuple[int, ...], int]], candidates: Sequence[Candidate]) -> int:
+    """Generated tokens that are part of no candidate."""
+    kept = {c.tokens[:length] for c in candidates for length in {len(tokens) for tokens, _ in extensions}}
+    return sum(generated for tokens, generated in extensions if tokens not in kept)

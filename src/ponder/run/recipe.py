@@ -1,0 +1,54 @@
+"""A recipe is a frozen composition: what to run and how much it may spend. A result is what came of it."""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+
+from ponder.core.asks import Candidate, Verdict
+from ponder.core.budget import Budget, Cost
+from ponder.core.roles import Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """`label` is how tables name it: the text it was written as."""
+
+    label: str
+    strategy: Strategy
+    budget: Budget
+
+
+def describe(value: object) -> object:
+    """Settings as plain JSON: a dataclass becomes its class name and fields, a function its name."""
+    if is_dataclass(value) and not isinstance(value, type):
+        settings = {f.name: describe(getattr(value, f.name)) for f in fields(value)}
+        return {"is": type(value).__name__, **settings}
+    if isinstance(value, tuple | list):
+        return [describe(v) for v in value]
+    if callable(value):
+        return str(getattr(value, "__name__", type(value).__name__))
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one question got for its budget.
+
+    stop_reason: "done", the budget's limit that was reached ("tokens", "seconds", ...) or "interrupted". Until "done",
+    candidates are the best so far. confidence in [0, 1] or None is the strategy's own, uncalibrated.
+    """
+
+    answer: str | None
+    candidates: tuple[Candidate, ...]  # the selected one first
+    confidence: float | None
+    cost: Cost
+    stop_reason: str
+    diagnostics: dict[str, object] = field(default_factory=dict)
+    trace: tuple[str, ...] = ()  # JSON lines: every ask, answer and cost
+
+    @property
+    def text(self) -> str:
+        return self.candidates[0].text if self.candidates else ""
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Of the selected candidate."""
+        return self.candidates[0].verdicts if self.candidates else ()
