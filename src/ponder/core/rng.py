@@ -8,6 +8,7 @@ Three interpreters of the same requests:
 
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -73,26 +74,27 @@ class Path:
     """One random path: the choices made, and the log-probability of making them."""
 
     choices: list[int]  # prescribed first; grows while the path is walked
+    at: int = 0  # number of choices made so far
     log_p: float = 0.0
     widths: list[list[float]] = field(default_factory=list)  # probabilities offered at each choice
 
 
 class EnumeratingRng:
-    """Walks one path; `enumerate_paths` restarts the program for every other one."""
+    """Walks one path; `enumerate_paths` restarts the program for every other one. Forks walk the same path."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.at = path, 0
+    def __init__(self, path: Path, key: tuple[object, ...] = ()) -> None:
+        self.path, self.key = path, key
 
     def choose(self, probabilities: Sequence[float]) -> int:
         """Index of the branch this path takes among finite `probabilities` (need not sum to 1: they are normalised)."""
         total = float(sum(probabilities))
-        if self.at == len(self.path.choices):
-            self.path.choices.append(next(i for i, p in enumerate(probabilities) if p > 0))
-        if self.at == len(self.path.widths):
-            self.path.widths.append(list(probabilities))
-        chosen = self.path.choices[self.at]
-        self.at += 1
-        self.path.log_p += float(torch.log(torch.tensor(probabilities[chosen] / total, dtype=torch.float64)))
+        path = self.path
+        if path.at == len(path.choices):
+            path.choices.append(next(i for i, p in enumerate(probabilities) if p > 0))
+        path.widths.append(list(probabilities))
+        chosen = path.choices[path.at]
+        path.at += 1
+        path.log_p += math.log(probabilities[chosen] / total)
         return chosen
 
     def uniform(self, cuts: Sequence[Tensor]) -> Tensor:
@@ -108,10 +110,10 @@ class EnumeratingRng:
         return torch.tensor([self.choose(row) for row in rows], dtype=torch.int64)
 
     def seed(self, *path: int) -> int:
-        return hash_seed("enumerating", path)
+        return hash_seed("enumerating", self.key, path)
 
     def fork(self, *path: int) -> "EnumeratingRng":
-        return self
+        return EnumeratingRng(self.path, (*self.key, path))
 
 
 def enumerate_paths(program: Callable[[EnumeratingRng], T], max_paths: int = 1_000_000) -> Iterator[tuple[T, float]]:
@@ -126,7 +128,7 @@ def enumerate_paths(program: Callable[[EnumeratingRng], T], max_paths: int = 1_0
         prefix = stack.pop()
         path = Path(list(prefix))
         result = program(EnumeratingRng(path))
-        yield result, float(torch.exp(torch.tensor(path.log_p, dtype=torch.float64)))
+        yield result, math.exp(path.log_p)
         for depth in range(len(prefix), len(path.choices)):
             later = [i for i, p in enumerate(path.widths[depth]) if p > 0 and i > path.choices[depth]]
             stack.extend([*path.choices[:depth], i] for i in later)
