@@ -1,0 +1,92 @@
+"""Answers grouped by meaning, and what a group weighs. All weights are finite and at least 0."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ponder.core.asks import AnswerReader, Candidate
+
+Weigh = Callable[[Sequence[Candidate]], list[float]]  # candidates -> one weight each
+
+
+@dataclass(frozen=True)
+class Tally:
+    """One answer and its voters."""
+
+    answer: str  # as the first of its voters gave it
+    members: tuple[int, ...]  # indices of the candidates that gave it
+    weight: float  # sum over members
+
+
+def is_whole(candidate: Candidate) -> bool:
+    """Whether it was not cut off by the budget."""
+    return candidate.finish != "budget"
+
+
+def standing(candidate: Candidate) -> tuple[bool, bool, float]:
+    """Sort key that needs no verifier: whole before cut off, some text before none, then mean log-probability."""
+    return is_whole(candidate), bool(candidate.text), candidate.mean_log_p
+
+
+def best_first(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """By `standing`; equal ones keep their order."""
+    return tuple(sorted(candidates, key=standing, reverse=True))
+
+
+def voters(candidates: Sequence[Candidate]) -> tuple[int, ...]:
+    """Indices of those whose text holds an answer; cut-off ones only when no other has one."""
+    answered = [i for i, c in enumerate(candidates) if c.answer is not None]
+    return tuple(i for i in answered if is_whole(candidates[i])) or tuple(answered)
+
+
+def tally(candidates: Sequence[Candidate], weights: Sequence[float], reader: AnswerReader) -> tuple[Tally, ...]:
+    """Groups of equal answers among `voters`, heaviest first; equal ones by their best member's mean log-probability."""
+    groups: list[list[int]] = []
+    for i in voters(candidates):
+        home = next((g for g in groups if reader.same(candidates[g[0]].answer or "", candidates[i].answer or "")), None)
+        if home is None:
+            groups.append([i])
+        else:
+            home.append(i)
+    tallies = [Tally(candidates[g[0]].answer or "", tuple(g), math.fsum(weights[i] for i in g)) for g in groups]
+    return tuple(sorted(tallies, key=lambda t: (t.weight, max(candidates[i].mean_log_p for i in t.members)), reverse=True))
+
+
+def num_tied(tallies: Sequence[Tally]) -> int:
+    """Number of answers that share the largest weight (to 1e-12 of it); 0 without any answer."""
+    return sum(t.weight >= tallies[0].weight * (1 - 1e-12) for t in tallies)
+
+
+def one_each(candidates: Sequence[Candidate]) -> list[float]:
+    """Weight 1 for every candidate: plain majority."""
+    return [1.0] * len(candidates)
+
+
+def by_path_probability(candidates: Sequence[Candidate]) -> list[float]:
+    """Probability of each distinct path, relative to the likeliest; a path sampled again adds nothing."""
+    top = max((c.log_p for c in candidates), default=0.0)
+    seen: set[object] = set()
+    weights = []
+    for c in candidates:
+        key = (c.tokens, c.text, c.finish)
+        weights.append(0.0 if key in seen else math.exp(c.log_p - top) if c.log_p > -math.inf else 0.0)
+        seen.add(key)
+    return weights
+
+
+def by_verdict(candidates: Sequence[Candidate]) -> list[float]:
+    """Weight from the first verdict; abstentions weigh 0.
+
+    A probability counts as it is, a log_p relative to the largest, and a score, which has no unit, by its rank alone:
+    1/n for the worst of n up to 1 for the best, equal ones sharing their mean rank (Borda, arXiv:2502.18581).
+    """
+    verdicts = [c.verdicts[0] if c.verdicts else None for c in candidates]
+    values = [v.value for v in verdicts if v is not None and v.value is not None]
+    kind = next((v.kind for v in verdicts if v is not None and v.value is not None), "score")
+    if kind == "probability":
+        weigh: Callable[[float], float] = lambda x: x
+    elif kind == "log_p":
+        weigh = lambda x: math.exp(x - max(values)) if x > -math.inf else 0.0
+    else:
+        weigh = lambda x: (sum(y < x for y in values) + (1 + sum(y == x for y in values)) / 2) / len(values)
+    return [0.0 if v is None or v.value is None else weigh(v.value) for v in verdicts]
