@@ -1,0 +1,255 @@
+"""A language model small enough to enumerate, and a process that answers asks with it: ground truth for every guarantee."""
+
+import itertools
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ponder.core.asks import Answer, Ask, Expand, Expansion, Extend, Extension, Judge, Prefix, Prompt, Sampling, Score, Scores
+from ponder.core.budget import Cost
+from ponder.core.errors import BadField, PromptTooLong
+from ponder.core.rng import Rng, hash_seed
+from ponder.core.roles import Progress
+from ponder.core.weights import inverse_cdf
+
+DEAD = float("-inf")
+
+
+@dataclass(frozen=True)
+class ToyLM:
+    """Order-1 model: the next token depends on the last character only. Token i < V is alphabet[i]; token V ends the answer."""
+
+    alphabet: str  # V distinct characters
+    table: tuple[tuple[float, ...], ...]  # [1 + V][V + 1] probabilities: rows are start, then each character
+
+    def __post_init__(self) -> None:
+        num = len(self.alphabet) + 1
+        if len(self.table) != num or any(len(row) != num or abs(sum(row) - 1) > 1e-9 for row in self.table):
+            raise BadField(f"toy table: must be {num} rows of {num} probabilities that sum to 1")
+
+    @property
+    def end(self) -> int:
+        return len(self.alphabet)
+
+    def encode(self, text: str) -> list[int | None]:
+        """One token per character; None for one that the alphabet lacks."""
+        return [self.alphabet.index(c) if c in self.alphabet else None for c in text]
+
+    def row(self, last: int | None) -> list[float]:
+        """Log-probabilities [V + 1] after token `last`; None is the start."""
+        return [math.log(p) if p > 0 else DEAD for p in self.table[0 if last is None else last + 1]]
+
+    def log_p(self, prefix: Prefix) -> list[float]:
+        """Log-probabilities [V + 1] of the next token; before the first one, the prompt's last character decides."""
+        return self.row(prefix.tokens[-1] if prefix.tokens else (self.encode(rendered(prefix.prompt)) or [None])[-1])
+
+    def grown(self, prefix: Prefix, token: int, log_q: float = 0.0) -> Prefix:
+        """`prefix` with one more token; final when the token ends it, completes a stop string or is the last allowed."""
+        prompt, log_p = prefix.prompt, self.log_p(prefix)
+        text = prefix.text + (self.alphabet[token] if token != self.end else "")
+        cut = min((at for at in (text.find(s) for s in prompt.stop) if at >= 0), default=None)
+        is_last = len(prefix.tokens) + 1 >= prompt.max_tokens
+        finish = "stop" if token == self.end or cut is not None else "length" if is_last else None
+        return replace(
+            prefix, tokens=(*prefix.tokens, token), text=text[:cut], log_p=prefix.log_p + log_p[token], log_q=prefix.log_q + log_q, finish=finish
+        )
+
+    def completions(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[Prefix]:
+        """Every final prefix that can be drawn; log_p and log_q are exact."""
+        open_prefixes = [Prefix(prompt)]
+        while open_prefixes:
+            prefix = open_prefixes.pop()
+            if prefix.is_final:
+                yield prefix
+            else:
+                log_q = transformed(self.log_p(prefix), sampling or Sampling())
+                open_prefixes.extend(self.grown(prefix, v, log_q[v]) for v in range(self.end + 1) if log_q[v] > DEAD)
+
+
+def toy_lm(alphabet: str = "ab", seed: int = 0) -> ToyLM:
+    """A model with random positive probabilities; ends with probability about 1 / (V + 1)."""
+    draw = random.Random(seed)
+    rows = [[draw.uniform(0.2, 1.0) for _ in range(len(alphabet) + 1)] for _ in range(len(alphabet) + 1)]
+    return ToyLM(alphabet, tuple(tuple(x / sum(row) for x in row) for row in rows))
+
+
+def rendered(prompt: Prompt) -> str:
+    """The prompt as the toy model reads it."""
+    return "".join(text for _, text in prompt.messages) + prompt.prefill
+
+
+def normalized(log_w: list[float]) -> list[float]:
+    top = max(log_w)
+    total = top + math.log(sum(math.exp(x - top) for x in log_w))
+    return [x - total for x in log_w]
+
+
+def transformed(log_p: list[float], sampling: Sampling) -> list[float]:
+    """Log-probabilities after temperature, top_k, top_p and min_p, in this order. The slow, obvious reference."""
+    best_first = sorted(range(len(log_p)), key=lambda v: (-log_p[v], v))
+    if sampling.temperature == 0:
+        return [0.0 if v == best_first[0] else DEAD for v in range(len(log_p))]
+    log_q = normalized([x / sampling.temperature for x in log_p])
+    kept = best_first[: sampling.top_k]
+    log_q = normalized([x if v in kept else DEAD for v, x in enumerate(log_q)])
+    mass_before = [0.0, *itertools.accumulate(math.exp(log_q[v]) for v in best_first)]
+    kept = [v for v, mass in zip(best_first, mass_before) if mass < sampling.top_p]
+    log_q = normalized([x if v in kept else DEAD for v, x in enumerate(log_q)])
+    return normalized([x if math.exp(x - max(log_q)) >= sampling.min_p else DEAD for x in log_q])
+
+
+def self_certainty(log_p: list[float]) -> float:
+    """KL(uniform || model) in nats."""
+    return -sum(log_p) / len(log_p) - math.log(len(log_p))
+
+
+@dataclass
+class Job:
+    """An ask under way."""
+
+    ask: Ask
+    prefix: Prefix
+    limit: int  # most tokens it may generate
+    is_capped: bool  # the limit is a reservation, not the ask's own
+    num_new: int = 0  # tokens generated so far
+    cost: Cost = field(default_factory=lambda: Cost(calls=1))
+    row_tokens: int = 0  # computed by the last step
+
+
+class ToyProcess:
+    """Role Process over a ToyLM. One step is one token of every running ask; prefixes once computed are reused.
+
+    Without `rng` a draw is a pure function of (seed, position, distribution), as the role demands. With `rng` each
+    such triple is drawn once from it and remembered: under an EnumeratingRng the model's randomness is enumerated too,
+    and asks that share a seed share their draws, as they would on a real model.
+    """
+
+    def __init__(self, lm: ToyLM, rng: Rng | None = None, context_len: int = 4096) -> None:
+        self.lm, self.rng, self.context_len = lm, rng, context_len
+        self.model_id = f"toy-{hash_seed(lm.alphabet, lm.table):016x}"
+        self.jobs: dict[int, Job] = {}
+        self.num_added = 0
+        self.total = Cost()  # everything computed, whoever asked
+        self.drawn: dict[tuple[int, int, tuple[float, ...]], int] = {}
+        self.computed: set[tuple[str, tuple[int, ...]]] = set()  # (text read, completion read)
+
+    def prompt_len(self, prompt: Prompt) -> int:
+        return 1 + len(rendered(prompt))
+
+    def flops(self, num_tokens: int, context_len: int) -> float:
+        return float(num_tokens * (100 + context_len))
+
+    def add(self, ask: Ask, max_tokens: int | None = None) -> int:
+        if isinstance(ask, Judge):
+            raise BadField("a process answers Extend, Expand and Score; a Judge ask goes to its verifier")
+        if ask.prefix.is_final:
+            raise BadField(f"prefix is final ({ask.prefix.finish}): it cannot be extended, expanded or scored")
+        room = self.context_len - self.prompt_len(ask.prefix.prompt)
+        if room < 1:
+            raise PromptTooLong(f"prompt of {self.prompt_len(ask.prefix.prompt)} tokens: the context holds {self.context_len}; shorten the prompt")
+        left = min(ask.prefix.prompt.max_tokens, room) - len(ask.prefix.tokens)
+        own = min(left, ask.max_tokens or left) if isinstance(ask, Extend) else 0
+        self.num_added += 1
+        is_capped = max_tokens is not None and max_tokens < own
+        self.jobs[self.num_added] = Job(ask, ask.prefix, max_tokens if is_capped and max_tokens is not None else own, is_capped)
+        return self.num_added
+
+    def step(self) -> list[tuple[int, Answer]]:
+        answers = [(ticket, answer) for ticket, job in self.jobs.items() if (answer := self._advance(job)) is not None]
+        for ticket, _ in answers:
+            del self.jobs[ticket]
+        return answers
+
+    def progress(self) -> dict[int, Progress]:
+        return {t: Progress(j.cost.prompt_tokens, j.cost.generated_tokens, j.row_tokens) for t, j in self.jobs.items()}
+
+    def cancel(self, ticket: int) -> Answer:
+        job = self.jobs.pop(ticket)
+        self.total += Cost(calls=1)
+        if isinstance(job.ask, Extend):
+            return Extension(replace(job.prefix, finish="budget"), "budget", job.cost)
+        return Expansion((), job.cost) if isinstance(job.ask, Expand) else Scores((), job.cost)
+
+    def _advance(self, job: Job) -> Answer | None:
+        if isinstance(job.ask, Extend):
+            return self._extend(job, job.ask)
+        self.total += Cost(calls=1)
+        if isinstance(job.ask, Expand):
+            return self._expand(job, job.ask)
+        assert isinstance(job.ask, Score)
+        return self._score(job, job.ask)
+
+    def _read(self, job: Job, tokens: tuple[int, ...]) -> None:
+        """One forward pass of `job` over its prompt and `tokens`: all but the last may be reused."""
+        prompt = rendered(job.prefix.prompt)
+        contexts = [(prompt[:i], ()) for i in range(len(prompt) + 1)] + [(prompt, tokens[:i]) for i in range(1, len(tokens) + 1)]
+        reused = next((i for i, c in enumerate(contexts[:-1]) if c not in self.computed), len(contexts) - 1)
+        self.computed.update(contexts)
+        job.row_tokens = len(contexts) - reused
+        cost = Cost(flops=self.flops(job.row_tokens, len(contexts)))
+        if job.num_new == 0:
+            cost += Cost(prompt_tokens=job.row_tokens, reused_tokens=reused)
+        self._pay(job, cost)
+
+    def _pay(self, job: Job, cost: Cost) -> None:
+        job.cost += cost
+        self.total += cost
+
+    def _extend(self, job: Job, ask: Extend) -> Extension | None:
+        if job.limit == 0:
+            return self._finished(job, "budget")
+        self._read(job, job.prefix.tokens)
+        log_p = self.lm.log_p(job.prefix)
+        log_q = transformed(log_p, ask.sampling)
+        token = self._draw(ask.seed, len(job.prefix.tokens), log_q)
+        job.prefix = self.lm.grown(job.prefix, token, log_q[token])
+        if ask.certainty:
+            job.prefix = replace(job.prefix, certainty=job.prefix.certainty + self_certainty(log_p))
+        job.num_new += 1
+        self._pay(job, Cost(generated_tokens=1))
+        if job.prefix.is_final:
+            return self._finished(job, job.prefix.finish or "")
+        if any(job.prefix.text[len(ask.prefix.text) :].endswith(s) for s in ask.until):
+            return self._finished(job, "until")
+        if job.num_new < job.limit:
+            return None
+        is_full = self.prompt_len(ask.prefix.prompt) + len(job.prefix.tokens) >= self.context_len
+        return self._finished(job, "budget" if job.is_capped else "length" if is_full else "limit")
+
+    def _finished(self, job: Job, finish: str) -> Extension:
+        self.total += Cost(calls=1)
+        prefix = job.prefix if finish in ("until", "limit") else replace(job.prefix, finish=finish)
+        return Extension(prefix, finish, job.cost)
+
+    def _draw(self, seed: int, position: int, log_q: list[float]) -> int:
+        key = (seed, position, tuple(log_q))
+        if key not in self.drawn:
+            row = torch.tensor(log_q, dtype=torch.float64)
+            probe = torch.tensor([hash_seed("toy", seed, position) / 2**63], dtype=torch.float64)
+            self.drawn[key] = int(self.rng.categorical(row[None])[0] if self.rng else inverse_cdf(row.exp(), probe)[0])
+        return self.drawn[key]
+
+    def _expand(self, job: Job, ask: Expand) -> Expansion:
+        self._read(job, ask.prefix.tokens)
+        log_p = self.lm.log_p(ask.prefix)
+        best_first = sorted((v for v in range(self.lm.end + 1) if log_p[v] > DEAD), key=lambda v: (-log_p[v], v))
+        return Expansion(tuple(self.lm.grown(ask.prefix, v, log_p[v]) for v in best_first[: ask.num]), job.cost)
+
+    def _score(self, job: Job, ask: Score) -> Scores:
+        self._read(job, ask.prefix.tokens)
+        self._pay(job, Cost(prompt_tokens=sum(map(len, ask.options)), flops=self.flops(sum(map(len, ask.options)), 1)))
+        return Scores(tuple(self._log_p_of(ask.prefix, option) for option in ask.options), job.cost)
+
+    def _log_p_of(self, prefix: Prefix, option: str) -> float:
+        """-inf for an option that the alphabet cannot spell."""
+        log_p = 0.0
+        row = self.lm.log_p(prefix)
+        for token in self.lm.encode(option):
+            if token is None:
+                return DEAD
+            log_p += row[token]
+            row = self.lm.row(token)
+        return log_p
