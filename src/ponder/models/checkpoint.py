@@ -1,0 +1,246 @@
+"""Opens a model: a GGUF file, or a Hugging Face folder with config.json and *.safetensors.
+
+Nothing is decoded until a tensor is asked for. Everything the decoder needs is checked to be there, in the right shape,
+before `open_checkpoint` returns; a tensor that nothing would read is refused, because it would change the result.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+from ponder.core.errors import BadModelFile, UnknownName, Unsupported
+from ponder.core.formats import ModelConfig
+from ponder.models.config import gguf_config, hf_config
+from ponder.models.dequantize import KINDS, Kind, dequantize
+from ponder.models.gguf import Gguf, read_gguf
+
+GGUF_NAMES = {
+    "embed": "token_embd.weight", "norm": "output_norm.weight", "head": "output.weight", "layers.": "blk.",
+    "attn_norm": "attn_norm.weight", "ffn_norm": "ffn_norm.weight", "gate": "ffn_gate.weight", "up": "ffn_up.weight", "down": "ffn_down.weight",
+    "q": "attn_q.weight", "k": "attn_k.weight", "v": "attn_v.weight", "o": "attn_output.weight",
+    "q.bias": "attn_q.bias", "k.bias": "attn_k.bias", "v.bias": "attn_v.bias",
+}  # fmt: skip
+HF_NAMES = {
+    "embed": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight", "layers.": "model.layers.",
+    "attn_norm": "input_layernorm.weight", "ffn_norm": "post_attention_layernorm.weight",
+    "gate": "mlp.gate_proj.weight", "up": "mlp.up_proj.weight", "down": "mlp.down_proj.weight",
+    "q": "self_attn.q_proj.weight", "k": "self_attn.k_proj.weight", "v": "self_attn.v_proj.weight", "o": "self_attn.o_proj.weight",
+    "q.bias": "self_attn.q_proj.bias", "k.bias": "self_attn.k_proj.bias", "v.bias": "self_attn.v_proj.bias",
+}  # fmt: skip
+IDENTITY_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+MAX_JSON_NBYTES = 1 << 26
+MAX_FACTORS = 1 << 16  # of rope; more is an error that gguf_config reports
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A RawTensor over bytes of the file. stored uint8 [rows, bytes per row]; a vector has one number per row.
+
+    order: stored row of each row that the decoder sees, or None where they are the same.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    storage: Kind
+    stored: np.ndarray
+    order: np.ndarray | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.storage.name
+
+    def dense(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows start:stop as float32 [rows, columns], or [rows] of a vector. Owns its memory."""
+        rows = self.stored[start:stop] if self.order is None else self.stored[self.order[start:stop]]
+        return torch.from_numpy(dequantize(self.storage, rows)).reshape(-1, *self.shape[1:])
+
+    def blocks(self) -> np.ndarray:
+        """uint8 [rows, bytes per row], read-only: a view of the file, or a copy where the rows are stored in another order."""
+        return self.stored if self.order is None else self.stored[self.order]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor of a file before it is read; `read` gives its raw rows, uint8 [rows, bytes per row]."""
+
+    shape: tuple[int, ...]
+    storage: Kind
+    read: Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class FileCheckpoint:
+    """A Checkpoint over files. entries: by our tensor names; files: whose bytes make the model_id."""
+
+    config: ModelConfig
+    entries: Mapping[str, Entry]
+    files: tuple[Path, ...]
+    are_pairs_interleaved: bool  # rows of q and k as llama GGUF files store them
+
+    @cached_property
+    def model_id(self) -> str:
+        """SHA-256 (hex) of the file, or for a folder of the names and SHA-256 of its files. 0.06 s per 100 MB, once."""
+        if len(self.files) == 1:
+            return _digest(self.files[0])
+        lines = "".join(f"{path.name} {_digest(path)}\n" for path in self.files)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def tensor(self, name: str) -> StoredTensor:
+        """The tensor of that name (see core.formats.Checkpoint). Raises UnknownName."""
+        entry = self.entries.get(name)
+        if entry is None:
+            raise UnknownName("tensor", name, self.entries)
+        return StoredTensor(name, entry.shape, entry.storage, entry.read(), self._order(name))
+
+    def _order(self, name: str) -> np.ndarray | None:
+        part = name.removesuffix(".bias").rpartition(".")[2]
+        if not self.are_pairs_interleaved or part not in ("q", "k"):
+            return None
+        return halves_order(self.config.num_heads if part == "q" else self.config.num_kv_heads, self.config.head_dim)
+
+
+def halves_order(num_heads: int, head_dim: int) -> np.ndarray:
+    """int64 [num_heads * head_dim]: stored row of each row, from interleaved pairs (x0 y0 x1 y1 ..) to halves (x0 x1 .. y0 y1 ..)."""
+    return np.arange(num_heads * head_dim).reshape(num_heads, head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
+
+
+def open_checkpoint(path: Path) -> FileCheckpoint:
+    """The model at `path`: a GGUF file or a Hugging Face folder. Raises BadModelFile, Unsupported."""
+    if path.is_dir():
+        return _open_folder(path)
+    return gguf_checkpoint(read_gguf(path))
+
+
+def gguf_checkpoint(gguf: Gguf) -> FileCheckpoint:
+    """The model in an already read GGUF file. Raises BadModelFile, Unsupported."""
+    entries = {name: Entry(info.shape, info.kind, partial(gguf.blocks, name)) for name, info in gguf.tensors.items()}
+    rope = entries.pop("rope_freqs.weight", None)
+    factors = None if rope is None else tuple(dequantize(rope.storage, rope.read()).ravel()[:MAX_FACTORS].tolist())
+    source = str(gguf.path)
+    config = gguf_config(source, gguf.metadata, {name: e.shape for name, e in entries.items()}, factors)
+    unread = {name for name in entries if name.endswith(".attn_rot_embd.weight")}  # a table that old files carry; rope is computed
+    return FileCheckpoint(config, _select(source, config, entries, GGUF_NAMES, unread), (gguf.path,), config.arch == "llama")
+
+
+def _open_folder(folder: Path) -> FileCheckpoint:
+    values = read_json(folder / "config.json")
+    shards = _shards(folder)
+    entries = _read_shards(shards)
+    config = hf_config(str(folder / "config.json"), values, frozenset(entries))
+    unread = {name for name in entries if name.endswith("rotary_emb.inv_freq") or (config.is_head_tied and name == "lm_head.weight")}
+    files = [path for name in IDENTITY_FILES if (path := folder / name).exists()] + shards
+    return FileCheckpoint(config, _select(str(folder), config, entries, HF_NAMES, unread), tuple(files), False)
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """The JSON object in the file at `path`. Raises BadModelFile."""
+    try:
+        if path.stat().st_size > MAX_JSON_NBYTES:
+            raise BadModelFile(f"{path}: larger than {MAX_JSON_NBYTES} bytes; not a config or index")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadModelFile(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise BadModelFile(f"{path}: must hold a JSON object")
+    return values
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Our name -> shape of every tensor that a model of this config has."""
+    q_dim, kv_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    layer = {
+        "attn_norm": (config.dim,), "q": (q_dim, config.dim), "k": (kv_dim, config.dim), "v": (kv_dim, config.dim), "o": (config.dim, q_dim),
+        "ffn_norm": (config.dim,), "gate": (config.ffn_dim, config.dim), "up": (config.ffn_dim, config.dim), "down": (config.dim, config.ffn_dim),
+    }  # fmt: skip
+    if config.is_qkv_biased:
+        layer |= {"q.bias": (q_dim,), "k.bias": (kv_dim,), "v.bias": (kv_dim,)}
+    shapes: dict[str, tuple[int, ...]] = {"embed": (config.vocab_size, config.dim), "norm": (config.dim,)}
+    if not config.is_head_tied:
+        shapes["head"] = (config.vocab_size, config.dim)
+    return shapes | {f"layers.{i}.{part}": shape for i in range(config.num_layers) for part, shape in layer.items()}
+
+
+def _select(source: str, config: ModelConfig, entries: Mapping[str, Entry], names: Mapping[str, str], unread: Iterable[str]) -> dict[str, Entry]:
+    """Entries under our names, each checked. names: our parts -> the file's."""
+    if config.num_layers > len(entries):  # also bounds the work below
+        raise BadModelFile(f"{source}: {config.num_layers} layers, but only {len(entries)} tensors")
+    selected, left = {}, set(entries) - set(unread)
+    for name, shape in expected_shapes(config).items():
+        stored = _stored_name(name, names)
+        entry = entries.get(stored)
+        if entry is None:
+            raise BadModelFile(f"{source}: tensor {stored!r} is missing")
+        if entry.shape != shape:
+            raise BadModelFile(f"{source}: tensor {stored!r} has shape {entry.shape}; the model's settings ask for {shape}")
+        if len(shape) == 1 and entry.storage.values != 1:
+            raise Unsupported(f"{source}: vector {stored!r} is stored as {entry.storage.name}; F32, F16 and BF16 are supported")
+        selected[name] = Entry(shape, entry.storage, partial(_vector_rows, entry)) if len(shape) == 1 else entry
+        left.discard(stored)
+    if left:
+        raise Unsupported(f"{source}: tensor {min(left)!r} ({len(left)} such) belongs to no part of a {config.arch} model")
+    return selected
+
+
+def _vector_rows(entry: Entry) -> np.ndarray:
+    return entry.read().reshape(-1, entry.storage.nbytes)
+
+
+def _stored_name(name: str, names: Mapping[str, str]) -> str:
+    if not name.startswith("layers."):
+        return names[name]
+    _, layer, part = name.split(".", 2)
+    return f"{names['layers.']}{layer}.{names[part]}"
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: those that the index names, or all."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        found = sorted(folder.glob("*.safetensors"))
+        if not found:
+            raise BadModelFile(f"{folder}: no *.safetensors file in this folder")
+        return found
+    weight_map = read_json(index).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) and all(isinstance(n, str) for n in weight_map.values()) else set()
+    bad = sorted(n for n in names if Path(n).name != n or not n.endswith(".safetensors"))
+    if not names or bad:
+        raise BadModelFile(f"{index}: weight_map must map tensor names to *.safetensors files of this folder{f', not {bad[0]!r}' if bad else ''}")
+    return [folder / name for name in sorted(names)]
+
+
+def _read_shards(shards: list[Path]) -> dict[str, Entry]:
+    entries: dict[str, Entry] = {}
+    for path in shards:
+        try:
+            file = safetensors.safe_open(path, framework="pt")
+            found = {name: (tuple(view.get_shape()), view.get_dtype()) for name in file.keys() if (view := file.get_slice(name)) is not None}  # noqa: SIM118
+        except (safetensors.SafetensorError, OSError) as error:
+            raise BadModelFile(f"{path}: cannot be read: {error}") from error
+        for name, (shape, dtype) in found.items():
+            if name in entries:
+                raise BadModelFile(f"{path}: tensor {name!r} is in another shard too")
+            if dtype not in ("F32", "F16", "BF16"):
+                raise Unsupported(f"{path}: tensor {name!r} is stored as {dtype}; F32, F16 and BF16 are supported")
+            entries[name] = Entry(shape, KINDS[dtype], partial(_safetensor_rows, file, name))
+    return entries
+
+
+def _safetensor_rows(file: safetensors.safe_open, name: str) -> np.ndarray:
+    tensor = file.get_tensor(name)
+    return tensor.reshape(-1, tensor.shape[-1]).view(torch.uint8).numpy()
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadModelFile(f"{path}: cannot be read: {error}") from error
