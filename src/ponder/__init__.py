@@ -1,3 +1,42 @@
-"""ponder gets the best answer that a given amount of compute can buy."""
+"""ponder gets the best answer that a given amount of compute can buy.
+
+Names are imported when they are first used, so that `import ponder` costs nothing.
+"""
+
+import importlib
 
 __version__ = "0.1.0"
+
+PUBLIC = {  # name -> module that defines it
+    "Batch": "ponder.core.particles",
+    "Budget": "ponder.core.budget",
+    "Candidate": "ponder.core.asks",
+    "Cost": "ponder.core.budget",
+    "Expand": "ponder.core.asks",
+    "Extend": "ponder.core.asks",
+    "Guarantee": "ponder.core.guarantee",
+    "Judge": "ponder.core.asks",
+    "Outcome": "ponder.core.asks",
+    "Particles": "ponder.core.particles",
+    "PonderError": "ponder.core.errors",
+    "Prefix": "ponder.core.asks",
+    "Prompt": "ponder.core.asks",
+    "Sampling": "ponder.core.asks",
+    "Score": "ponder.core.asks",
+    "TorchRng": "ponder.core.rng",
+    "Turn": "ponder.core.asks",
+    "Verdict": "ponder.core.asks",
+    "chat": "ponder.core.asks",
+    "parse_budget": "ponder.core.budget",
+}
+__all__ = sorted(PUBLIC)
+
+
+def __getattr__(name: str) -> object:
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'ponder' has no name {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
