@@ -7,7 +7,7 @@ as if it ran alone, so that a comparison is fair and a resumed run books the sam
 import math
 from dataclasses import dataclass, field, replace
 
-from ponder.core.asks import Ask, Extend, Prompt, Score
+from ponder.core.asks import Ask, Expand, Extend, Prompt, Score
 from ponder.core.budget import Budget, Cost
 from ponder.core.roles import Process
 
@@ -86,13 +86,19 @@ class Account:
         return min(limit, math.ceil(1.25 * sum(self.lengths) / len(self.lengths)))
 
     def book(self, ask: Ask, cost: Cost, prompt_tokens: int) -> Cost:
-        """The cost of a process's answer as this job books it. prompt_tokens: the prompt's price at admission."""
+        """The cost of a process's answer as this job books it. prompt_tokens: the prompt's price at admission.
+
+        Every prompt is computed once. What the job itself generated is reused; its last token's forward pass is that of
+        the next one: an Extend books what it generated, an Expand one token, a Score its options.
+        """
         requested = cost.prompt_tokens + cost.reused_tokens
-        computed = prompt_tokens + cost.generated_tokens
-        context = requested + cost.generated_tokens
+        prefix = ask.prefix  # type: ignore[union-attr]
+        if isinstance(ask, Score):
+            prompt_tokens += max(0, requested - self.process.prompt_len(prefix.prompt) - len(prefix.tokens))
+        generated = int(bool(prefix.tokens)) if isinstance(ask, Expand) else cost.generated_tokens
         return replace(
-            cost, prompt_tokens=prompt_tokens, reused_tokens=max(0, requested - prompt_tokens),
-            flops=self.process.flops(computed, context // 2 + 1), calls=1,
+            cost, prompt_tokens=prompt_tokens, reused_tokens=max(0, requested - prompt_tokens), generated_tokens=generated,
+            flops=self.process.flops(prompt_tokens + generated, (requested + generated) // 2 + 1), calls=1,
         )  # fmt: skip
 
 

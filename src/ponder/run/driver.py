@@ -189,7 +189,7 @@ class Driver:
                 self._answer_spent(running, running.waiting.popleft())
             return
         for work in wave:
-            stored = self.store.get(self.process.model_id, work.ask) if self.store else None
+            stored = self.store.get(self.process.model_id, work.ask) if self.store is not None else None
             if stored is not None:
                 self._stored(running, work, stored)
             else:
@@ -279,7 +279,7 @@ class Driver:
         cost = replace(running.account.book(work.ask, answer.cost, work.price), seconds=work.seconds)
         self.ledger.shared_tokens += cost.prompt_tokens - answer.cost.prompt_tokens
         answer = replace(answer, cost=cost)
-        if self.store and not (isinstance(answer, Extension) and answer.finish == "budget"):
+        if self.store is not None and not (isinstance(answer, Extension) and answer.finish == "budget"):
             self.store.put(self.process.model_id, work.ask, answer)
             self.is_dirty = True
         self._finish(running, work, answer)
@@ -351,7 +351,7 @@ class Driver:
             running.account.cost += Cost(seconds=max(0.0, seconds) / len(active))
 
     def _commit(self) -> None:
-        if self.store and self.is_dirty:
+        if self.store is not None and self.is_dirty:
             self.store.commit()
             self.is_dirty = False
 
