@@ -48,7 +48,14 @@ class Op(Protocol):
 
 
 class Kernel(Protocol):
-    """Moves every item of a state. Returns the new state and float64 [N] log-weight increments."""
+    """Moves every item of a state. Returns the new state and float64 [N] log-weight increments. May yield turns.
+
+    guarantee: EXACT where the increments are zero and the kernel is the stated one, UNBIASED where the increments correct it.
+    Uses rng.seed(i) for what it asks about item i.
+    """
+
+    @property
+    def guarantee(self) -> Guarantee: ...
 
     def __call__(self, state: State, rng: Rng) -> Generator[Turn, Sequence[Answer], tuple[State, Tensor]]: ...
 
