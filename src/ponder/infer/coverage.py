@@ -55,7 +55,7 @@ def fit_power_law(ks: Sequence[int], coverages: Sequence[float]) -> PowerLaw:
     loss = squared_error(a, b, ks, coverages)
     damping = 1e-3
     for _ in range(200):  # Levenberg-Marquardt on two parameters
-        da, db = damped_step(a, b, ks, coverages, damping)
+        da, db = damped_step(a, b, ks, coverages, damping=damping)
         better = squared_error(a + da, b + db, ks, coverages)
         if better < loss:
             a, b, loss, damping = a + da, b + db, better, damping / 10
@@ -70,7 +70,7 @@ def squared_error(a: float, b: float, ks: Sequence[int], coverages: Sequence[flo
     return math.fsum((math.exp(a * k**b) - c) ** 2 for k, c in zip(ks, coverages, strict=True))
 
 
-def damped_step(a: float, b: float, ks: Sequence[int], coverages: Sequence[float], damping: float) -> tuple[float, float]:
+def damped_step(a: float, b: float, ks: Sequence[int], coverages: Sequence[float], *, damping: float) -> tuple[float, float]:
     """Change of (a, b) that solves the damped normal equations."""
     rows = [(math.exp(a * k**b), k**b, a * k**b * math.log(k), c) for k, c in zip(ks, coverages, strict=True)]
     gradients = [(p * d_a, p * d_b, c - p) for p, d_a, d_b, c in rows]

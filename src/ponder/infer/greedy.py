@@ -6,7 +6,6 @@ Shapes     prompt -> 1 candidate
 Guarantee  exact: the stated value, token by token; not the most likely whole answer (that is what beam looks for)
 Cost       one answer; no randomness
 Choose     for short factual answers and as the baseline. Not to vote with: every run is the same.
-Differs    -
 """
 
 from dataclasses import dataclass

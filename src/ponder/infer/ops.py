@@ -1,8 +1,7 @@
-"""Ops over particles, closed under `>>`, and the kernels that let a language model be one of the things they move.
+"""Ops over particles, the kernels that let a language model be what they move, and what several strategies share.
 
 An op's law is proper weighting: for every f, the expectation of f under the returned particles (normaliser included) is
-that of f under the stated measure. Ops that break it say so in `guarantee`, and `>>` hands on the weakest. Chain, Repeat
-and While fork the rng for each part, so that no two steps share a seed.
+that of f under the stated measure. Ops that break it say so in `guarantee`, and `>>` hands on the weakest.
 """
 
 import math
@@ -12,103 +11,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ponder.core.asks import Answer, Candidate, Expansion, Extend, Prefix, Prompt, Sampling, Turn, candidate
+from ponder.core.asks import Answer, Candidate, Expansion, Extend, Judge, Prefix, Prompt, Sampling, Turn, Verdict, candidate
 from ponder.core.errors import BadField, BadWeight, DeadParticles
 from ponder.core.guarantee import Guarantee, weakest
 from ponder.core.particles import Batch, Particles, State, uniform_particles
 from ponder.core.rng import Rng
-from ponder.core.roles import Kernel, Op, Resampler
+from ponder.core.roles import Kernel, Resampler, Verifier
 from ponder.core.weights import check_weights, ess, normalize
-
-Running = Generator[Turn, Sequence[Answer], Particles]
-
-
-class Composable:
-    """Gives an op `>>`."""
-
-    def __rshift__(self, other: Op) -> "Chain":
-        return Chain((*parts(self), *parts(other)))
-
-
-class PureOp(Composable):
-    """An op that asks nothing: subclasses define `apply`."""
-
-    guarantee: Guarantee = Guarantee.EXACT
-
-    def run(self, particles: Particles, rng: Rng) -> Running:
-        yield from ()
-        return self.apply(particles, rng)
-
-    def apply(self, particles: Particles, rng: Rng) -> Particles:
-        raise NotImplementedError
-
-
-def parts(op: Op) -> tuple[Op, ...]:
-    return op.ops if isinstance(op, Chain) else (op,)
-
-
-@dataclass(frozen=True)
-class Chain(Composable):
-    """One op after the other; Chain(()) is the identity."""
-
-    ops: tuple[Op, ...]
-
-    @property
-    def guarantee(self) -> Guarantee:
-        return weakest(op.guarantee for op in self.ops)
-
-    def run(self, particles: Particles, rng: Rng) -> Running:
-        for i, op in enumerate(self.ops):
-            particles = yield from op.run(particles, rng.fork(i))
-        return particles
-
-
-@dataclass(frozen=True)
-class Repeat(Composable):
-    """`op`, `times` times over."""
-
-    op: Op
-    times: int
-
-    @property
-    def guarantee(self) -> Guarantee:
-        return self.op.guarantee
-
-    def run(self, particles: Particles, rng: Rng) -> Running:
-        for i in range(self.times):
-            particles = yield from self.op.run(particles, rng.fork(i))
-        return particles
-
-
-@dataclass(frozen=True)
-class While(Composable):
-    """`op` as long as `condition` holds. `best` names the candidates that stand while a round runs."""
-
-    op: Op
-    condition: Callable[[Particles], bool]
-    best: Callable[[Particles], tuple[Candidate, ...]] | None = None
-
-    @property
-    def guarantee(self) -> Guarantee:
-        return self.op.guarantee
-
-    def run(self, particles: Particles, rng: Rng) -> Running:
-        num_rounds = 0
-        while self.condition(particles):
-            best = self.best(particles) if self.best else ()
-            particles = yield from showing(best, self.op.run(particles, rng.fork(num_rounds)))
-            num_rounds += 1
-        return particles
-
-
-def showing(best: tuple[Candidate, ...], running: Running) -> Running:
-    """`running`, each turn carrying `best` unless it has its own."""
-    try:
-        turn = next(running)
-        while True:
-            turn = running.send((yield replace(turn, best=turn.best or best)))
-    except StopIteration as stop:
-        return stop.value
+from ponder.infer.compose import Composable, PureOp, Running
 
 
 def start(item: object) -> Particles:
@@ -335,6 +245,62 @@ class ExtendStep:
         return Extend(
             prefix=prefix, seed=seed, max_tokens=self.max_tokens, until=self.until, sampling=self.sampling, certainty=self.certainty
         )  # fmt: skip
+
+
+CLIP = 1e-7  # keeps a verdict of 0 or 1 from deciding alone
+
+
+def log_prob(verdict: Verdict) -> float:
+    """log r; a score, which has no unit, counts as a log factor."""
+    value = verdict.value or 0.0
+    return math.log(min(max(value, CLIP), 1.0)) if verdict.kind == "probability" else value
+
+
+def log_odds(verdict: Verdict) -> float:
+    """log r / (1 - r); a score counts as a logit."""
+    value = verdict.value or 0.0
+    if verdict.kind == "log_p":
+        value = math.exp(min(value, 0.0))
+    elif verdict.kind != "probability":
+        return value
+    r = min(max(value, CLIP), 1 - CLIP)
+    return math.log(r) - math.log1p(-r)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A prefix and the last opinion about it."""
+
+    prefix: Prefix
+    log_r: float = 0.0  # g of the last verdict; 0 before the first
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedStep:
+    """Kernel on Batch[Judged]: one step of `extend`, then a verdict on what grew. An abstention leaves weight and opinion."""
+
+    extend: ExtendStep
+    verifier: Verifier  # judges partial answers
+    potential: Callable[[Verdict], float]  # verdict -> log factor: log_prob or log_odds
+    is_ratio: bool  # factors telescope, so that the last verdict alone decides
+
+    guarantee = Guarantee.UNBIASED
+
+    def __call__(self, state: Batch[Judged], rng: Rng) -> Generator[Turn, Sequence[Answer], tuple[Batch[Judged], Tensor]]:
+        grown, log_g = yield from self.extend(Batch(tuple(item.prefix for item in state)), rng)
+        items = [replace(old, prefix=new) for old, new in zip(state, grown, strict=True)]
+        new = [i for i, item in enumerate(state) if not item.prefix.is_final]
+        if not new:
+            return state, log_g
+        asked = tuple(candidate(items[i].prefix) for i in new)
+        (told,) = yield Turn((Judge(verifier=self.verifier, prompt=items[0].prefix.prompt, candidates=asked),))
+        for i, verdict in zip(new, told.verdicts, strict=True):
+            if verdict.value is not None:
+                log_r = self.potential(verdict)
+                log_g[i] += log_r - (items[i].log_r if self.is_ratio else 0.0)
+                items[i] = replace(items[i], log_r=log_r, verdict=verdict)
+        return Batch(tuple(items)), log_g
 
 
 def sampled(prompt: Prompt, num: int, sampling: Sampling, rng: Rng) -> Generator[Turn, Sequence[Answer], tuple[Candidate, ...]]:

@@ -11,23 +11,22 @@ Differs    weights are carried when nothing is resampled; finished particles kee
 """
 
 import math
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ponder.core.asks import Answer, Ask, Candidate, Judge, Outcome, Prefix, Prompt, Sampling, Turn, Verdict, candidate
+from ponder.core.asks import Answer, Ask, Candidate, Outcome, Prefix, Prompt, Sampling, Verdict, candidate
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee, weakest
-from ponder.core.particles import Batch, Particles
+from ponder.core.particles import Particles
 from ponder.core.rng import Rng
 from ponder.core.roles import Asking, Resampler, Verifier
 from ponder.core.votes import is_whole, tally
 from ponder.core.weights import normalize
-from ponder.infer.ops import Advance, ExtendStep, Resample, Spawn, While, start
-
-CLIP = 1e-7  # keeps a verdict of 0 or 1 from deciding alone
+from ponder.infer.compose import While
+from ponder.infer.ops import Advance, ExtendStep, Judged, JudgedStep, Resample, Spawn, log_odds, start
 
 
 @dataclass(frozen=True)
@@ -41,59 +40,6 @@ class MeanProbability:
 
     def judge(self, prompt: Prompt, candidates: Sequence[Candidate], answers: Sequence[Answer]) -> tuple[Verdict, ...]:
         return tuple(Verdict(min(1.0, math.exp(c.mean_log_p)), "probability") for c in candidates)
-
-
-def log_prob(verdict: Verdict) -> float:
-    """log r; a score, which has no unit, counts as a log factor."""
-    value = verdict.value or 0.0
-    return math.log(min(max(value, CLIP), 1.0)) if verdict.kind == "probability" else value
-
-
-def log_odds(verdict: Verdict) -> float:
-    """log r / (1 - r); a score counts as a logit."""
-    value = verdict.value or 0.0
-    if verdict.kind == "log_p":
-        value = math.exp(min(value, 0.0))
-    elif verdict.kind != "probability":
-        return value
-    r = min(max(value, CLIP), 1 - CLIP)
-    return math.log(r) - math.log1p(-r)
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A prefix and the last opinion about it."""
-
-    prefix: Prefix
-    log_r: float = 0.0  # g of the last verdict; 0 before the first
-    verdict: Verdict | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgedStep:
-    """Kernel on Batch[Judged]: one step of `extend`, then a verdict on what grew. An abstention leaves weight and opinion."""
-
-    extend: ExtendStep
-    verifier: Verifier
-    potential: Callable[[Verdict], float]
-    is_ratio: bool
-
-    guarantee = Guarantee.UNBIASED
-
-    def __call__(self, state: Batch[Judged], rng: Rng) -> Generator[Turn, Sequence[Answer], tuple[Batch[Judged], Tensor]]:
-        grown, log_g = yield from self.extend(Batch(tuple(item.prefix for item in state)), rng)
-        items = [replace(old, prefix=new) for old, new in zip(state, grown, strict=True)]
-        new = [i for i, item in enumerate(state) if not item.prefix.is_final]
-        if not new:
-            return state, log_g
-        asked = tuple(candidate(items[i].prefix) for i in new)
-        (told,) = yield Turn((Judge(verifier=self.verifier, prompt=items[0].prefix.prompt, candidates=asked),))
-        for i, verdict in zip(new, told.verdicts, strict=True):
-            if verdict.value is not None:
-                log_r = self.potential(verdict)
-                log_g[i] += log_r - (items[i].log_r if self.is_ratio else 0.0)
-                items[i] = replace(items[i], log_r=log_r, verdict=verdict)
-        return Batch(tuple(items)), log_g
 
 
 Pick = Callable[[Prompt, Sequence[Candidate], Tensor, Rng], int]  # candidates with weights [N] that sum to 1 -> index

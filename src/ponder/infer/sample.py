@@ -6,7 +6,6 @@ Shapes     prompt -> num candidates, in the order of their seeds
 Guarantee  exact: every candidate has exactly the distribution of `sampling`
 Cost       num answers, all at once
 Choose     num=1 as the baseline; larger to measure coverage. To pick among many: best_of_n, self_consistency.
-Differs    -
 """
 
 from dataclasses import dataclass, field

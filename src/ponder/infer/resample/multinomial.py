@@ -6,7 +6,6 @@ Shapes     log_w [N] -> ancestors [M] int64
 Guarantee  unbiased: E #{m : a_m = n} = M W_n
 Cost       O(N M); M random numbers
 Choose     where a proof needs independent draws. Otherwise systematic: every other scheme has less variance.
-Differs    -
 """
 
 from torch import Tensor

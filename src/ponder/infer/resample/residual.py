@@ -6,7 +6,6 @@ Shapes     log_w [N] -> ancestors [M] int64
 Guarantee  unbiased: E #{m : a_m = n} = M W_n, and no count is below floor(M W_n)
 Cost       O(N R); R < N random numbers
 Choose     when a few particles are much heavier than the rest and order must not matter. Else systematic.
-Differs    -
 """
 
 import torch

@@ -6,7 +6,6 @@ Shapes     log_w [N] -> ancestors [M] int64, non-decreasing
 Guarantee  unbiased: E #{m : a_m = n} = M W_n
 Cost       O(N + M log N); M random numbers
 Choose     where systematic's single offset could resonate with an ordered population. Variance never above multinomial's.
-Differs    -
 """
 
 import torch

@@ -6,7 +6,6 @@ Shapes     log_w [N] -> ancestors [M] int64, non-decreasing
 Guarantee  unbiased: E #{m : a_m = n} = M W_n, and every count is floor or ceil of M W_n
 Cost       O(N + M log N); one random number
 Choose     by default. Not where a proof needs independent draws: use multinomial.
-Differs    -
 """
 
 import torch
