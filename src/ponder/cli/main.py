@@ -1,0 +1,127 @@
+"""The command line: arguments to verbs. Imports nothing heavy, so that --help is instant; `verbs` does the work."""
+
+import importlib
+import signal
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+
+import ponder
+from ponder.core.errors import PonderError
+
+app = typer.Typer(
+    help="Get the best answer that a given amount of compute can buy.", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)  # fmt: skip
+
+DEFAULT_MODEL = "smollm2-135m"
+Model = Annotated[str, typer.Option("--model", "-m", help="Catalogue name (see `ponder models`), GGUF file or safetensors folder.")]
+Weights = Annotated[str, typer.Option(help="Weight format: int4, int8, bf16 or fp32.")]
+BudgetText = Annotated[str, typer.Option("--budget", "-b", help="What one question may spend, as '2000 tokens, 20 s'; also flops, usd, calls.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Never overshoot the budget, not even by one step.")]
+Seed = Annotated[int, typer.Option(help="Decides every random number.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: torch's own choice.")]
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="What to ask; '-' reads standard input.")],
+    model: Model = DEFAULT_MODEL,
+    strategy: Annotated[str, typer.Option("--strategy", "-s", help="NAME or NAME:field=value,... (see `ponder strategies`).")] = "greedy",
+    budget: BudgetText = "2000 tokens, 60 s",
+    answer: Annotated[str, typer.Option(help="How to read the answer: text, number, math, choice, short or code.")] = "text",
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of one answer.")] = 256,
+    weights: Weights = "int4",
+    seed: Seed = 0,
+    strict: Strict = False,
+    threads: Threads = None,
+    trace: Annotated[Path | None, typer.Option(help="Write every ask, answer and cost to this file, a JSON line each.")] = None,
+) -> None:
+    """Answer one question: the answer, how sure it is, what it cost and why it stopped."""
+    _verb("ask", question=question, model=model, strategy=strategy, budget=budget, answer=answer, max_tokens=max_tokens,
+          weights=weights, seed=seed, strict=strict, threads=threads, trace=trace)  # fmt: skip
+
+
+@app.command()
+def compare(
+    task: Annotated[str, typer.Option("--task", "-t", help="Task (see `ponder tasks`).")],
+    strategies: Annotated[str, typer.Option(help="Comma-separated NAMEs, or NAME:field=value specs separated by ';'.")] = (
+        "greedy,best_of_n,self_consistency,particle_filter,beam"
+    ),
+    n: Annotated[int, typer.Option("--n", "-n", help="Number of questions.")] = 50,
+    budget: BudgetText = "2000 tokens",
+    model: Model = DEFAULT_MODEL,
+    split: Annotated[str, typer.Option(help="dev (to choose) or test (to report).")] = "test",
+    out: Annotated[Path, typer.Option(help="Folder for rows, trace, samples and plot.")] = Path("out/compare"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; nothing finished is computed again.")] = False,
+    weights: Weights = "int4",
+    seed: Seed = 0,
+    strict: Strict = False,
+    threads: Threads = None,
+) -> None:
+    """Run several strategies on the same questions under the same budget: table, rows, plot."""
+    _verb("compare", task=task, strategies=strategies, n=n, budget=budget, model=model, split=split, out=out, resume=resume,
+          weights=weights, seed=seed, strict=strict, threads=threads)  # fmt: skip
+
+
+@app.command()
+def demo() -> None:
+    """Fetch the default model, compare strategies on real questions (about 5 minutes on 2 cores), answer one."""
+    _verb("demo")
+
+
+@app.command()
+def pull(name: Annotated[str, typer.Argument(help="Catalogue name (see `ponder models`).")]) -> None:
+    """Fetch a model into the cache folder (PONDER_CACHE, else ~/.cache/ponder) and check its sha256."""
+    _verb("pull", name=name)
+
+
+@app.command()
+def models() -> None:
+    """List the models of the catalogue and which of them are in the cache."""
+    _verb("models")
+
+
+@app.command()
+def tasks() -> None:
+    """List the tasks."""
+    _verb("tasks")
+
+
+@app.command()
+def strategies() -> None:
+    """List the strategies with their fields, defaults and guarantees, and the names that fields take."""
+    _verb("strategies")
+
+
+@app.callback(invoke_without_command=True)
+def top(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        typer.echo(ponder.__version__)
+        raise typer.Exit
+
+
+def _verbs() -> ModuleType:
+    return importlib.import_module("ponder.cli.verbs")
+
+
+def _verb(name: str, **arguments: Any) -> None:
+    """Runs a verb; its exit code becomes the command's."""
+    raise typer.Exit(getattr(_verbs(), name)(**arguments) or 0)
+
+
+def run() -> None:
+    """Entry point. A caller's mistake is one line on stderr and exit code 2, Ctrl-C is 130."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        app()
+    except PonderError as error:
+        sys.stderr.write(f"ponder: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("ponder: interrupted\n")
+        sys.exit(130)

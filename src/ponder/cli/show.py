@@ -1,0 +1,125 @@
+"""What people see: answers, tables and progress in a terminal; plain text when the output is no terminal."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.table import Table
+from rich.text import Text
+
+from ponder.core.asks import Candidate
+from ponder.core.budget import Cost
+from ponder.run.recipe import Result
+from ponder.run.report import Summary
+
+out = Console(highlight=False, soft_wrap=False)
+err = Console(stderr=True, highlight=False)
+
+
+def say(line: str) -> None:
+    """One line of what is going on, on stderr."""
+    err.print(line, style="dim")
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """A spinner on stderr while something happens."""
+    with Progress(SpinnerColumn(), TextColumn(text), TimeElapsedColumn(), console=err, transient=True):
+        yield
+
+
+@contextmanager
+def download_bar(name: str) -> Iterator[Progress]:
+    with Progress(TextColumn(f"fetching {name}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=err) as bar:
+        yield bar
+
+
+def work_bar() -> Progress:
+    """A bar of finished questions."""
+    columns = (TextColumn("{task.description:28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
+    return Progress(*columns, console=err)
+
+
+def show_answer(result: Result, *, strategy: str, budget: str) -> None:
+    """The answer, how sure it is, what it cost and why it stopped."""
+    text = result.text.strip() or "(no answer)"
+    out.print(Panel(Text(text), title="answer", title_align="left", border_style="green" if result.stop_reason == "done" else "yellow"))
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column()
+    read = result.answer
+    if read is not None and read != " ".join(text.split()):
+        table.add_row("read as", read)
+    table.add_row("how sure", how_sure(result))
+    table.add_row("cost", cost_line(result.cost))
+    table.add_row("stopped", stop_line(result.stop_reason, budget))
+    table.add_row("strategy", f"{strategy}: {len(result.candidates)} candidate{'s' * (len(result.candidates) != 1)}")
+    out.print(table)
+    rest = [c for c in result.candidates[1:] if c.answer != result.answer]
+    if rest:
+        out.print(Text("other answers: ", style="dim") + Text("; ".join(dict.fromkeys(_short(c) for c in rest[:8])), style="dim"))
+
+
+def how_sure(result: Result) -> str:
+    likely = f"mean token probability {_mean_p(result.candidates[0]):.0%}" if result.candidates else "no answer"
+    if result.confidence is None:
+        return f"no estimate by this strategy; {likely}"
+    return f"{result.confidence:.0%} (the strategy's own, not calibrated); {likely}"
+
+
+def cost_line(cost: Cost) -> str:
+    parts = [f"{cost.tokens} tokens ({cost.prompt_tokens} prompt + {cost.generated_tokens} generated"]
+    parts.append(f" + {cost.verifier_tokens} verifier)" if cost.verifier_tokens else ")")
+    extra = [f"{cost.reused_tokens} reused free"] if cost.reused_tokens else []
+    extra += [f"{cost.wasted_tokens} wasted"] if cost.wasted_tokens else []
+    return "".join(parts) + "".join(f", {e}" for e in extra) + f"; {cost.seconds:.1f} s; {cost.flops / 1e9:.0f} GFLOP"
+
+
+def stop_line(reason: str, budget: str) -> str:
+    if reason == "done":
+        return "finished within the budget"
+    return "interrupted: best answer so far" if reason == "interrupted" else f"the budget's {reason} were spent ({budget}): best answer so far"
+
+
+def comparison_table(summaries: Sequence[Summary], *, title: str) -> Table:
+    """Accuracy with intervals, paired gain over the first row, tokens, seconds, oracle against selected."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", caption_justify="left")
+    table.caption = "95 % bootstrap intervals over questions; gain is paired with the first row; oracle: some candidate was right"
+    table.add_column("strategy")
+    for name in ("right %", "95 %", "gain", "95 %", "oracle %", "tokens/q", "tokens/right", "s/q", "cut %", "AUROC"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for s in summaries:
+        is_first = s is summaries[0]
+        gain = "" if is_first else f"{100 * s.gain:+.1f}"
+        style = "" if is_first else {"better": "green", "worse": "red"}.get(s.verdict, "")
+        table.add_row(
+            s.recipe, f"{100 * s.accuracy:.1f}", _pair(s.accuracy_low, s.accuracy_high), Text(gain, style=style),
+            "" if is_first else _pair(s.gain_low, s.gain_high), f"{100 * s.oracle:.1f}", f"{s.tokens:.0f}",
+            "-" if s.tokens_per_correct is None else f"{s.tokens_per_correct:.0f}", f"{s.seconds:.2f}", f"{100 * s.cut:.0f}",
+            "" if s.verifier_auroc is None else f"{s.verifier_auroc:.2f}",
+        )  # fmt: skip
+    return table
+
+
+def verdict_lines(summaries: Sequence[Summary]) -> list[str]:
+    """One sentence per strategy after the first: better, worse, or no difference shown."""
+    base = summaries[0]
+    return [
+        f"{s.recipe}: {s.verdict} than {base.recipe}" if s.verdict != "no difference shown" else f"{s.recipe}: {s.verdict} against {base.recipe}"
+        for s in summaries[1:]
+    ]
+
+
+def _pair(low: float, high: float) -> str:
+    return f"{100 * low:.0f} to {100 * high:.0f}"
+
+
+def _short(candidate: Candidate) -> str:
+    text = " ".join((candidate.answer or candidate.text).split())
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _mean_p(candidate: Candidate) -> float:
+    return float(2.718281828459045**candidate.mean_log_p)

@@ -1,0 +1,230 @@
+"""What each command does. Everything that can be wrong with the arguments is refused before a model is opened."""
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar
+
+from ponder import catalogue
+from ponder.cli import show
+from ponder.core.asks import Prompt
+from ponder.core.budget import Budget, parse_budget
+from ponder.core.errors import BadField, StoreError, UnknownName
+from ponder.core.rng import hash_seed
+from ponder.core.roles import Process, Strategy
+from ponder.engine.open import open_process
+from ponder.models import fetch
+from ponder.run.compare import Comparison, Question, Row, RunFolder, settings_of
+from ponder.run.compare import compare as run_compare
+from ponder.run.driver import Driver, Job
+from ponder.run.plot import plot_quality
+from ponder.run.recipe import Recipe
+from ponder.run.report import Summary, summarize
+from ponder.tasks.task import Task
+
+T = TypeVar("T")
+INTERRUPTED = 130
+
+
+def ask(
+    *, question: str, model: str, strategy: str, budget: str, answer: str, max_tokens: int, weights: str, seed: int, strict: bool,
+    threads: int | None, trace: Path | None,
+) -> int:  # fmt: skip
+    """Answers one question and prints what came of it; 130 when interrupted."""
+    limits = parse_budget(budget, strict=strict)
+    chosen = catalogue.strategy(strategy)
+    prompt = Prompt(messages=(("user", _question(question)),), max_tokens=max_tokens, answers=_known("answer reader", answer, catalogue.READERS))
+    process = _open(model, weights, threads)
+    job = Job(id="ask", prompt=prompt, recipe=Recipe(label=strategy, strategy=chosen, budget=limits), seed=hash_seed(seed, "ask"))
+    with _interruptible() as should_stop:
+        driver = Driver(process, should_stop=should_stop)
+        with show.waiting(f"{strategy} is thinking"):
+            results = [result for _, result in driver.run([job])]
+    if not results:
+        return INTERRUPTED
+    (result,) = results
+    if trace is not None:
+        _write(trace, "".join(line + "\n" for line in result.trace))
+    show.show_answer(result, strategy=strategy, budget=str(limits))
+    return INTERRUPTED if result.stop_reason == "interrupted" else 0
+
+
+def compare(
+    *, task: str, strategies: str, n: int, budget: str, model: str, split: str, out: Path, resume: bool, weights: str, seed: int,
+    strict: bool, threads: int | None,
+) -> int:  # fmt: skip
+    """Runs a comparison into `out` and prints the table; 130 when interrupted."""
+    limits = parse_budget(budget, strict=strict)
+    recipes = recipes_of(strategies, limits)
+    if n < 1:
+        raise BadField(f"n={n}: must be at least 1 question")
+    chosen = catalogue.task(task)
+    questions = questions_of(chosen, split, n)
+    process = _open(model, weights, threads)
+    title = f"{task} ({split}, n={len(questions)}), {model} {weights}, at most {limits} a question"
+    return run_comparison(process, recipes, questions, out=out, task=task, seed=seed, resume=resume, title=title)
+
+
+def demo() -> int:
+    """The comparison of `make demo` and one question. A second run finds everything in the store."""
+    settings = catalogue.DEMO
+    show.say(f"ponder demo: {settings.num_questions} questions of {settings.task}, {len(settings.strategies)} strategies, {settings.budget} each")
+    _pulled(settings.model)
+    questions = questions_of(catalogue.task(settings.task), "test", settings.num_questions)
+    limits = parse_budget(settings.budget)
+    recipes = [Recipe(label=s, strategy=catalogue.strategy(s), budget=limits) for s in settings.strategies]
+    process = _open(settings.model, settings.weights, None)
+    out = Path("out") / f"demo-{hash_seed(process.model_id, repr(recipes), settings.task, len(questions)):016x}"[:21]
+    title = f"{settings.task} (test, n={len(questions)}), {settings.model} {settings.weights}, at most {limits} a question"
+    code = run_comparison(process, recipes, questions, out=out, task=settings.task, seed=0, resume=True, title=title)
+    if code == 0:
+        show.say(f"$ ponder ask {settings.question!r} --strategy {settings.ask_strategy} --budget '{settings.budget}'")
+        job = Job(id="ask", prompt=Prompt(messages=(("user", settings.question),), max_tokens=64, answers=catalogue.READERS[settings.reader]),
+                  recipe=Recipe(label=settings.ask_strategy, strategy=catalogue.strategy(settings.ask_strategy), budget=limits), seed=0)  # fmt: skip
+        ((_, result),) = Driver(process).run([job])
+        show.show_answer(result, strategy=settings.ask_strategy, budget=str(limits))
+    return code
+
+
+def pull(*, name: str) -> int:
+    path = _pulled(name)
+    show.out.print(f"{name}: {path}")
+    return 0
+
+
+def models() -> int:
+    for line in fetch.table():
+        show.out.print(line)
+    return 0
+
+
+def tasks() -> int:
+    for name, about in catalogue.task_list():
+        show.out.print(f"{name:18} {about}")
+    return 0
+
+
+def strategies() -> int:
+    for name, found in catalogue.STRATEGIES.items():
+        settable = ", ".join(f"{k}={_named(v)}" for k, v in catalogue.SPECS.settable(found).items())
+        show.out.print(f"[bold]{name}[/bold] ({found.guarantee})\n    {settable or 'no fields'}", soft_wrap=True)
+    for field, table in catalogue.PARTS.items():
+        show.out.print(f"[bold]{field}[/bold]: {', '.join(table)}", soft_wrap=True)
+    return 0
+
+
+def recipes_of(strategies: str, limits: Budget) -> list[Recipe]:
+    found: dict[str, Strategy] = catalogue.SPECS.read_many(strategies)  # type: ignore[assignment]
+    return [Recipe(label=spec, strategy=strategy, budget=limits) for spec, strategy in found.items()]
+
+
+def questions_of(task: Task, split: str, n: int) -> list[Question]:
+    with show.waiting(f"reading {task.name}"):
+        items = task.items(split)
+    if n > len(items):
+        raise BadField(f"n={n}: {task.name} has {len(items)} questions in its {split} split")
+    return [Question(id=i.id, prompt=i.prompt, is_right=lambda text, i=i: task.score(i, text)) for i in items[:n]]  # type: ignore[misc]
+
+
+def run_comparison(
+    process: Process, recipes: Sequence[Recipe], questions: Sequence[Question], *, out: Path, task: str, seed: int, resume: bool, title: str
+) -> int:
+    """Runs, prints and writes a comparison; returns the exit code."""
+    folder = RunFolder(out, settings_of(process, recipes, questions, task=task, seed=seed)).open(resume=resume)
+    right: dict[str, list[bool]] = {r.label: [] for r in recipes}
+    with _interruptible() as should_stop, show.work_bar() as bar:
+        bars = {r.label: bar.add_task(r.label, total=len(questions), note="") for r in recipes}
+
+        def on_row(row: Row) -> None:
+            right[row.recipe].append(row.right)
+            bar.update(bars[row.recipe], advance=1, note=f"{100 * sum(right[row.recipe]) / len(right[row.recipe]):.0f} % right")
+
+        try:
+            comparison = run_compare(process, recipes, questions, folder=folder, seed=seed, should_stop=should_stop, on_row=on_row)
+        finally:
+            folder.close()
+    if comparison.rows:
+        report(comparison, out, title)
+    if comparison.is_complete:
+        return 0
+    show.err.print(f"ponder: interrupted; run again with --resume to go on in {out}: nothing finished is lost", style="yellow")
+    return INTERRUPTED
+
+
+def report(comparison: Comparison, out: Path, title: str) -> list[Summary]:
+    """Prints the table; writes summary.json and quality.png beside the rows."""
+    summaries = summarize(comparison)
+    show.out.print(show.comparison_table(summaries, title=title))
+    for line in show.verdict_lines(summaries):
+        show.out.print(line)
+    _write(out / "summary.json", json.dumps([asdict(s) | {"verdict": s.verdict} for s in summaries], indent=1) + "\n")
+    plot_quality(summaries, out / "quality.png", title=title)
+    ledgers = comparison.ledgers.values()
+    engine = sum(ledger.engine_seconds for ledger in ledgers)
+    own = sum(ledger.wall_seconds - ledger.engine_seconds - ledger.verifier_seconds for ledger in ledgers)
+    steps = sum(ledger.steps for ledger in ledgers)
+    show.say(f"{out}: results.jsonl, trace.jsonl, samples.sqlite, quality.png; engine {engine:.1f} s in {steps} steps, everything else {own:.1f} s")
+    return summaries
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C makes the given function return True; a second one interrupts at once."""
+    stopped: list[int] = []
+
+    def on_signal(number: int, frame: object) -> None:
+        if stopped:
+            raise KeyboardInterrupt
+        stopped.append(number)
+        show.say("stopping after this step; Ctrl-C again stops at once")
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield lambda: bool(stopped)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _open(model: str, weights: str, threads: int | None) -> Process:
+    weight_format = _known("weight format", weights, catalogue.WEIGHTS)
+    path = _pulled(model) if model == fetch.DEFAULT else fetch.resolve(model)
+    with show.waiting(f"opening {model}"):
+        return open_process(path, weights=weight_format, threads=threads)
+
+
+def _pulled(name: str) -> Path:
+    """Path of a catalogue model, fetched with a progress bar where it is not in the cache."""
+    if name in fetch.MODELS and fetch.is_installed(name):
+        return fetch.resolve(name)
+    with show.download_bar(name) as bar:
+        line = bar.add_task(name, total=None)
+        return fetch.pull(name, progress=lambda done, total: bar.update(line, completed=done, total=total))
+
+
+def _known(kind: str, name: str, table: dict[str, T]) -> T:
+    if name not in table:
+        raise UnknownName(kind, name, table)
+    return table[name]
+
+
+def _question(text: str) -> str:
+    question = sys.stdin.read() if text == "-" else text
+    if not question.strip():
+        raise BadField("the question is empty; write it between quotes, or '-' to read standard input")
+    return question.strip()
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"{path}: {error}; free disk space or name another file") from error
+
+
+def _named(value: object) -> object:
+    return getattr(value, "name", None) or getattr(value, "__name__", None) or value
