@@ -6,7 +6,7 @@ before `open_checkpoint` returns; a tensor that nothing would read is refused, b
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -126,8 +126,8 @@ def gguf_checkpoint(gguf: Gguf) -> FileCheckpoint:
     factors = None if rope is None else tuple(dequantize(rope.storage, rope.read()).ravel()[:MAX_FACTORS].tolist())
     source = str(gguf.path)
     config = gguf_config(source, gguf.metadata, {name: e.shape for name, e in entries.items()}, factors)
-    unread = {name for name in entries if name.endswith(".attn_rot_embd.weight")}  # a table that old files carry; rope is computed
-    return FileCheckpoint(config, _select(source, config, entries, GGUF_NAMES, unread), (gguf.path,), config.arch == "llama")
+    used = {name: entry for name, entry in entries.items() if not name.endswith(".attn_rot_embd.weight")}  # a table in old files; rope is computed
+    return FileCheckpoint(config, _select(source, config, used, GGUF_NAMES), (gguf.path,), config.arch == "llama")
 
 
 def _open_folder(folder: Path) -> FileCheckpoint:
@@ -135,9 +135,10 @@ def _open_folder(folder: Path) -> FileCheckpoint:
     shards = _shards(folder)
     entries = _read_shards(shards)
     config = hf_config(str(folder / "config.json"), values, frozenset(entries))
-    unread = {name for name in entries if name.endswith("rotary_emb.inv_freq") or (config.is_head_tied and name == "lm_head.weight")}
+    unread = ("rotary_emb.inv_freq", "lm_head.weight") if config.is_head_tied else ("rotary_emb.inv_freq",)
+    used = {name: entry for name, entry in entries.items() if not name.endswith(unread)}
     files = [path for name in IDENTITY_FILES if (path := folder / name).exists()] + shards
-    return FileCheckpoint(config, _select(str(folder), config, entries, HF_NAMES, unread), tuple(files), False)
+    return FileCheckpoint(config, _select(str(folder), config, used, HF_NAMES), tuple(files), False)
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -168,11 +169,11 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes | {f"layers.{i}.{part}": shape for i in range(config.num_layers) for part, shape in layer.items()}
 
 
-def _select(source: str, config: ModelConfig, entries: Mapping[str, Entry], names: Mapping[str, str], unread: Iterable[str]) -> dict[str, Entry]:
-    """Entries under our names, each checked. names: our parts -> the file's."""
+def _select(source: str, config: ModelConfig, entries: Mapping[str, Entry], names: Mapping[str, str]) -> dict[str, Entry]:
+    """Entries under our names, each checked to be all that there are. names: our parts -> the file's."""
     if config.num_layers > len(entries):  # also bounds the work below
         raise BadModelFile(f"{source}: {config.num_layers} layers, but only {len(entries)} tensors")
-    selected, left = {}, set(entries) - set(unread)
+    selected, left = {}, set(entries)
     for name, shape in expected_shapes(config).items():
         stored = _stored_name(name, names)
         entry = entries.get(stored)

@@ -132,7 +132,7 @@ def folder_tokenizer(folder: Path, now: datetime | None = None) -> TextTokenizer
     return TextTokenizer(
         core=core,
         pieces=pieces,
-        eos_ids=_folder_ends(folder, core, config, names, len(pieces)),
+        eos_ids=_folder_ends(folder, core, config, names.get("eos_token")) & set(range(len(pieces))),
         bos_id=bos_id if bos_id is not None and core.encode("").ids[:1] == [bos_id] else None,
         is_space_prefixed=any(pieces[i].startswith(b" ") for i in core.encode("a", add_special_tokens=False).ids[:1]),
         template=None if text is None else compile_template(str(folder), text, names, now or datetime.now()),
@@ -156,15 +156,13 @@ def _folder_pieces(path: Path, settings: Mapping[str, object], core: tokenizers.
     return tuple(pieces)
 
 
-def _folder_ends(folder: Path, core: tokenizers.Tokenizer, config: Mapping[str, object], names: Mapping[str, str], vocab_size: int) -> frozenset[int]:
+def _folder_ends(folder: Path, core: tokenizers.Tokenizer, config: Mapping[str, object], eos_token: str | None) -> frozenset[int]:
     listed = _read_optional(folder / "generation_config.json").get("eos_token_id", config.get("eos_token_id"))
     ids = {i for i in (listed if isinstance(listed, list) else [listed]) if isinstance(i, int)}
     special = {token.content: i for i, token in core.get_added_tokens_decoder().items() if token.special}
     ids |= {special[name] for name in END_NAMES if name in special}
-    if (eos := core.token_to_id(names.get("eos_token", ""))) is not None:
+    if eos_token and (eos := core.token_to_id(eos_token)) is not None:
         ids.add(eos)
-    if any(not 0 <= i < vocab_size for i in ids):
-        raise BadModelFile(f"{folder}: eos_token_id {sorted(ids)}: ids are 0 to {vocab_size - 1}")
     return frozenset(ids)
 
 

@@ -61,10 +61,9 @@ def read_vocabulary(source: str, metadata: Mapping[str, object]) -> Vocabulary:
     texts, types = _tokens(source, metadata)
     ids = {text: i for i, text in reversed(list(enumerate(texts)))}  # the first of equal texts
     is_spm = model == "llama"
-    is_prefixed = is_spm and metadata.get("tokenizer.ggml.add_space_prefix", True) is True
     usable = {text: i for text, i in ids.items() if types[i] != UNUSED}
     try:
-        core = _sentencepiece(source, metadata, usable, types, is_prefixed) if is_spm else _byte_level(source, metadata, usable, str(pre))
+        core = _sentencepiece(source, metadata, usable, types) if is_spm else _byte_level(source, metadata, usable, str(pre))
         core.add_tokens([_added(texts[i], types[i]) for i in np.flatnonzero(np.isin(types, (UNKNOWN, CONTROL, USER_DEFINED))) if texts[i]])
     except (BadModelFile, MemoryError):
         raise
@@ -78,7 +77,7 @@ def read_vocabulary(source: str, metadata: Mapping[str, object]) -> Vocabulary:
         control_ids=frozenset(np.flatnonzero(types == CONTROL).tolist()),
         roles=_roles(source, metadata, len(texts)),
         is_bos_added=metadata.get("tokenizer.ggml.add_bos_token", is_spm or pre in LLAMA3_NAMES) is True,
-        is_space_prefixed=is_prefixed,
+        is_space_prefixed=is_spm and _is_prefixed(metadata),
     )
 
 
@@ -134,7 +133,7 @@ def _byte_level(source: str, metadata: Mapping[str, object], ids: dict[str, int]
     return core
 
 
-def _sentencepiece(source: str, metadata: Mapping[str, object], ids: dict[str, int], types: np.ndarray, is_prefixed: bool) -> tokenizers.Tokenizer:
+def _sentencepiece(source: str, metadata: Mapping[str, object], ids: dict[str, int], types: np.ndarray) -> tokenizers.Tokenizer:
     scores = metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiu" or len(scores) != len(types):
         raise BadModelFile(f"{source}: tokenizer.ggml.scores must hold one number for each of {len(types)} tokens")
@@ -146,8 +145,12 @@ def _sentencepiece(source: str, metadata: Mapping[str, object], ids: dict[str, i
     merges = _merges(mergeable, scores)
     core = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     spaces = normalizers.Replace(" ", "\u2581")
-    core.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), spaces]) if is_prefixed else spaces
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), spaces]) if _is_prefixed(metadata) else spaces
     return core
+
+
+def _is_prefixed(metadata: Mapping[str, object]) -> bool:
+    return metadata.get("tokenizer.ggml.add_space_prefix", True) is True
 
 
 def _merges(ids: Mapping[str, int], scores: np.ndarray) -> list[tuple[str, str]]:
