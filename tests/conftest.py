@@ -1,6 +1,7 @@
 """What every test shares: as many threads as this worker may use, and the real model, fetched only when a test asks for it."""
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,29 @@ def torch_threads() -> Iterator[None]:
 
     torch.set_num_threads(threads)
     yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    needs_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if needs_gpu:
+        import torch
+
+        reason = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+        for item in needs_gpu:
+            item.add_marker(reason)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test talks to this machine only. (Models are fetched by pip, in a process of its own.)"""
+    connect = socket.socket.connect
+
+    def connect_here(self: socket.socket, address: object) -> None:
+        if isinstance(address, tuple) and address[0] not in ("localhost", "127.0.0.1", "::1"):
+            raise PermissionError(f"a test connects to {address}; make what it needs, or take it from a fixture")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here)
 
 
 @pytest.fixture(scope="session")
