@@ -93,10 +93,10 @@ class While(Composable):
 
 
 def showing(best: tuple[Candidate, ...], running: Running) -> Running:
-    """`running`, each turn carrying `best` unless it has its own."""
+    """`running`, each turn carrying `best`; while there is none, what the op itself shows."""
     try:
         turn = next(running)
         while True:
-            turn = running.send((yield replace(turn, best=turn.best or best)))
+            turn = running.send((yield replace(turn, best=best or turn.best)))
     except StopIteration as stop:
         return stop.value

@@ -17,6 +17,7 @@ from ponder.core.guarantee import Guarantee, weakest
 from ponder.core.particles import Batch, Particles, State, uniform_particles
 from ponder.core.rng import Rng
 from ponder.core.roles import Kernel, Resampler, Verifier
+from ponder.core.votes import best_first
 from ponder.core.weights import check_weights, ess, normalize
 from ponder.infer.compose import Composable, PureOp, Running
 
@@ -294,7 +295,7 @@ class JudgedStep:
         if not new:
             return state, log_g
         asked = tuple(candidate(items[i].prefix) for i in new)
-        (told,) = yield Turn((Judge(verifier=self.verifier, prompt=items[0].prefix.prompt, candidates=asked),))
+        (told,) = yield Turn((Judge(verifier=self.verifier, prompt=items[0].prefix.prompt, candidates=asked),), best_first(asked))
         for i, verdict in zip(new, told.verdicts, strict=True):
             if verdict.value is not None:
                 log_r = self.potential(verdict)
