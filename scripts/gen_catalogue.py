@@ -8,7 +8,6 @@ sentence with its number and interval) is shown with the technique, the newest r
 
 import ast
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import house
 import ponder
 
 ROOT = Path(__file__).resolve().parent.parent
-ROLES = {"STRATEGIES": "Strategies", "RESAMPLERS": "Resamplers", "VERIFIERS": "Verifiers", "WEIGHTS": "Weight formats"}
+ROLES = {"infer": "Strategies", "infer/resample": "Resamplers", "verify": "Verifiers", "accelerate/weights": "Weight formats"}
 CATALOGUE_HEAD = """# Catalogue
 
 Written by `make docs` from the cards of the technique files and the rows of benchmarks/results/. Do not edit.
@@ -27,16 +26,15 @@ FRONT_HEAD = '"""Types of the front door. Written by `make docs` from `PUBLIC`. 
 def read_card(source: house.Source) -> dict[str, str]:
     """{"Idea": first line, heading: its text on one line, ...} of a technique file."""
     doc = ast.get_docstring(source.tree) or ""
-    idea, *rest = re.split(rf"^({'|'.join(house.HEADINGS)})[: \n]", doc, flags=re.MULTILINE)
+    idea, *rest = house.HEADING.split(doc)
     return {"Idea": " ".join(idea.split())} | {h: " ".join(text.split()) for h, text in zip(rest[::2], rest[1::2], strict=True)}
 
 
-def catalogue_names(tree: ast.Module, table: str) -> dict[str, list[str]]:
-    """module -> names it has in one dict literal of catalogue.py."""
-    origin = {a.asname or a.name: n.module for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
+def catalogue_names(tree: ast.Module, tables: tuple[str, ...]) -> dict[str, list[str]]:
+    """module -> names that it has in those dict literals of catalogue.py."""
     names: dict[str, list[str]] = {}
-    for key, value in house.dict_items(tree, table):
-        for module in {origin[n.id] for n in ast.walk(value) if isinstance(n, ast.Name) and n.id in origin}:
+    for key, modules in (row for table in tables for row in house.rows_of(tree, table).items()):
+        for module in modules:
             names.setdefault(module, []).append(key)
     return names
 
@@ -64,10 +62,10 @@ def catalogue_text(tree: house.House) -> str:
     """The whole of docs/CATALOGUE.md."""
     catalogue = next((s.tree for s in tree.sources if s.module == "catalogue"), ast.Module([], []))
     figures, lines = benchmark_figures(tree.root), [CATALOGUE_HEAD]
-    for table, folder in house.CATALOGUE.items():
-        names = catalogue_names(catalogue, table)
+    for folder, tables in house.CATALOGUE.items():
+        names = catalogue_names(catalogue, tables)
         techniques = [s for s in tree.sources if s.is_technique and s.module.rpartition("/")[0] == folder]
-        lines += [f"## {ROLES[table]}", ""]
+        lines += [f"## {ROLES[folder]}", ""]
         for source in techniques:
             module = f"ponder.{source.module}".replace("/", ".")
             lines += technique_section(source, sorted(names.get(module, [source.module.rpartition("/")[2]])), figures)

@@ -15,20 +15,29 @@ from functools import cached_property
 from pathlib import Path
 
 EXCEPTIONS: dict[str, dict[str, str]] = {
-    "parameters_are_few": {"src/ponder/cli/main.py": "typer reads the options of a command from the parameters of its function"},
+    "parameters_are_few": {
+        "src/ponder/cli/main.py": "typer reads the options of a command from the parameters of its function",
+        "src/ponder/cli/verbs.py": "a verb takes every option of its command by name, so that a misspelt one is an error",
+    },
 }
 
 PACKAGE = "src/ponder/"
 SHARED = {  # technique folder -> files in it that are shared parts of the room, not techniques
-    "infer": {"__init__", "ops", "compose"},
+    "infer": {"__init__", "ops", "compose", "coverage"},
     "infer/resample": {"__init__"},
     "verify": {"__init__", "answers", "measure", "math_process", "math_worker", "sandbox"},
     "accelerate/weights": {"__init__"},
 }
-CATALOGUE = {"STRATEGIES": "infer", "RESAMPLERS": "infer/resample", "VERIFIERS": "verify", "WEIGHTS": "accelerate/weights"}
+CATALOGUE = {  # technique folder -> dicts of catalogue.py that name its techniques
+    "infer": ("STRATEGIES",),
+    "infer/resample": ("RESAMPLERS",),
+    "verify": ("VERIFIERS", "SCORERS"),
+    "accelerate/weights": ("WEIGHTS",),
+}
 TECHNIQUE_PACKAGES = {"torch", "numpy", "math_verify", "reasoning_gym", "sympy"}  # third-party imports open to techniques
 OPTIONAL = {"huggingface_hub", "reasoning_gym", "math_verify", "matplotlib", "transformers"}  # may be imported inside a function
 HEADINGS = ("Paper", "Equation", "Shapes", "Guarantee", "Cost", "Choose", "Differs")
+HEADING = re.compile(rf"^\**({'|'.join(HEADINGS)})\**:?[ \n]+", re.MULTILINE)
 GUARANTEES = {"exact", "unbiased", "biased", "approximate"}
 BANNED_NAMES = {"utils", "util", "common", "base", "manager", "helpers", "helper", "misc"}
 SMALL_ROOMS, SMALL_LINES = ("core", "engine", "run", "infer"), 4000  # without technique files
@@ -196,18 +205,18 @@ def cards_are_complete(house: House) -> Iterator[Finding]:
         doc = ast.get_docstring(source.tree) or ""
         if not doc.partition("\n")[0].endswith("."):
             yield source.path, "the card begins with the idea, one line that ends with a full stop"
-        found = re.findall(rf"^({'|'.join(HEADINGS)})[: \n]", doc, re.MULTILINE)
+        found = HEADING.findall(doc)
         wanted = [heading for heading in HEADINGS if heading != "Differs" or heading in found]
         if found != wanted:
             yield source.path, f"the card has {', '.join(found) or 'no headings'}: it needs, each at the start of a line, {', '.join(wanted)}"
-        if re.search(r"^Differs:?\s*(?:-|[Nn]o\w*\W*)?$", doc, re.MULTILINE):
+        if re.search(r"^\**Differs\**:?\s*(?:-|[Nn]o\w*\W*)?$", doc, re.MULTILINE):
             yield source.path, "the card's Differs says nothing: leave the heading out"
 
 
 def guarantees_agree(house: House) -> Iterator[Finding]:
     """The first word of the card's Guarantee is a guarantee, and the one that the code declares."""
     for source in filter(lambda s: s.is_technique, house.sources):
-        match = re.search(r"^Guarantee:? +(\w+)", ast.get_docstring(source.tree) or "", re.MULTILINE)
+        match = re.search(r"^\**Guarantee\**:? +(\w+)", ast.get_docstring(source.tree) or "", re.MULTILINE)
         word = match[1] if match else ""
         if word not in GUARANTEES:
             yield source.path, f"the card's Guarantee begins with {word!r}: it must be one of {', '.join(sorted(GUARANTEES))}"
@@ -233,21 +242,27 @@ def techniques_are_small(house: House) -> Iterator[Finding]:
 
 
 def catalogue_is_complete(house: House) -> Iterator[Finding]:
-    """Every technique file is in its dict of catalogue.py, and every row there comes from such a file."""
+    """Every technique file is in a dict of catalogue.py for its folder, and every row there comes from a technique file."""
     path = f"{PACKAGE}catalogue.py"
     source = next((s for s in house.sources if s.path == path), None)
     if source is None:
         yield path, "missing: it names every technique"
         return
-    origin = {a.asname or a.name: n.module for n in source.tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
-    for table, folder in CATALOGUE.items():
-        modules = {f"ponder.{s.module}".replace("/", ".") for s in house.sources if s.is_technique and s.module.rpartition("/")[0] == folder}
-        rows = [{origin.get(name.id) for name in ast.walk(value) if isinstance(name, ast.Name)} for _, value in dict_items(source.tree, table)]
-        for module in sorted(modules - {name for row in rows for name in row if name}):
-            yield path, f"{table} has no row for {module}"
-        for row in rows:
-            if not row & modules:
-                yield path, f"{table} has a row that comes from no technique file of {folder}/"
+    techniques = {f"ponder.{s.module}".replace("/", "."): s for s in house.sources if s.is_technique}
+    for folder, tables in CATALOGUE.items():
+        rows = {(table, key): modules for table in tables for key, modules in rows_of(source.tree, table).items()}
+        for module, technique in techniques.items():
+            if technique.module.rpartition("/")[0] == folder and not any(module in modules for modules in rows.values()):
+                yield path, f"{' or '.join(tables)} has no row for {module}"
+        for (table, key), modules in rows.items():
+            if not modules & techniques.keys():
+                yield path, f"{table} has a row {key!r} that comes from no technique file"
+
+
+def rows_of(tree: ast.Module, table: str) -> dict[str, set[str]]:
+    """key -> modules that the names in its value were imported from, for a dict literal of catalogue.py."""
+    origin = {a.asname or a.name: n.module or "" for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    return {key: {origin[n.id] for n in ast.walk(value) if isinstance(n, ast.Name) and n.id in origin} for key, value in dict_items(tree, table)}
 
 
 def dict_items(tree: ast.Module, name: str) -> list[tuple[str, ast.expr]]:
