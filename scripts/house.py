@@ -398,6 +398,15 @@ def tests_do_not_return_early(house: House) -> Iterator[Finding]:
                     yield path, f"{test.name} returns: mark it, or make the exception data"
 
 
+def tests_have_stable_names(house: House) -> Iterator[Finding]:
+    """No `ids=repr` or `ids=str`: an address in a test's name differs between workers. tests/conftest.py names settings."""
+    for path, text in house.texts.items():
+        if path.startswith("tests/") and path.endswith(".py"):
+            calls = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call)]
+            if any(k.arg == "ids" and ast.unparse(k.value) in ("repr", "str") for call in calls for k in call.keywords):
+                yield path, "names tests by ids=repr or ids=str: leave `ids` out, or give names"
+
+
 RULES: dict[str, Rule] = {
     rule.__name__: rule
     for rule in (
@@ -405,6 +414,7 @@ RULES: dict[str, Rule] = {
         modules_are_named_by_content, cards_are_complete, guarantees_agree, techniques_are_small, catalogue_is_complete,
         functions_are_short, files_are_short, house_is_small, parameters_are_few, kwargs_are_rare, errors_are_not_swallowed,
         nothing_is_unfinished, library_does_not_print, randomness_is_an_argument, machines_are_not_named, tests_do_not_return_early,
+        tests_have_stable_names,
     )
 }  # fmt: skip
 

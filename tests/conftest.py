@@ -1,8 +1,10 @@
 """What every test shares: as many threads as this worker may use, and the real model, fetched only when a test asks for it."""
 
 import os
+import re
 import socket
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         reason = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
         for item in needs_gpu:
             item.add_marker(reason)
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Settings are their own id, without addresses: every worker must name a test alike."""
+    text = repr(val)
+    return re.sub(r"<function (?:\S+\.)?(\S+) at 0x[0-9a-f]+>", r"\1", text) if " at 0x" in text and is_dataclass(val) else None
 
 
 @pytest.fixture(autouse=True)

@@ -129,6 +129,7 @@ TEETH: dict[str, list[tuple[dict[str, str | None], str]]] = {
         ({"docs/notes.md": "see /wor" + "k/main\n"}, "docs/notes.md"),
         ({"Makefile": "all:\n\tls /op" + "t/x\n"}, "Makefile"),
     ],
+    "tests_have_stable_names": [({"tests/test_beam.py": "parametrize('op', OPS, ids=re" + "pr)\n"}, "tests/test_beam.py")],
     "tests_do_not_return_early": [({"tests/test_beam.py": "def test_beam():\n    if A:\n        return\n    assert B\n"}, "tests/test_beam.py")],
 }  # fmt: skip
 
