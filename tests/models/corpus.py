@@ -30,7 +30,18 @@ SENTENCES = (
     "a  b   c    d\u00a0e\u2003f\u3000g\u200bh\ufeffi\u2028j\u2029k\x0bl\x0cm\x85n",
     "\n\n\n  \n \t \n    indented\n  \r\r\n\n trailing   ",
 )
-STDLIB = ("argparse.py", "ast.py", "calendar.py", "dataclasses.py", "datetime.py", "difflib.py", "doctest.py", "inspect.py", "statistics.py", "typing.py")
+STDLIB = (
+    "argparse.py",
+    "ast.py",
+    "calendar.py",
+    "dataclasses.py",
+    "datetime.py",
+    "difflib.py",
+    "doctest.py",
+    "inspect.py",
+    "statistics.py",
+    "typing.py",
+)
 
 
 def documents(num_mixed: int = 3000) -> list[str]:
