@@ -74,7 +74,17 @@ def test_fresh_particles_are_the_prior():
     laws_op.law_expected_measure(running(Spawn(2) >> Advance(Step(SMALL))), wanted)
 
 
-KEEPERS = (Resample(systematic, None), Resample(multinomial, None), Resample(systematic, 1.0, num=3), Resample(residual, 0.1), Thin(0.7), Thin(1.0), Draw(), Spawn(3), Chain(()))  # fmt: skip
+KEEPERS = (
+    Resample(systematic, None),
+    Resample(multinomial, None),
+    Resample(systematic, 1.0, num=3),
+    Resample(residual, 0.1),
+    Thin(0.7),
+    Thin(1.0),
+    Draw(),
+    Spawn(3),
+    Chain(()),
+)
 
 
 @pytest.mark.parametrize("op", KEEPERS, ids=repr)
@@ -187,7 +197,10 @@ def test_ess_is_recorded_even_when_nothing_is_resampled():
     assert len(after.ess) == 1 and after.ancestors == () and torch.equal(after.log_w, MIXED.log_w)
 
 
-@pytest.mark.parametrize("make", (lambda: Resample(systematic, 1.5), lambda: Thin(0.0), lambda: Spawn(0), lambda: ExtendStep(is_corrected=True, sampling=Sampling(top_k=2))))  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    (lambda: Resample(systematic, 1.5), lambda: Thin(0.0), lambda: Spawn(0), lambda: ExtendStep(is_corrected=True, sampling=Sampling(top_k=2))),
+)
 def test_bad_settings_are_refused(make):
     with pytest.raises(BadField):
         make()

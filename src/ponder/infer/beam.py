@@ -41,4 +41,4 @@ class Beam:
             done += unexpanded(beams, told)
             finished, beams = split_beams(sorted(children, key=lambda p: -p.log_p), self.width)
             done += finished
-        return Outcome(ranked_candidates([*done, *beams], self.length_power))
+        return Outcome(ranked_candidates(done, self.length_power))

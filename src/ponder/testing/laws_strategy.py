@@ -5,10 +5,12 @@ import math
 import pickle
 from collections.abc import Callable, Sequence
 
+from torch import Tensor
+
 from ponder.core.asks import Candidate, Extend, Judge, Outcome, Prefix, Prompt, Sampling, candidate
 from ponder.core.guarantee import Guarantee
 from ponder.core.rng import Rng, TorchRng
-from ponder.core.roles import Strategy
+from ponder.core.roles import Resampler, Strategy
 from ponder.testing.exact import TOLERANCE, Expected, Measure, averaged, difference, require
 from ponder.testing.run import Finished, answer_all
 from ponder.testing.toy import ToyLM, ToyProcess, toy_lm
@@ -184,6 +186,20 @@ def law_candidates_are_distinct(strategy: Strategy) -> None:
     """No candidate twice. For searches, whose copies would inflate a vote."""
     candidates = played(strategy).result.candidates
     require(len({(c.tokens, c.text) for c in candidates}) == len(candidates), f"{[c.text for c in candidates]} holds copies")
+
+
+def law_uses_its_resampler(make: Callable[[Resampler], Strategy], resampler: Resampler) -> None:
+    """A strategy that takes a resampler calls it, and with it alone decides who lives on."""
+    calls: list[list[int]] = []
+
+    def spy(log_w: Tensor, num: int, rng: Rng) -> Tensor:
+        ancestors = resampler(log_w, num, rng)
+        calls.append(ancestors.tolist())
+        return ancestors
+
+    outcome = played(make(spy)).result
+    require(len(calls) > 0, "the resampler was never called")
+    require(outcome.diagnostics["ancestors"] == calls, f"ancestors {outcome.diagnostics['ancestors']}, the resampler said {calls}")
 
 
 def law_pass_at_k(estimate: Callable[[int, int, int], float]) -> None:

@@ -1,0 +1,53 @@
+"""Verifiers for tests: what they say is known, so what a strategy makes of it can be checked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ponder.core.asks import ABSTAIN, Answer, Ask, Candidate, Prefix, Prompt, Score, Scores, Verdict
+
+
+@dataclass(frozen=True)
+class Counting:
+    """Score: how often `what` stands in the text; abstains on texts that hold `abstain_on`."""
+
+    what: str
+    abstain_on: str | None = None
+    name: str = "counting"
+
+    def asks(self, prompt: Prompt, candidates: Sequence[Candidate]) -> tuple[Ask, ...]:
+        return ()
+
+    def judge(self, prompt: Prompt, candidates: Sequence[Candidate], answers: Sequence[Answer]) -> tuple[Verdict, ...]:
+        return tuple(self.verdict(c.text) for c in candidates)
+
+    def verdict(self, text: str) -> Verdict:
+        is_silent = self.abstain_on is not None and self.abstain_on in text
+        return ABSTAIN if is_silent else Verdict(float(text.count(self.what)))
+
+
+@dataclass(frozen=True)
+class Abstaining:
+    """Never has an opinion."""
+
+    name: str = "abstaining"
+
+    def asks(self, prompt: Prompt, candidates: Sequence[Candidate]) -> tuple[Ask, ...]:
+        return ()
+
+    def judge(self, prompt: Prompt, candidates: Sequence[Candidate], answers: Sequence[Answer]) -> tuple[Verdict, ...]:
+        return tuple(ABSTAIN for _ in candidates)
+
+
+@dataclass(frozen=True)
+class Seeing:
+    """Asks the model how likely `what` is as the beginning of an answer, and says that of every candidate."""
+
+    what: str
+    name: str = "seeing"
+
+    def asks(self, prompt: Prompt, candidates: Sequence[Candidate]) -> tuple[Ask, ...]:
+        return tuple(Score(prefix=Prefix(prompt), options=(self.what,)) for _ in candidates)
+
+    def judge(self, prompt: Prompt, candidates: Sequence[Candidate], answers: Sequence[Answer]) -> tuple[Verdict, ...]:
+        known = [a.log_p if isinstance(a, Scores) else () for a in answers]
+        return tuple(Verdict(log_p[0], "log_p") if log_p else ABSTAIN for log_p in known)
