@@ -117,7 +117,7 @@ class House:
     @cached_property
     def texts(self) -> dict[str, str]:
         """Every text file that belongs to the project."""
-        folders = ("src", "tests", "scripts", "docs", "benchmarks", "examples", ".ci")
+        folders = ("src", "tests", "scripts", "docs", "benchmarks", "examples", "stand-ins", ".ci")
         paths = [p for p in self.root.iterdir() if p.is_file()] + [p for f in folders for p in (self.root / f).rglob("*")]
         kept = sorted(p for p in paths if p.is_file() and p.suffix in TEXT_FILES and "__pycache__" not in p.parts)
         return {p.relative_to(self.root).as_posix(): p.read_text(encoding="utf-8", errors="replace") for p in kept}
