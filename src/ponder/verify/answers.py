@@ -211,7 +211,7 @@ class ShortText:
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """Reads the first fenced block (closed or cut off), else the whole text when it is Python.
+    """Reads the first fenced block (closed or cut off), else the whole text when it is Python or an indented function body.
 
     Two programs are the same when their syntax trees are, so comments and layout do not matter.
     """
@@ -220,7 +220,8 @@ class Code:
         block = re.search(r"```[A-Za-z0-9+]*[ \t]*\n(.*?)(?:\n?```|\Z)", text, re.DOTALL)
         code = block[1] if block else text.partition("```")[0]
         code = code.strip("\n").rstrip()
-        return code if code.strip() and (block or syntax_key(code) != code) else None
+        is_python = syntax_key(code) != code or syntax_key(f"def body():\n{code}") != f"def body():\n{code}"
+        return code if code.strip() and (block or is_python) else None
 
     def same(self, a: str, b: str) -> bool:
         return syntax_key(a) == syntax_key(b)
