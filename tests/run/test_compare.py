@@ -1,7 +1,6 @@
 """A comparison folder: byte-identical after kill -9, refuses what does not fit, honest figures."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -13,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ponder.core.asks import Candidate, Prompt, Verdict
 from ponder.core.budget import Budget, Cost
 from ponder.core.errors import BadField, PonderError, StoreError
-from ponder.core.asks import Candidate, Prompt, Verdict
 from ponder.infer.greedy import Greedy
 from ponder.infer.sample import Sample
 from ponder.run.compare import Comparison, Question, Row, RunFolder, compare, score, settings_of
@@ -49,7 +48,8 @@ def prepare(process=None, num=12):
     budget = Budget(tokens=60)
     recipes = [Recipe(label="greedy", strategy=Greedy(), budget=budget), Recipe(label="sample:num=6", strategy=Sample(num=6), budget=budget)]
     questions = [
-        Question(id=str(i), prompt=Prompt(messages=(("raw", "ab"[: i % 3]),), max_tokens=12), is_right=lambda text: text.count("a") > 2) for i in range(num)
+        Question(id=str(i), prompt=Prompt(messages=(("raw", "ab"[: i % 3]),), max_tokens=12), is_right=lambda text: text.count("a") > 2)
+        for i in range(num)
     ]
     return process or ToyProcess(toy_lm()), recipes, questions
 
@@ -132,14 +132,14 @@ def test_folders_are_not_overwritten_or_mixed(tmp_path):
         compare(process, recipes, [], folder=RunFolder(tmp_path, {}))
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_a_full_disk_names_the_file_and_the_mend(tmp_path):
     process, recipes, questions = prepare()
     folder = RunFolder(tmp_path, settings_of(process, recipes, questions, task="toy", seed=7)).open(resume=False)
     folder.files["results"].close()
     with open("/dev/full", "w") as full:  # noqa: PTH123
         folder.files["results"] = full
-        with pytest.raises(StoreError, match="results.jsonl.*--resume"):
+        with pytest.raises(StoreError, match=r"results.jsonl.*--resume"):
             compare(process, recipes, questions, folder=folder, seed=7)
         folder.close()
     assert run(tmp_path, resume=True).is_complete
@@ -147,7 +147,9 @@ def test_a_full_disk_names_the_file_and_the_mend(tmp_path):
 
 def row(recipe, question, right, tokens=10, oracle=None, values=()):
     result = Result(answer=None, candidates=(), confidence=None, cost=Cost(generated_tokens=tokens), stop_reason="done")
-    return Row(recipe=recipe, question=str(question), right=right, oracle=right if oracle is None else oracle, candidates=1, values=values, result=result)
+    return Row(
+        recipe=recipe, question=str(question), right=right, oracle=right if oracle is None else oracle, candidates=1, values=values, result=result
+    )
 
 
 def test_figures_are_what_they_say():

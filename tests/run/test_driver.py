@@ -149,7 +149,7 @@ def test_a_capped_answer_goes_on_when_others_leave_tokens_over():
     long = jobs_of([Sample(num=5)], Budget(tokens=10_000), max_tokens=30)
     free, _ = run(long)
     need = max(r.cost.tokens for r in free)
-    tight, driver = run(jobs_of([Sample(num=5)], Budget(tokens=need), max_tokens=30))
+    tight, _ = run(jobs_of([Sample(num=5)], Budget(tokens=need), max_tokens=30))
     assert [[c.tokens for c in r.candidates] for r in tight] == [[c.tokens for c in r.candidates] for r in free]
     assert all(r.stop_reason == "done" for r in tight)
 

@@ -79,7 +79,7 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path):
     store.commit()
     pages = store.db.execute("PRAGMA page_count").fetchone()[0]
     store.db.execute(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(StoreError, match="full.*--resume"):
+    with pytest.raises(StoreError, match=r"full.*--resume"):
         for seed in range(10_000):
             store.put("m", replace(ASKS[0][0], seed=seed), ASKS[0][1])
             store.commit()

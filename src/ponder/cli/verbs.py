@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
+from rich.table import Table
+
 from ponder import catalogue
 from ponder.cli import show
 from ponder.core.asks import Prompt
@@ -97,14 +99,24 @@ def pull(*, name: str) -> int:
 
 
 def models() -> int:
-    for line in fetch.table():
-        show.out.print(line)
+    """The catalogue of models, what of it is in the cache, and where that is."""
+    here = {found.name: found for found in fetch.installed()}
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("model", "in the cache", "checksum", "what it is"):
+        table.add_column(column)
+    for name, source in fetch.MODELS.items():
+        size = f"{here[name].nbytes / 1e6:.0f} MB" if name in here else "-"
+        table.add_row(name, size, "sha256 known" if source.sha256 else "unverified", source.about)
+    show.out.print(table)
+    show.say(f"cache: {fetch.cache_dir()} (PONDER_CACHE moves it); any GGUF file or safetensors folder can be named by its path too")
     return 0
 
 
 def tasks() -> int:
-    for name, about in catalogue.task_list():
+    for name, found in catalogue.TASKS.items():
+        about = (sys.modules[type(found).__module__].__doc__ or "").splitlines()[0]
         show.out.print(f"{name:18} {about}")
+    show.out.print("rg:DATASET         any generator of reasoning-gym, as rg:chain_sum")
     return 0
 
 
@@ -191,14 +203,14 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 def _open(model: str, weights: str, threads: int | None) -> Process:
     weight_format = _known("weight format", weights, catalogue.WEIGHTS)
-    path = _pulled(model) if model == fetch.DEFAULT else fetch.resolve(model)
+    path = _pulled(model) if model == catalogue.DEFAULT_MODEL else fetch.resolve(model)
     with show.waiting(f"opening {model}"):
         return open_process(path, weights=weight_format, threads=threads)
 
 
 def _pulled(name: str) -> Path:
     """Path of a catalogue model, fetched with a progress bar where it is not in the cache."""
-    if name in fetch.MODELS and fetch.is_installed(name):
+    if any(name == found.name for found in fetch.installed()):
         return fetch.resolve(name)
     with show.download_bar(name) as bar:
         line = bar.add_task(name, total=None)

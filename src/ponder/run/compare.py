@@ -144,7 +144,7 @@ def compare(
         for recipe in recipes:
             driver = Driver(process, store=store, max_jobs=max_jobs, should_stop=should_stop)
             ledgers[recipe.label] = driver.ledger
-            for row in _run_one(driver, recipe, questions, folder, seed):
+            for row in _run_one(driver, recipe, questions, folder=folder, seed=seed):
                 rows.append(row)
                 on_row(row)
     finally:
@@ -153,7 +153,7 @@ def compare(
     return Comparison(recipes=labels, rows=tuple(rows), ledgers=ledgers, is_complete=len(rows) == len(recipes) * len(questions))
 
 
-def _run_one(driver: Driver, recipe: Recipe, questions: Sequence[Question], folder: RunFolder, seed: int) -> Iterator[Row]:
+def _run_one(driver: Driver, recipe: Recipe, questions: Sequence[Question], *, folder: RunFolder, seed: int) -> Iterator[Row]:
     by_id = {q.id: q for q in questions}
     jobs = [Job(id=q.id, prompt=q.prompt, recipe=recipe, seed=hash_seed(seed, q.id)) for q in questions]
     for job, result in driver.run(jobs):

@@ -36,8 +36,8 @@ def plot_quality(summaries: Sequence[Summary], path: Path, *, title: str) -> Non
     axes.set_title(title, loc="left", fontsize=10.5)
     axes.grid(axis="y", color="#dddddd", lw=0.7)
     axes.spines[["top", "right"]].set_visible(False)
-    legend = axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
-    legend.set_title("● selected answer, 95 % interval\n○ best candidate (oracle)", {"size": 8.5})
+    title_of_marks = "● selected answer, 95 % interval\n○ best candidate (oracle)"
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9, title=title_of_marks, title_fontsize=8.5)
     try:
         figure.savefig(path)
     except OSError as error:

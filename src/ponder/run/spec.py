@@ -58,11 +58,11 @@ class Specs:
             raise UnknownName(f"field of {self.kind} {name}", field, self.settable(found))
         for f in fields(found):
             if f.name == field:
-                return replace(found, **{field: self._value(name, field, text, getattr(found, field), str(f.type))})
+                return replace(found, **{field: self._value(name, field, text, present=getattr(found, field), type_name=str(f.type))})
         nested = next(f.name for f in fields(found) if is_dataclass(getattr(found, f.name)) and field in self.settable(getattr(found, f.name)))
         return replace(found, **{nested: self._set(name, getattr(found, nested), field, text)})
 
-    def _value(self, name: str, field: str, text: str, present: object, type_name: str) -> object:
+    def _value(self, name: str, field: str, text: str, *, present: object, type_name: str) -> object:
         """`text` as the type that the field has."""
         if field in self.parts:
             if text not in self.parts[field]:

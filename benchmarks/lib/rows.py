@@ -1,0 +1,39 @@
+"""Rows of evidence: every benchmark appends what it measured, with what is needed to measure it again."""
+
+import datetime
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+def machine() -> str:
+    """Processor, cores in use and torch version."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def commit() -> str:
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent)
+    return done.stdout.strip() or "unknown"
+
+
+def append(name: str, row: dict[str, object]) -> None:
+    """Adds a row to benchmarks/results/NAME.jsonl and prints it."""
+    RESULTS.mkdir(exist_ok=True)
+    context = {
+        "date": datetime.date.today().isoformat(), "commit": commit(), "machine": machine(),
+        "command": " ".join(["python", *(Path(a).relative_to(Path.cwd()).as_posix() if Path(a).is_absolute() else a for a in sys.argv)]),
+    }  # fmt: skip
+    with (RESULTS / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row | context, sort_keys=True) + "\n")
+    print(json.dumps(row, sort_keys=True))

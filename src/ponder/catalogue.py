@@ -1,0 +1,148 @@
+"""Names and the objects they stand for. The only place where strings become techniques; one dict literal per role."""
+
+from dataclasses import dataclass
+
+from ponder.accelerate.weights.dense import Bf16, Float32
+from ponder.accelerate.weights.int4 import Int4
+from ponder.accelerate.weights.int8 import Int8
+from ponder.core.asks import AnswerReader, WholeText
+from ponder.core.errors import UnknownName
+from ponder.core.formats import WeightFormat
+from ponder.core.roles import Resampler, Strategy, Verifier
+from ponder.core.votes import by_path_probability, by_verdict, one_each
+from ponder.infer.beam import Beam
+from ponder.infer.best_of_n import BestOfN
+from ponder.infer.diverse_beam import DiverseBeam
+from ponder.infer.greedy import Greedy
+from ponder.infer.ops import log_odds, log_prob
+from ponder.infer.particle_filter import MeanProbability, ParticleFilter, argmax, drawn, vote
+from ponder.infer.resample.multinomial import multinomial
+from ponder.infer.resample.residual import residual
+from ponder.infer.resample.stratified import stratified
+from ponder.infer.resample.systematic import systematic
+from ponder.infer.sample import Sample
+from ponder.infer.self_consistency import SelfConsistency
+from ponder.run.spec import Specs
+from ponder.tasks.gsm8k import Gsm8k
+from ponder.tasks.humaneval import HumanEval
+from ponder.tasks.math500 import Math500
+from ponder.tasks.mbpp import Mbpp
+from ponder.tasks.reasoning_gym import PRESELECTED, open_reasoning_gym
+from ponder.tasks.task import Task
+from ponder.verify.answers import Choice, Code, Latex, Number, ShortText
+from ponder.verify.constant import Constant
+from ponder.verify.exact import Exact
+from ponder.verify.math_equal import MathEqual
+from ponder.verify.mean_log_p import MeanLogP
+from ponder.verify.numeric import Numeric
+from ponder.verify.p_true import PTrue
+from ponder.verify.self_certainty import SelfCertainty
+from ponder.verify.unit_tests import UnitTests
+
+DEFAULT_MODEL = "smollm2-135m"
+
+STRATEGIES: dict[str, Strategy] = {
+    "greedy": Greedy(),
+    "sample": Sample(),
+    "best_of_n": BestOfN(num=8, verifier=MeanProbability()),
+    "self_consistency": SelfConsistency(num=8),
+    "beam": Beam(),
+    "diverse_beam": DiverseBeam(),
+    "particle_filter": ParticleFilter(num=8, resampler=systematic),
+}
+
+RESAMPLERS: dict[str, Resampler] = {
+    "multinomial": multinomial,
+    "systematic": systematic,
+    "stratified": stratified,
+    "residual": residual,
+}
+
+READERS: dict[str, AnswerReader] = {
+    "text": WholeText(),
+    "number": Number(),
+    "math": Latex(),
+    "choice": Choice(),
+    "short": ShortText(),
+    "code": Code(),
+}
+
+VERIFIERS: dict[str, Verifier] = {  # those that need no reference: strategies may use them
+    "mean_probability": MeanProbability(),
+    "mean_log_p": MeanLogP(),
+    "self_certainty": SelfCertainty(),
+    "p_true": PTrue(),
+    "constant": Constant(),
+}
+
+SCORERS = {  # those that know the reference: tasks use them, strategies never see them
+    "exact": Exact,
+    "numeric": Numeric,
+    "math_equal": MathEqual,
+    "unit_tests": UnitTests,
+}
+
+WEIGHTS: dict[str, WeightFormat] = {
+    "int4": Int4(),
+    "int8": Int8(),
+    "bf16": Bf16(),
+    "fp32": Float32(),
+}
+
+TASKS: dict[str, Task] = {
+    "gsm8k": Gsm8k(),
+    "math500": Math500(),
+    "humaneval": HumanEval(),
+    "mbpp": Mbpp(),
+    **PRESELECTED,
+}
+
+PARTS = {  # field of a strategy -> what it may be set to
+    "verifier": VERIFIERS,
+    "resampler": RESAMPLERS,
+    "potential": {"odds": log_odds, "prob": log_prob},
+    "pick": {"vote": vote, "argmax": argmax, "drawn": drawn},
+    "weigh": {"count": one_each, "verdict": by_verdict, "path_probability": by_path_probability},
+}
+
+SPECS = Specs("strategy", STRATEGIES, PARTS)
+
+
+def strategy(spec: str) -> Strategy:
+    """The strategy that NAME or NAME:field=value,... means. Raises UnknownName or BadField."""
+    return SPECS.read(spec)  # type: ignore[return-value]
+
+
+def task(name: str) -> Task:
+    """A task of the table, or 'rg:DATASET' for any generator of reasoning-gym. Raises UnknownName."""
+    if name in TASKS:
+        return TASKS[name]
+    if name.startswith("rg:"):
+        return open_reasoning_gym(name)
+    raise UnknownName("task", name, [*TASKS, "rg:DATASET"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """What `ponder demo` runs: sized for about five minutes on two cores."""
+
+    task: str
+    num_questions: int
+    strategies: tuple[str, ...]
+    budget: str
+    question: str
+    ask_strategy: str
+    reader: str
+    model: str = DEFAULT_MODEL
+    weights: str = "int4"
+
+
+DEMO = Demo(
+    task="rg:basic_arithmetic",
+    num_questions=20,
+    strategies=("greedy", "best_of_n", "self_consistency", "particle_filter", "beam"),
+    budget="2000 tokens",
+    question="What is the capital of France?",
+    ask_strategy="self_consistency",
+    reader="short",
+)
