@@ -94,5 +94,5 @@ def parse_budget(text: str, *, strict: bool = False) -> Budget:
         if unit in found:
             raise BadField(f"budget names {unit} twice in {text!r}; keep one")
         found[unit] = float(match["number"]) * SCALES.get(match["scale"], 1.0)
-    whole = {name: int(value) if name in ("tokens", "calls") else value for name, value in found.items()}
+    whole = {name: int(value) if name in ("tokens", "calls") and value < float("inf") else value for name, value in found.items()}
     return Budget(**whole, strict=strict)  # type: ignore[arg-type]
