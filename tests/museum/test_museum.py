@@ -80,7 +80,7 @@ EXHIBITS = (
             bugs.law_smc_is_exact, bugs.smc(bugs.WrongResample(bugs.keep, 0.8, bugs.forgotten)), bugs.smc(Resample(systematic, 0.8))),
     Exhibit("weights set instead of multiplied", "https://github.com/nimble-dev/nimble/pull/765",
             law_posterior_before_evidence, three_steps(bugs.Overwriting()), three_steps(Reweight(SMALL.log_potential))),
-    Exhibit("evidence as if weights had been equal", "https://github.com/baggepinnen/LowLevelParticleFilters.jl/issues/134, MacroEconometricModels.jl issue 131",
+    Exhibit("evidence as if weights had been equal", "https://github.com/baggepinnen/LowLevelParticleFilters.jl/issues/134",
             law_posterior_before_evidence, three_steps(bugs.UniformIncrement()), three_steps(Reweight(SMALL.log_potential) >> RIGHT)),
     Exhibit("final weights ignored", "https://github.com/TuringLang/Turing.jl/issues/2656",
             bugs.law_smc_is_exact, bugs.smc(SELDOM, last=bugs.UnweightedDraw()), bugs.smc(SELDOM, last=Draw())),
