@@ -178,6 +178,18 @@ def test_model_id_changes_with_weights_and_tokenizer(tmp_path: Path):
     assert open_checkpoint(write(tmp_path / "d.gguf", metadata | {"tokenizer.ggml.merges": ["a b"]}, tensors)).model_id != first
 
 
+def test_model_id_of_folder_changes_with_each_file(tmp_path: Path):
+    folder = write_folder(tmp_path / "m", weights_of(CONFIG), VALUES, num_shards=2)
+    seen = {open_checkpoint(folder).model_id}
+    for name in ("tokenizer.json", "chat_template.jinja", "config.json", "generation_config.json"):
+        (folder / name).write_text(json.dumps(VALUES | {"note": name}))
+        seen.add(open_checkpoint(folder).model_id)
+    weights = weights_of(CONFIG)
+    weights["layers.1.down"][0, 0] += 1
+    seen.add(open_checkpoint(write_folder(folder, weights, VALUES, num_shards=2)).model_id)
+    assert len(seen) == 6
+
+
 def factors_of(path: Path, metadata: dict[str, object], factors: list[float] | None = None) -> tuple[float, ...] | None:
     values, tensors = tiny_llama(np.random.default_rng(0))
     extra = {} if factors is None else {"rope_freqs.weight": f32(np.array(factors))}

@@ -145,13 +145,20 @@ def test_prompt_of_smollm2(smollm2_path: Path):
     assert tokenizer.render((("raw", "a<|im_end|>"),), "<|im_end|>") == [*tokenizer.encode("a"), 2, *tokenizer.encode("<|im_end|>")]
 
 
-def test_prompt_like_transformers(smollm2_path: Path):
+TALKS = (
+    (("user", "Hi"),),
+    (("system", "Be brief."), ("user", " Hi \n"), ("assistant", "Ho"), ("user", "2+2?")),
+    (("system", ""), ("user", "<b>é</b> & 你好"), ("assistant", "")),
+)
+
+
+@pytest.mark.parametrize("talk", TALKS)
+def test_prompt_like_transformers(real: tuple[Path, TextTokenizer], talk: tuple[tuple[str, str], ...]):
     utils = pytest.importorskip("transformers.utils.chat_template_utils", reason="transformers is the reference")
-    template = str(read_gguf(smollm2_path).metadata["tokenizer.chat_template"])
-    talk = (("system", "Be brief."), ("user", " Hi \n"), ("assistant", "Ho"), ("user", "2+2?"))
+    path, tokenizer = real
+    template = str(read_gguf(path).metadata["tokenizer.chat_template"])
     turns = [{"role": role, "content": content} for role, content in talk]
     text = utils.render_jinja_template(conversations=[turns], chat_template=template, add_generation_prompt=True)[0][0]
-    tokenizer = smollm2(smollm2_path)
     assert tokenizer.render(talk) == tokenizer.encode(text, parse_special=True)
 
 
@@ -296,6 +303,8 @@ BAD_TEMPLATES = {
     "{{ ''.__class__.__mro__ }}": (BadModelFile, "SecurityError"),
     "{{ messages.append(1) }}": (BadModelFile, "SecurityError"),
     "{{ raise_exception('roles\nmust alternate') }}": (BadField, "refuses these messages: roles must alternate"),
+    "{{ 'a' * 1000000000000 }}": (BadModelFile, "too large"),
+    "{{ 10 ** 9999999999 }}": (BadModelFile, "too large"),
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": (BadModelFile, "RecursionError"),
 }
 

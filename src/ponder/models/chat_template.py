@@ -1,19 +1,23 @@
 """The chat template of a model file: a Jinja program, run in a sandbox, that turns messages into the text of a prompt."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from datetime import datetime
 
 import jinja2
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.nodes import Node
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ponder.core.errors import BadField, BadModelFile
 
 Messages = tuple[tuple[str, str], ...]
+
+MAX_SIZE = 1 << 20  # characters, items or bits that one product or power may make
 
 
 class _Refused(jinja2.TemplateError):
@@ -28,6 +32,28 @@ class _GenerationBlock(Extension):
     def parse(self, parser: Parser) -> list[Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Also refuses products and powers that would fill the memory."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
+        size = _repeated(left, right) if operator == "*" else _power_bits(left, right)
+        if size > MAX_SIZE:
+            raise SecurityError(f"{operator} would make something too large")
+        return super().call_binop(context, operator, left, right)
+
+
+def _repeated(left: object, right: object) -> int:
+    """Length of a repeated text or list; 0 where neither is one."""
+    lengths, counts = [len(x) for x in (left, right) if isinstance(x, Sized)], [x for x in (left, right) if isinstance(x, int)]
+    return lengths[0] * counts[0] if lengths and counts else 0
+
+
+def _power_bits(base: object, exponent: object) -> int:
+    return base.bit_length() * exponent if isinstance(base, int) and isinstance(exponent, int) else 0
 
 
 @dataclass(frozen=True)
@@ -51,7 +77,7 @@ class ChatTemplate:
 
 def compile_template(source: str, text: str, values: Mapping[str, object], now: datetime) -> ChatTemplate:
     """A template ready to render. `now` is what its strftime_now tells, so that rendering is pure. Raises BadModelFile."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = now.strftime
