@@ -94,7 +94,17 @@ def _download(folder: Path, wheel: Wheel) -> None:
 
 def _pip_download(scratch: Path, wheel: Wheel) -> Path:
     what = f"{wheel.package}=={wheel.version}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--disable-pip-version-check"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--no-cache-dir",
+        "--disable-pip-version-check",
+    ]
     env = dict(os.environ, TMPDIR=str(scratch))
     try:
         done = subprocess.run([*command, "--dest", str(scratch), what], env=env, capture_output=True, text=True, timeout=PIP_SECONDS, check=False)

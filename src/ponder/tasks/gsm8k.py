@@ -1,12 +1,12 @@
 """GSM8K: grade-school word problems whose answer is a number.
 
-Paper: Cobbe et al. 2021, "Training Verifiers to Solve Math Word Problems" (arXiv:2110.14168); data under the MIT licence.
-Equation: right = 1[final number of the text = gold number], exact rational comparison.
-Shapes: 1,319 items (the test set of the paper), about half "dev" and half "test" here.
-Guarantee: exact scorer.
-Cost: answers take 60-250 tokens; the prompt about 450 tokens with four examples.
-Choose: models from about 0.5B up. SmolLM2-135M gets a few per cent: use `arith` or `sciq` there.
-Differs: the four worked examples are our own, since no training item is at hand; they are in the style of the paper's.
+Paper      Cobbe et al. 2021, "Training Verifiers to Solve Math Word Problems" (arXiv:2110.14168); data under the MIT licence.
+Equation   right = 1[final number of the text = gold number], exact rational comparison.
+Shapes     1,319 items (the test set of the paper), about half "dev" and half "test" here.
+Guarantee  exact scorer.
+Cost       answers take 60-250 tokens; the prompt about 450 tokens with four examples.
+Choose     models from about 0.5B up. SmolLM2-135M gets a few per cent: use `arith` or `sciq` there.
+Differs    the four worked examples are our own, since no training item is at hand; they are in the style of the paper's.
 """
 
 import functools

@@ -1,16 +1,16 @@
 """HumanEval: complete a Python function from its signature and docstring.
 
-Paper: Chen et al. 2021, "Evaluating Large Language Models Trained on Code" (arXiv:2107.03374); data under the MIT licence.
-Equation: right = 1[prompt + code + tests runs to its end without an exception].
-Shapes: 164 items, about half "dev" and half "test" here.
-Guarantee: exact scorer up to the time limit (verify/unit_tests.py says what the sandbox isolates).
-Cost: answers take 60-300 tokens; scoring about 50 ms each.
-Choose: code models, from about 0.5B up.
-Differs: a chat prompt that asks for the whole function; a bare body is accepted too.
+Paper      Chen et al. 2021, "Evaluating Large Language Models Trained on Code" (arXiv:2107.03374); data under the MIT licence.
+Equation   right = 1[prompt + code + tests runs to its end without an exception].
+Shapes     164 items, about half "dev" and half "test" here.
+Guarantee  exact scorer up to the time limit (verify/unit_tests.py says what the sandbox isolates).
+Cost       answers take 60-300 tokens; scoring about 50 ms each.
+Choose     code models, from about 0.5B up.
+Differs    a chat prompt that asks for the whole function; a bare body is accepted too.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ponder.core.asks import Prompt
 from ponder.tasks.data import read_docs
@@ -24,7 +24,7 @@ ASK = "Complete this Python function. Reply with the whole function in one code 
 
 @dataclass(frozen=True, kw_only=True)
 class HumanEval:
-    limits: Limits = Limits()  # of one run of the tests
+    limits: Limits = field(default_factory=Limits)  # of one run of the tests
     max_tokens: int = 400  # most tokens of one answer
     name: str = "humaneval"
 

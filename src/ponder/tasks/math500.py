@@ -1,12 +1,12 @@
 """MATH-500: competition problems whose answer is a formula.
 
-Paper: Hendrycks et al. 2021 (arXiv:2103.03874); the 500 of Lightman et al. 2023 (arXiv:2305.20050); data under the MIT licence.
-Equation: right = 1[final formula of the text is mathematically equal to the gold answer].
-Shapes: 500 items, about half "dev" and half "test" here.
-Guarantee: exact up to math-verify (verify/math_equal.py).
-Cost: answers take 150-500 tokens; scoring about 10 ms each.
-Choose: models from about 1.5B up.
-Differs: the gold answer is the last \\boxed{} of the worked solution, since the published answer field is damaged in places.
+Paper      Hendrycks et al. 2021 (arXiv:2103.03874); the 500 of Lightman et al. 2023 (arXiv:2305.20050); data under the MIT licence.
+Equation   right = 1[final formula of the text is mathematically equal to the gold answer].
+Shapes     500 items, about half "dev" and half "test" here.
+Guarantee  exact up to math-verify (verify/math_equal.py).
+Cost       answers take 150-500 tokens; scoring about 10 ms each.
+Choose     models from about 1.5B up.
+Differs    the gold answer is the last \\boxed{} of the worked solution, since the published answer field is damaged in places.
 """
 
 import functools

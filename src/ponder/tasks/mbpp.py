@@ -1,16 +1,16 @@
 """MBPP: write a Python function from one sentence and three tests.
 
-Paper: Austin et al. 2021, "Program Synthesis with Large Language Models" (arXiv:2108.07732); data under CC BY 4.0.
-Equation: right = 1[code + tests runs to its end without an exception].
-Shapes: 500 items (the paper's test set), about half "dev" and half "test" here.
-Guarantee: exact scorer up to the time limit (verify/unit_tests.py says what the sandbox isolates).
-Cost: answers take 30-200 tokens; scoring about 50 ms each.
-Choose: code models from about 0.5B up; shorter answers than HumanEval.
-Differs: zero-shot chat prompt that shows the tests, as is usual for instruct models, not the paper's three examples.
+Paper      Austin et al. 2021, "Program Synthesis with Large Language Models" (arXiv:2108.07732); data under CC BY 4.0.
+Equation   right = 1[code + tests runs to its end without an exception].
+Shapes     500 items (the paper's test set), about half "dev" and half "test" here.
+Guarantee  exact scorer up to the time limit (verify/unit_tests.py says what the sandbox isolates).
+Cost       answers take 30-200 tokens; scoring about 50 ms each.
+Choose     code models from about 0.5B up; shorter answers than HumanEval.
+Differs    zero-shot chat prompt that shows the tests, as is usual for instruct models, not the paper's three examples.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ponder.core.asks import Prompt
 from ponder.tasks.data import read_docs
@@ -24,7 +24,7 @@ ASK = "{}\nYour code must pass these tests:\n```python\n{}\n```\nReply with one 
 
 @dataclass(frozen=True, kw_only=True)
 class Mbpp:
-    limits: Limits = Limits()  # of one run of the tests
+    limits: Limits = field(default_factory=Limits)  # of one run of the tests
     max_tokens: int = 300  # most tokens of one answer
     name: str = "mbpp"
 

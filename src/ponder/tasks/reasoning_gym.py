@@ -1,12 +1,12 @@
 """Reasoning Gym: procedurally generated questions, each with the generator's own scorer. Names are `rg:DATASET`.
 
-Paper: Stojanovski et al. 2025, "Reasoning Gym" (arXiv:2505.24760); Apache-2.0.
-Equation: right = 1[score_answer(read(text), entry) = 1].
-Shapes: `num` items for "dev" and `num` for "test". The split follows the hash of the question, so no question is in both.
-Guarantee: exact scorer (the generator's; partial credit counts as wrong).
-Cost: milliseconds to generate; generators that evaluate the answer as code are scored in a sandboxed process, about 2 s each.
-Choose: unlimited fresh questions of chosen difficulty; `PRESELECTED` holds settings that suit small models.
-Differs: the answer is read with an AnswerReader first, so that a sentence around it does not cost the point.
+Paper      Stojanovski et al. 2025, "Reasoning Gym" (arXiv:2505.24760); Apache-2.0.
+Equation   right = 1[score_answer(read(text), entry) = 1].
+Shapes     `num` items for "dev" and `num` for "test". The split follows the hash of the question, so no question is in both.
+Guarantee  exact scorer (the generator's; partial credit counts as wrong).
+Cost       milliseconds to generate; generators that evaluate the answer as code are scored in a sandboxed process, about 2 s each.
+Choose     unlimited fresh questions of chosen difficulty; `PRESELECTED` holds settings that suit small models.
+Differs    the answer is read with an AnswerReader first, so that a sentence around it does not cost the point.
 """
 
 import functools

@@ -1,12 +1,12 @@
 """Constant: the same verdict for every candidate; the unit element of its role.
 
-Paper: none.
-Equation: value = c.
-Shapes: candidates [N] -> verdicts [N].
-Guarantee: exact.
-Cost: none.
-Choose: in tests, and as the baseline that any verifier must beat: with it, best-of-N is the first sample.
-Differs: nothing. value None abstains on everything.
+Paper      none.
+Equation   value = c.
+Shapes     candidates [N] -> verdicts [N].
+Guarantee  exact.
+Cost       none.
+Choose     in tests, and as the baseline that any verifier must beat: with it, best-of-N is the first sample.
+Differs    value None abstains on everything.
 """
 
 from collections.abc import Sequence

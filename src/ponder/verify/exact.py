@@ -1,12 +1,12 @@
 """Exact: 1 when the candidate's answer is the same as a reference under the prompt's reader, else 0.
 
-Paper: none; the exact-match metric.
-Equation: value = 1[answers.same(answer, reference)]; no answer -> 0.
-Shapes: candidates [N] -> verdicts [N], values in {0, 1}.
-Guarantee: exact.
-Cost: none.
-Choose: to score a task, or as the oracle in an experiment. Not for work without a reference.
-Differs: sameness is the prompt's own notion (numbers, option letters, phrases), not equality of strings.
+Paper      none; the exact-match metric.
+Equation   value = 1[answers.same(answer, reference)]; no answer -> 0.
+Shapes     candidates [N] -> verdicts [N], values in {0, 1}.
+Guarantee  exact.
+Cost       none.
+Choose     to score a task, or as the oracle in an experiment. Not for work without a reference.
+Differs    sameness is the prompt's own notion (numbers, option letters, phrases), not equality of strings.
 """
 
 from collections.abc import Sequence

@@ -1,12 +1,12 @@
 """Math equal: 1 when the candidate's final formula is mathematically equal to a reference, else 0.
 
-Paper: math-verify (Kydlíček, 2025), https://github.com/huggingface/Math-Verify.
-Equation: value = 1[same(read(text), reference)] with verify.answers.Latex; no formula -> 0.
-Shapes: candidates [N] -> verdicts [N], values in {0, 1}.
-Guarantee: exact up to math-verify: a pair that it cannot parse, or not within `seconds`, counts as different.
-Cost: no tokens; about 10 ms of one core per new pair, `seconds` at worst, 1 s once to start the worker process.
-Choose: for MATH-style answers. For plain numbers `numeric` is enough and needs no sympy.
-Differs: asked in both directions, so that it is symmetric; the time limit works in any thread.
+Paper      math-verify (Kydlíček, 2025), https://github.com/huggingface/Math-Verify.
+Equation   value = 1[same(read(text), reference)] with verify.answers.Latex; no formula -> 0.
+Shapes     candidates [N] -> verdicts [N], values in {0, 1}.
+Guarantee  exact up to math-verify: a pair that it cannot parse, or not within `seconds`, counts as different.
+Cost       no tokens; about 10 ms of one core per new pair, `seconds` at worst, 1 s once to start the worker process.
+Choose     for MATH-style answers. For plain numbers `numeric` is enough and needs no sympy.
+Differs    asked in both directions, so that it is symmetric; the time limit works in any thread.
 """
 
 from collections.abc import Sequence

@@ -45,7 +45,8 @@ class _Worker:
     def _running(self) -> "subprocess.Popen[bytes]":
         if self.child is None or self.child.poll() is not None:
             self.stop()
-            self.child = subprocess.Popen([sys.executable, "-I", str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            command = [sys.executable, "-I", str(WORKER)]
+            self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
             if self._line(self.child, START_SECONDS) != b"ready\n":
                 self.stop()
                 raise PonderError("the math-verify worker did not start; try: python -c 'import math_verify'")

@@ -1,12 +1,12 @@
 """Mean log-probability: how likely the model found its own answer, per token.
 
-Paper: length-normalised likelihood as a confidence, e.g. Fomicheva et al. 2020 (arXiv:2005.10608).
-Equation: value = log_p / num_tokens.
-Shapes: candidates [N] -> verdicts [N], kind "log_p", in nats, at most 0.
-Guarantee: exact (the stated value); as a sign of rightness it is a heuristic: measure it with verify.measure.
-Cost: none, the engine has computed log_p already.
-Choose: as the free baseline of every other verifier. Prefers bland and repetitive text.
-Differs: nothing. A candidate without tokens gets an abstention.
+Paper      length-normalised likelihood as a confidence, e.g. Fomicheva et al. 2020 (arXiv:2005.10608).
+Equation   value = log_p / num_tokens.
+Shapes     candidates [N] -> verdicts [N], kind "log_p", in nats, at most 0.
+Guarantee  exact (the stated value); as a sign of rightness it is a heuristic: measure it with verify.measure.
+Cost       none, the engine has computed log_p already.
+Choose     as the free baseline of every other verifier. Prefers bland and repetitive text.
+Differs    a candidate without tokens gets an abstention.
 """
 
 from collections.abc import Sequence

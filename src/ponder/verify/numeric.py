@@ -1,12 +1,11 @@
 """Numeric: 1 when the candidate's final number is within a tolerance of a reference, else 0.
 
-Paper: none.
-Equation: value = 1[|x - reference| <= max(absolute, relative * |reference|)], in exact rational arithmetic; no number -> 0.
-Shapes: candidates [N] -> verdicts [N], values in {0, 1}.
-Guarantee: exact.
-Cost: none.
-Choose: for answers with rounding; with both tolerances 0 it is the GSM8K metric. Not for formulas: see math_equal.
-Differs: nothing.
+Paper      none.
+Equation   value = 1[|x - reference| <= max(absolute, relative * |reference|)], in exact rational arithmetic; no number -> 0.
+Shapes     candidates [N] -> verdicts [N], values in {0, 1}.
+Guarantee  exact.
+Cost       none.
+Choose     for answers with rounding; with both tolerances 0 it is the GSM8K metric. Not for formulas: see math_equal.
 """
 
 from collections.abc import Sequence

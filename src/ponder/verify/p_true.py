@@ -1,12 +1,12 @@
 """P(True): ask the model itself whether a proposed answer is true, and read the probability of its reply.
 
-Paper: Kadavath et al. 2022, "Language Models (Mostly) Know What They Know" (arXiv:2207.05221).
-Equation: value = p(A) / (p(A) + p(B)), p the model's probability of each option as its whole reply's beginning.
-Shapes: candidates [N] -> verdicts [N], kind "probability".
-Guarantee: exact (the stated value); how well it is calibrated depends on the model: measure it with verify.measure.
-Cost: per different answer one Score ask: a prompt of the question, the answer and the samples, and two options of one token or two.
-Choose: models that follow instructions well (the paper: 12B up). Small models answer near their prior for "(A)".
-Differs: chat prompt instead of raw text; equal answers are asked once; samples are the other candidates, most frequent first.
+Paper      Kadavath et al. 2022, "Language Models (Mostly) Know What They Know" (arXiv:2207.05221).
+Equation   value = p(A) / (p(A) + p(B)), p the model's probability of each option as its whole reply's beginning.
+Shapes     candidates [N] -> verdicts [N], kind "probability".
+Guarantee  exact (the stated value); how well it is calibrated depends on the model: measure it with verify.measure.
+Cost       per different answer one Score ask: a prompt of the question, the answer and the samples, and two options of one token or two.
+Choose     models that follow instructions well (the paper: 12B up). Small models answer near their prior for "(A)".
+Differs    chat prompt instead of raw text; equal answers are asked once; samples are the other candidates, most frequent first.
 """
 
 import math

@@ -2,7 +2,8 @@
 
 Always (Linux): a fresh `python -I`; a wall-clock limit, after which the process and its group are killed; limits on CPU
 time, address space, file size and open files; output thrown away; an empty scratch folder as working directory, removed
-afterwards; an environment without our variables; no core dump.
+afterwards; an environment without our variables; no core dump; no new process or thread at all (RLIMIT_NPROC 0, as `nobody`
+or as the user), so no fork bomb.
 
 With isolation "namespaces" (Linux, as root or where unprivileged user namespaces are allowed) also: no network at all, not
 even loopback; no file outside the scratch folder can be written (everything is mounted read-only); no process outside can be
@@ -10,9 +11,9 @@ seen or signalled; everything it started dies with it; no capabilities. With iso
 signals are only refused by a Python audit hook, which code that calls C directly (ctypes) gets round.
 
 Never: files that the user may read can be read; root's program runs as `nobody`, who can read all that root can only where
-the Python library itself is root's alone. Kernel exploits, covert channels and CPU contention are out of scope. The program shares its interpreter with
-the tests, so a program that searches the interpreter's frames can forge success; one that merely exits early cannot.
-Fork bombs: no process or thread can be started at all (RLIMIT_NPROC 0, as `nobody` or as the user).
+the Python library itself is root's alone. Kernel exploits, covert channels and CPU contention are out of scope. The program
+shares its interpreter with the tests: one that searches the interpreter's frames can forge success, one that merely exits
+early cannot.
 """
 
 import json
