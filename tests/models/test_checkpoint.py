@@ -410,11 +410,19 @@ def test_ends_of_folders(tmp_path: Path):
     assert open_tokenizer(folder).eos_ids == {1, 2, 5, 7}
 
 
+@pytest.mark.parametrize("name", [None, 7, "", "<none>", "\ud800", {"content": []}, {}])
+def test_odd_names_of_tokens_are_no_tokens(tmp_path: Path, name: object):
+    tokenizer = open_tokenizer(write_tokenizer(tmp_path / "m", {"bos_token": name, "eos_token": name}))
+    assert tokenizer.bos_id is None
+    assert tokenizer.eos_ids == {2}  # by its well-known name
+
+
 def test_bad_tokenizers_of_folders_are_named(tmp_path: Path):
     folder = write_tokenizer(tmp_path / "m", {})
-    (folder / "config.json").write_text(json.dumps(VALUES | {"vocab_size": 100}))
-    with pytest.raises(BadModelFile, match="the model's vocab_size is 100"):
-        open_tokenizer(folder)
+    for size in (100, 2**40, None):
+        (folder / "config.json").write_text(json.dumps(VALUES | {"vocab_size": size}))
+        with pytest.raises(BadModelFile, match=f"the model's vocab_size is {size}"):
+            open_tokenizer(folder)
     (folder / "tokenizer.json").write_text('{"model": 1}')
     with pytest.raises(BadModelFile, match=r"tokenizer\.json: cannot be read"):
         open_tokenizer(folder)

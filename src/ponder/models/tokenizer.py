@@ -22,6 +22,8 @@ from ponder.models.vocabulary import byte_level_bytes, read_vocabulary, spaced_b
 # control tokens that end a reply in some family, whatever the file calls its eos
 END_NAMES = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>", "<|eot|>")
 
+MAX_VOCAB = 1 << 24
+
 
 @dataclass(frozen=True)
 class TextTokenizer:
@@ -126,7 +128,7 @@ def folder_tokenizer(folder: Path, now: datetime | None = None) -> TextTokenizer
     core.no_padding()
     config, extra = read_json(folder / "config.json"), _read_optional(folder / "tokenizer_config.json")
     pieces = _folder_pieces(path, settings, core, config.get("vocab_size"))
-    names = {key: text for key in ("bos_token", "eos_token", "unk_token", "pad_token") if (text := _token_text(extra.get(key))) is not None}
+    names = {key: text for key in ("bos_token", "eos_token", "unk_token", "pad_token") if (text := _token_text(extra.get(key)))}
     bos_id = core.token_to_id(names["bos_token"]) if "bos_token" in names else None
     text = _folder_template(folder, extra)
     return TextTokenizer(
@@ -142,7 +144,7 @@ def folder_tokenizer(folder: Path, now: datetime | None = None) -> TextTokenizer
 def _folder_pieces(path: Path, settings: Mapping[str, object], core: tokenizers.Tokenizer, vocab_size: object) -> tuple[bytes, ...]:
     """Bytes of every id, padded to the model's vocab_size: models have more rows than their tokenizer has tokens."""
     ids = core.get_vocab(with_added_tokens=True)
-    if not isinstance(vocab_size, int) or max(ids.values(), default=-1) >= vocab_size:
+    if not isinstance(vocab_size, int) or not max(ids.values(), default=-1) < vocab_size <= MAX_VOCAB:
         raise BadModelFile(f"{path}: its largest id is {max(ids.values(), default=-1)}, but the model's vocab_size is {vocab_size}")
     decoder = str(settings.get("decoder"))
     if not any(name in decoder for name in ("ByteLevel", "ByteFallback", "Metaspace")):
@@ -184,5 +186,6 @@ def _read_optional(path: Path) -> dict[str, object]:
 
 
 def _token_text(value: object) -> str | None:
+    """The name of a token, or None where there is none that could be one (JSON can spell text that has no UTF-8 form)."""
     text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else None
+    return text if isinstance(text, str) and not any("\ud800" <= c <= "\udfff" for c in text) else None
