@@ -191,9 +191,9 @@ def test_no_file_and_folders_are_refused(tmp_path: Path):
         read_gguf(tmp_path)
 
 
-def test_every_truncation_is_refused(file: Path):
+def test_truncation_is_refused_wherever_it_is(file: Path):
     header = len(WHOLE) - sum(t.data.nbytes for t in TINY[1].values())
-    for end in [*range(header), *range(header, len(WHOLE), 97)]:
+    for end in [*range(0, header, 3), *range(header, len(WHOLE), 97)]:
         file.write_bytes(WHOLE[:end])
         with pytest.raises(BadModelFile):
             read_gguf(file)

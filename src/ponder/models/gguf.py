@@ -151,7 +151,8 @@ class _Cursor:
     def strings(self, what: str) -> list[str]:
         """`string` many times, without the cost of a call for each: vocabularies have 10^5 of them."""
         num, at, view, end = self.count(f"{what} element", 8), self.at, self.view, len(self.view)
-        texts, length = [], struct.Struct("<Q").unpack_from
+        texts: list[str] = []
+        length = struct.Struct("<Q").unpack_from
         for _ in range(num):
             stop = at + 8 + length(view, at)[0] if at + 8 <= end else end + 1
             if stop > end:
