@@ -60,9 +60,23 @@ FORMULAS = {
     "\\boxed{a{b}": None,
     "": None,
 }
-EQUAL = [("\\frac12", "0.5"), ("(3,\\frac{\\pi}{2})", "(3,\\pi/2)"), ("x+1", "1+x"), ("2\\sqrt{3}", "\\sqrt{12}"), ("10\\%", "0.1"), ("1,000", "1000")]
+EQUAL = [
+    ("\\frac12", "0.5"),
+    ("(3,\\frac{\\pi}{2})", "(3,\\pi/2)"),
+    ("x+1", "1+x"),
+    ("2\\sqrt{3}", "\\sqrt{12}"),
+    ("10\\%", "0.1"),
+    ("1,000", "1000"),
+]
 UNEQUAL = [("x", "y"), ("(1,2)", "(2,1)"), ("\\frac12", "0.51"), ("x+1", "x-1"), ("1/3", "0.333"), ("", "1"), ("\\sqrt{2}", "2")]
-PHRASES = {"Answer: the Nile.": "the Nile", "\n\nfoo bar\nbaz": "foo bar", "The answer is **Paris**.": "Paris", "": None, "...": None, "w " * 30: None}
+PHRASES = {
+    "Answer: the Nile.": "the Nile",
+    "\n\nfoo bar\nbaz": "foo bar",
+    "The answer is **Paris**.": "Paris",
+    "": None,
+    "...": None,
+    "w " * 30: None,
+}
 FENCE = "```"
 PROGRAMS = {
     f"Sure:\n{FENCE}python\ndef f():\n    return 1\n{FENCE}\nand\n{FENCE}\nf()\n{FENCE}": "def f():\n    return 1",

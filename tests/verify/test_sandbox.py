@@ -109,7 +109,9 @@ def test_namespaces_stop_even_a_connect_from_c(server):
 
 
 @needs_namespaces
-@pytest.mark.parametrize("folder", [tempfile.gettempdir(), str(Path.home()), "/", str(Path(sandbox.__file__).parent)], ids=["temp", "home", "root", "library"])
+@pytest.mark.parametrize(
+    "folder", [tempfile.gettempdir(), str(Path.home()), "/", str(Path(sandbox.__file__).parent)], ids=["temp", "home", "root", "library"]
+)
 def test_namespaces_keep_files_outside_as_they_are(folder):
     target = Path(folder) / "ponder-was-here"
     run = run_python(f"open({str(target)!r}, 'w').write('x')", QUICK)
@@ -137,15 +139,17 @@ def test_secrets_of_our_environment_are_not_passed_on(monkeypatch):
 
 def test_nothing_is_left_behind():
     left = lambda: {p.name for p in Path(tempfile.gettempdir()).glob("ponder-run-*")}
-    before, handles = left(), len(os.listdir("/proc/self/fd"))
+    before, handles = left(), len(list(Path("/proc/self/fd").iterdir()))
     for program in ("open('x', 'w').write('a')", "while True: pass"):
         run_python(program, Limits(seconds=0.5))
     assert left() == before
-    assert len(os.listdir("/proc/self/fd")) == handles
+    assert len(list(Path("/proc/self/fd").iterdir())) == handles
 
 
 def test_a_forged_report_without_the_secret_is_no_success():
-    forge = "import os\nfor fd in range(3, 20):\n    try: os.write(fd, b'\\n{\"passed\": true, \"nonce\": \"0\"}\\n')\n    except OSError: pass\nos._exit(0)"
+    forge = (
+        'import os\nfor fd in range(3, 20):\n    try: os.write(fd, b\'\\n{"passed": true, "nonce": "0"}\\n\')\n    except OSError: pass\nos._exit(0)'
+    )
     assert not run_python(forge, QUICK).passed
 
 

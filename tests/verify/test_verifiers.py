@@ -62,7 +62,9 @@ def test_numeric_tolerances():
     assert values(Numeric(reference="-200", relative=0.01), "-202", "-203", "202") == [1, 0, 0]
 
 
-@pytest.mark.parametrize("settings", [{"reference": "many"}, {"reference": "1", "absolute": -1.0}, {"reference": "1", "relative": math.inf}], ids=range(3))
+@pytest.mark.parametrize(
+    "settings", [{"reference": "many"}, {"reference": "1", "absolute": -1.0}, {"reference": "1", "relative": math.inf}], ids=range(3)
+)
 def test_numeric_refuses(settings):
     with pytest.raises(BadField):
         Numeric(**settings)

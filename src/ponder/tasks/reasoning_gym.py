@@ -23,7 +23,7 @@ from ponder.verify.sandbox import Limits, run_python
 SEED = 20_261_121  # the generators draw item i from SEED + i
 SIZE = 10_000  # items that a generator can make; some prepare all of them at the start
 EVALUATING = frozenset((  # their score_answer evaluates the answer as Python, so it must not run in this process
-    "binary_matrix", "codeio", "countdown", "intermediate_integration", "n_queens", "polynomial_multiplication",
+    "binary_matrix", "countdown", "intermediate_integration", "n_queens", "polynomial_multiplication",
     "puzzle24", "simple_integration", "spiral_matrix", "string_insertion",
 ))  # fmt: skip
 SYSTEM = "Give the final answer on one line that starts with 'Answer:'. Write nothing after it."
