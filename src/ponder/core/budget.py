@@ -36,7 +36,7 @@ class Cost:
     cpu_seconds: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(Cost)})
+        return Cost(**{name: getattr(self, name) + getattr(other, name) for name in COUNTS})
 
     @property
     def tokens(self) -> int:
@@ -46,6 +46,9 @@ class Cost:
     def as_verifier(self) -> "Cost":
         """The same cost, booked as a verifier's."""
         return replace(self, prompt_tokens=0, generated_tokens=0, verifier_tokens=self.tokens)
+
+
+COUNTS = tuple(f.name for f in fields(Cost))
 
 
 @dataclass(frozen=True, kw_only=True)
