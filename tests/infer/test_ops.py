@@ -87,7 +87,7 @@ KEEPERS = (
 )
 
 
-@pytest.mark.parametrize("op", KEEPERS, ids=repr)
+@pytest.mark.parametrize("op", KEEPERS)
 def test_measure_is_kept(op):
     laws_op.law_keeps_the_measure(op, MIXED)
 
@@ -96,7 +96,7 @@ PURE = (*KEEPERS, Reweight(lambda state: torch.arange(len(state)).double()), Con
 
 
 @pytest.mark.parametrize("law", laws_op.PURE_LAWS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("op", PURE, ids=repr)
+@pytest.mark.parametrize("op", PURE)
 def test_law(op, law):
     law(op, MIXED)
 

@@ -169,7 +169,7 @@ def test_one_group_is_beam(width):
     assert played(beam).result.candidates[:width] == played(diverse).result.candidates[:width]
 
 
-@pytest.mark.parametrize("strategy", (Beam(width=4), DiverseBeam(width=4), DiverseBeam(width=4, num_groups=2)), ids=repr)
+@pytest.mark.parametrize("strategy", (Beam(width=4), DiverseBeam(width=4), DiverseBeam(width=4, num_groups=2)))
 def test_beams_hold_no_copies(strategy):
     laws.law_candidates_are_distinct(strategy)
 

@@ -29,7 +29,7 @@ def test_law(name, law, make):
     law(make, PROMPTS[name], 0.0)
 
 
-@pytest.mark.parametrize("sampling", (Sampling(), Sampling(temperature=0.5), Sampling(top_k=2), Sampling(top_p=0.6), Sampling(min_p=0.7)), ids=repr)
+@pytest.mark.parametrize("sampling", (Sampling(), Sampling(temperature=0.5), Sampling(top_k=2), Sampling(top_p=0.6), Sampling(min_p=0.7)))
 def test_draws_have_the_distribution_of_the_completions(sampling):
     ask = Extend(prefix=Prefix(SHORT), seed=5, sampling=sampling)
     found = expected_distribution(lambda rng: answer_turn([ask], ToyProcess(SMALL, rng))[0].prefix.tokens)

@@ -305,8 +305,12 @@ class JudgedStep:
 
 
 def sampled(prompt: Prompt, num: int, sampling: Sampling, rng: Rng) -> Generator[Turn, Sequence[Answer], tuple[Candidate, ...]]:
-    """`num` whole answers in one turn. Answer i comes from rng.seed(i), so strategies that draw alike share samples."""
-    answers = yield Turn(tuple(Extend(prefix=Prefix(prompt), seed=rng.seed(i), sampling=sampling) for i in range(num)))
+    """`num` whole answers in one turn. Answer i comes from rng.seed(i), so strategies that draw alike share samples.
+
+    Certainty is always asked for: it costs one mean over the vocabulary, and asks that differ by it would not be shared.
+    """
+    asks = (Extend(prefix=Prefix(prompt), seed=rng.seed(i), sampling=sampling, certainty=True) for i in range(num))
+    answers = yield Turn(tuple(asks))
     return tuple(candidate(answer.prefix) for answer in answers)
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ponder.core.asks import Answer, Ask, Candidate, Outcome, Prefix, Prompt, Sampling, Verdict, candidate
+from ponder.core.asks import ABSTAIN, Answer, Ask, Candidate, Outcome, Prefix, Prompt, Sampling, Verdict, candidate
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee, weakest
 from ponder.core.particles import Particles
@@ -39,7 +39,7 @@ class MeanProbability:
         return ()
 
     def judge(self, prompt: Prompt, candidates: Sequence[Candidate], answers: Sequence[Answer]) -> tuple[Verdict, ...]:
-        return tuple(Verdict(min(1.0, math.exp(c.mean_log_p)), "probability") for c in candidates)
+        return tuple(Verdict(min(1.0, math.exp(c.mean_log_p)), "probability") if c.tokens else ABSTAIN for c in candidates)
 
 
 Pick = Callable[[Prompt, Sequence[Candidate], Tensor, Rng], int]  # candidates with weights [N] that sum to 1 -> index
@@ -89,7 +89,9 @@ class ParticleFilter:
         return weakest((self.rounds().guarantee, Guarantee.UNBIASED if self.pick is drawn else Guarantee.BIASED))
 
     def rounds(self) -> While:
-        extend = ExtendStep(until=self.until, max_tokens=self.step_tokens, sampling=self.sampling, is_corrected=self.is_corrected)
+        extend = ExtendStep(
+            until=self.until, max_tokens=self.step_tokens, sampling=self.sampling, is_corrected=self.is_corrected, certainty=True
+        )  # fmt: skip
         step = JudgedStep(extend=extend, verifier=self.verifier, potential=self.potential, is_ratio=self.is_ratio)
         return While(Resample(self.resampler, self.ess_below) >> Advance(step), is_open, standings)
 

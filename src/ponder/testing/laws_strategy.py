@@ -159,7 +159,9 @@ def law_alone_is_a_sample(strategy: Strategy, sampling: Sampling) -> Expected:
     return found
 
 
-def law_weights_are_proper(strategy: Strategy, log_weight: Callable[[Prefix], float], sampling: Sampling, lm: ToyLM = LM) -> Expected:
+def law_weights_are_proper(
+    strategy: Strategy, log_weight: Callable[[Prefix], float], sampling: Sampling, *, lm: ToyLM = LM, prompt: Prompt = PROMPT
+) -> Expected:
     """E[Z delta_answer] = q(x) exp(log_weight(x)), where Z = exp(diagnostics["log_evidence"]). Returns what was enumerated."""
 
     def see(outcome: Outcome) -> Measure:
@@ -167,8 +169,8 @@ def law_weights_are_proper(strategy: Strategy, log_weight: Callable[[Prefix], fl
         require(isinstance(evidence, float), "the outcome has no log_evidence")
         return {outcome.candidates[0].tokens: math.exp(evidence)}  # type: ignore[arg-type]
 
-    found = enumerated(strategy, see, lm)
-    wanted: Measure = {p.tokens: math.exp(p.log_q + log_weight(p)) for p in lm.completions(PROMPT, sampling)}
+    found = enumerated(strategy, see, lm, prompt)
+    wanted: Measure = {p.tokens: math.exp(p.log_q + log_weight(p)) for p in lm.completions(prompt, sampling)}
     error = difference(found.measure, wanted)
     total = math.fsum(wanted.values())
     require(error <= TOLERANCE * max(1.0, total), f"off by {error:.3e}: evidence {found.normaliser:.9g}, wanted {total:.9g}")

@@ -16,6 +16,7 @@ from ponder.core.roles import Progress
 from ponder.core.weights import inverse_cdf
 
 DEAD = float("-inf")
+FLOOR = math.log(2.0**-126)
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ def transformed(log_p: list[float], sampling: Sampling) -> list[float]:
 
 
 def self_certainty(log_p: list[float]) -> float:
-    """KL(uniform || model) in nats."""
-    return -sum(log_p) / len(log_p) - math.log(len(log_p))
+    """KL(uniform || model) in nats, finite: an impossible token counts as float32's smallest probability."""
+    return -sum(max(x, FLOOR) for x in log_p) / len(log_p) - math.log(len(log_p))
 
 
 @dataclass
