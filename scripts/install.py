@@ -18,6 +18,7 @@ class Line:
 
     def __init__(self, total: int) -> None:
         self.total, self.done, self.what = total, 0, "looking"
+        self.due = 20  # packages at which the next line is printed where it cannot be drawn again
         self.start = time.monotonic()
         self.is_live = sys.stdout.isatty()
 
@@ -31,7 +32,8 @@ class Line:
             self.done, self.what = self.total, "unpacking"
         else:
             return
-        if not self.is_live and (self.done % 20 == 0 or self.what == "unpacking"):
+        if not self.is_live and self.done >= self.due:
+            self.due += 20
             print(f"   {self.text()}", flush=True)
 
     def text(self) -> str:
