@@ -1,0 +1,162 @@
+"""Asks under way: what each wants from the step loop, and the answer it becomes.
+
+A job owns tracks; a track is one token sequence to compute. The loop (engine.process) computes tokens and hands each ready
+track its logits' result; only this file knows what an ask means.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from ponder.core.asks import Answer, Expand, Expansion, Extend, Extension, Prefix, Score, Scores
+from ponder.core.budget import Cost
+from ponder.core.formats import Tokenizer
+from ponder.engine.kv import Node
+from ponder.engine.rows import Row
+from ponder.engine.sampler import Draw, Drawn
+from ponder.engine.text import CompletionText
+
+
+def key_of(prompt_ids: Sequence[int], tokens: Sequence[int]) -> tuple[int, ...]:
+    """The store's key of a prefix: see engine.kv."""
+    return (*prompt_ids, *(~token for token in tokens))
+
+
+@dataclass(eq=False)
+class Track:
+    """One sequence: `key` is all of its tokens, the first num_computed of which have keys and values in `row`.
+
+    Tokens before num_given are shared knowledge and go to the store; those before num_known were not generated here.
+    """
+
+    key: list[int]
+    num_prompt: int
+    num_given: int
+    num_known: int
+    options: tuple[int, ...] = ()  # tokens whose log-probability is wanted, the first of them after num_given
+    num_computed: int = 0
+    num_reused: int = 0
+    is_paid: bool = False  # the last given token's computation was paid for when it was generated
+    row: Row | None = None
+    node: Node | None = None  # pinned in the store while the track lives
+    hidden: list[Tensor] = field(default_factory=list)  # rows [n, D] that wait for the head
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        return [t if t >= 0 else ~t for t in self.key[start:stop]]
+
+
+@dataclass
+class Count:
+    """What a job has cost so far."""
+
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    generated_tokens: int = 0
+    flops: float = 0.0
+    row_tokens: int = 0  # computed by the last step
+
+    def cost(self) -> Cost:
+        return Cost(
+            prompt_tokens=self.prompt_tokens, reused_tokens=self.reused_tokens, generated_tokens=self.generated_tokens, calls=1, flops=self.flops
+        )
+
+
+class ExtendJob:
+    """Generates. `limits` are (number of new tokens, finish) in order of precedence."""
+
+    def __init__(self, ask: Extend, prompt_ids: Sequence[int], tokenizer: Tokenizer, limits: Sequence[tuple[int, str]]) -> None:
+        self.ask, self.tokenizer, self.count = ask, tokenizer, Count()
+        key = list(key_of(prompt_ids, ask.prefix.tokens))
+        self.tracks = [Track(key, len(prompt_ids), len(key), len(key))]
+        self.text = CompletionText(bytes_of(tokenizer, ask.prefix.tokens), ask.prefix.prompt.stop, ask.until)
+        self.tokens = list(ask.prefix.tokens)
+        self.sums = [ask.prefix.log_p, ask.prefix.log_q, ask.prefix.certainty]
+        self.num_left, self.end = min(limits, key=lambda limit: limit[0])  # the first of equals
+        self.finish = "stop" if self.text.cut is not None else self.end if self.num_left <= 0 else None
+
+    def wish(self) -> Draw:
+        return Draw(self.ask.seed, len(self.tokens), self.ask.sampling)
+
+    def push(self, drawn: Drawn) -> None:
+        """Takes the next token; sets `finish` when it is the last."""
+        self.tokens.append(drawn.token)
+        self.tracks[0].key.append(~drawn.token)
+        self.count.generated_tokens += 1
+        self.num_left -= 1
+        certainty = drawn.certainty if self.ask.certainty else 0.0
+        self.sums = [total + x for total, x in zip(self.sums, (drawn.log_p, drawn.log_q, certainty))]
+        found = self.text.push(self.tokenizer.pieces[drawn.token])
+        self.finish = "stop" if drawn.token in self.tokenizer.eos_ids else found or (self.end if self.num_left <= 0 else None)
+
+    def answer(self) -> Extension:
+        finish = self.finish or "budget"
+        prefix = Prefix(self.ask.prefix.prompt, tuple(self.tokens), self.text.text, *self.sums, None if finish in ("until", "limit") else finish)
+        return Extension(prefix, finish, self.count.cost())
+
+
+class ExpandJob:
+    """Lists the most likely next tokens."""
+
+    def __init__(self, ask: Expand, prompt_ids: Sequence[int], tokenizer: Tokenizer, num_left: int) -> None:
+        self.ask, self.tokenizer, self.count, self.num_left = ask, tokenizer, Count(), num_left
+        key = list(key_of(prompt_ids, ask.prefix.tokens))
+        self.tracks = [Track(key, len(prompt_ids), len(key), len(key))]
+        self.children: tuple[Prefix, ...] = ()
+
+    def push(self, tokens: Sequence[int], log_p: Sequence[float]) -> None:
+        data = bytes_of(self.tokenizer, self.ask.prefix.tokens)
+        self.children = tuple(self._child(data, token, x) for token, x in zip(tokens, log_p))
+
+    def _child(self, data: bytes, token: int, log_p: float) -> Prefix:
+        prefix = self.ask.prefix
+        text = CompletionText(data, prefix.prompt.stop, ())
+        is_stopped = text.push(self.tokenizer.pieces[token]) is not None or token in self.tokenizer.eos_ids
+        finish = "stop" if is_stopped else "length" if self.num_left <= 1 else None
+        grown = replace(prefix, tokens=(*prefix.tokens, token), text=text.text, finish=finish)
+        return replace(grown, log_p=prefix.log_p + log_p, log_q=prefix.log_q + log_p)
+
+    def answer(self) -> Expansion:
+        return Expansion(self.children, self.count.cost())
+
+
+class ScoreJob:
+    """Log-probability of given continuations: one track per option; the prefix is computed once, by the first."""
+
+    def __init__(self, ask: Score, prompt_ids: Sequence[int], tokenizer: Tokenizer) -> None:
+        self.ask, self.count = ask, Count()
+        key = key_of(prompt_ids, ask.prefix.tokens)
+        self.options = [tuple(tokenizer.encode(option)) for option in ask.options]
+        self.tracks = [
+            Track([*key, *(~t for t in option[:-1])], len(prompt_ids), len(key), len(key) + len(option) - 1, option)
+            for option in dict.fromkeys(self.options)
+            if option
+        ]
+        self.log_p: dict[tuple[int, ...], float] = {(): 0.0}
+        self.is_cancelled = False
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.log_p) > len(self.tracks)
+
+    def push(self, option: tuple[int, ...], log_p: Sequence[float]) -> None:
+        self.log_p[option] = math.fsum(log_p)
+
+    def answer(self) -> Scores:
+        return Scores(tuple(self.log_p[option] for option in self.options) if self.is_done else (), self.count.cost())
+
+
+Job = ExtendJob | ExpandJob | ScoreJob
+
+
+def bytes_of(tokenizer: Tokenizer, tokens: Sequence[int]) -> bytes:
+    """The bytes that a completion's tokens stand for."""
+    return b"".join([tokenizer.pieces[token] for token in tokens])
+
+
+def partial_answer(job: Job) -> Answer:
+    """What a cancelled job leaves: an Extension with finish "budget", an Expansion or Scores without content."""
+    if isinstance(job, ExtendJob):
+        job.finish = "budget"
+    return job.answer()
