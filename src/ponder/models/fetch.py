@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ponder.core.cache import cache_dir
 from ponder.core.errors import BadModelFile, PonderError, UnknownName
 from ponder.models.gguf import read_gguf
 from ponder.models.sources import MODELS, Source
@@ -34,14 +35,6 @@ class Installed:
     path: Path
     nbytes: int
     is_verified: bool  # its sha256 was known and compared when it was pulled
-
-
-def cache_dir() -> Path:
-    """Folder of everything ponder keeps: $PONDER_CACHE, else $XDG_CACHE_HOME/ponder, else ~/.cache/ponder. May not exist yet."""
-    if own := os.environ.get("PONDER_CACHE"):
-        return Path(own).expanduser()
-    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (shared if shared.is_absolute() else Path.home() / ".cache") / "ponder"
 
 
 def model_path(source: Source) -> Path:
@@ -154,11 +147,12 @@ def _is_running(process: subprocess.Popen[bytes]) -> bool:
 def _nbytes_below(folder: Path) -> int:
     """Bytes of all files below `folder` that another process is writing; files may vanish meanwhile."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # gone
-            continue
+    for parent, _, names in os.walk(folder):  # unlike rglob, passes over folders that vanish
+        for name in names:
+            try:
+                total += (Path(parent) / name).stat().st_size
+            except OSError:  # gone
+                continue
     return total
 
 

