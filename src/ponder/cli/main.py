@@ -108,7 +108,7 @@ def _verbs() -> ModuleType:
     return importlib.import_module("ponder.cli.verbs")
 
 
-def _verb(name: str, **arguments: Any) -> None:
+def _verb(name: str, /, **arguments: Any) -> None:
     """Runs a verb; its exit code becomes the command's."""
     raise typer.Exit(getattr(_verbs(), name)(**arguments) or 0)
 

@@ -25,7 +25,10 @@ def say(line: str) -> None:
 
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
-    """A spinner on stderr while something happens."""
+    """A spinner on stderr while something happens; nothing where that is no terminal."""
+    if not err.is_terminal:
+        yield
+        return
     with Progress(SpinnerColumn(), TextColumn(text), TimeElapsedColumn(), console=err, transient=True):
         yield
 

@@ -138,7 +138,7 @@ def most_likely(logits_RV: Tensor, num: int) -> tuple[list[list[int]], list[list
     """The `num` most likely tokens of every row, best first (lower id first among equals), and their log-probabilities."""
     log_p = LogP(logits_RV)
     tokens = logits_RV.topk(min(num, logits_RV.shape[1])).indices.sort(-1).values
-    tokens = tokens.gather(1, logits_RV.gather(1, tokens).sort(-1, descending=True, stable=True).indices)
+    tokens = tokens.gather(1, logits_RV.gather(1, tokens).sort(dim=-1, descending=True, stable=True).indices)
     rows = torch.arange(len(tokens)).repeat_interleave(tokens.shape[1])
     return tokens.tolist(), log_p.of(rows, tokens.flatten()).view(len(tokens), -1).tolist()
 

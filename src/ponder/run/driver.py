@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from ponder.core.asks import Answer, Ask, Candidate, Extend, Extension, Judge, Judgement, Outcome, Prompt, Turn, spent_answer
 from ponder.core.budget import Cost
-from ponder.core.errors import BudgetTooSmall
+from ponder.core.errors import BudgetTooSmall, PromptTooLong
 from ponder.core.rng import TorchRng
 from ponder.core.roles import Process
 from ponder.run.account import Account, Ledger, most_tokens
@@ -114,6 +114,10 @@ class Driver:
 
     def _check(self, job: Job) -> None:
         prompt_len = self.process.prompt_len(job.prompt)
+        if prompt_len >= self.process.context_len:
+            raise PromptTooLong(
+                f"the prompt of {job.id!r} has {prompt_len} tokens; the model's context holds {self.process.context_len}, one of them for the answer: shorten it"
+            )
         budget = job.recipe.budget
         account = Account(budget, self.process)
         if account.tokens_left() < prompt_len + 1:
