@@ -93,7 +93,10 @@ def test_ctrl_c_gives_the_best_answer_so_far(smollm2_path):
         [*PONDER, "ask", "Tell a long story.", "--max-tokens", "4000", "--strategy", "particle_filter:num=8,step_tokens=8", "--budget", "1e6 tokens"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(12)
+    for line in asking.stderr:
+        if "is thinking" in line:
+            break
+    time.sleep(3)
     asking.send_signal(signal.SIGINT)
     out, err = asking.communicate(timeout=60)
     assert asking.returncode == 130, err

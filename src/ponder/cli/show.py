@@ -25,8 +25,9 @@ def say(line: str) -> None:
 
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
-    """A spinner on stderr while something happens; nothing where that is no terminal."""
+    """A spinner on stderr while something happens; a plain line where that is no terminal."""
     if not err.is_terminal:
+        say(text)
         yield
         return
     with Progress(SpinnerColumn(), TextColumn(text), TimeElapsedColumn(), console=err, transient=True):
