@@ -94,11 +94,27 @@ def exact_weight(potential):
     return lambda prefix: potential(Verdict(math.exp(prefix.log_p / len(prefix.tokens)), "probability"))
 
 
-@pytest.mark.parametrize("potential", (log_odds, log_prob))
-@pytest.mark.parametrize("resampler", (systematic, stratified, residual), ids=lambda f: f.__name__)
-def test_particle_filter_is_unbiased(resampler, potential):
-    strategy = ParticleFilter(num=2, resampler=resampler, potential=potential, until=("a",), ess_below=0.95, sampling=COOL, pick=drawn)
+TINY = Prompt(messages=PROMPT.messages, max_tokens=2)
+RESAMPLERS = (multinomial, residual, stratified, systematic)
+
+
+@pytest.mark.parametrize("ess_below", (None, 0.95))
+@pytest.mark.parametrize("resampler", RESAMPLERS, ids=lambda f: f.__name__)
+def test_particle_filter_is_unbiased(resampler, ess_below):
+    strategy = ParticleFilter(num=2, resampler=resampler, step_tokens=1, ess_below=ess_below, sampling=COOL, pick=drawn)
     assert strategy.guarantee == Guarantee.UNBIASED
+    laws.law_weights_are_proper(strategy, exact_weight(log_odds), COOL, prompt=TINY)
+
+
+@pytest.mark.parametrize(("resampler", "ess_below"), [(systematic, 0.7), (multinomial, 0.5)])
+def test_three_particles_are_unbiased(resampler, ess_below):
+    strategy = ParticleFilter(num=3, resampler=resampler, step_tokens=1, ess_below=ess_below, sampling=COOL, pick=drawn)
+    laws.law_weights_are_proper(strategy, exact_weight(log_odds), COOL, prompt=TINY)
+
+
+@pytest.mark.parametrize("potential", (log_odds, log_prob))
+def test_particle_filter_is_unbiased_over_longer_steps(potential):
+    strategy = ParticleFilter(num=2, resampler=systematic, potential=potential, until=("a",), ess_below=0.95, sampling=COOL, pick=drawn)
     laws.law_weights_are_proper(strategy, exact_weight(potential), COOL)
 
 
@@ -278,7 +294,7 @@ def test_verifier_that_asks_is_paid_for():
     assert played(BestOfN(num=3, verifier=Seeing("a"))).cost.verifier_tokens > 0
 
 
-@pytest.mark.parametrize("resampler", (multinomial, residual, stratified, systematic), ids=lambda f: f.__name__)
+@pytest.mark.parametrize("resampler", RESAMPLERS, ids=lambda f: f.__name__)
 def test_the_resampler_that_is_given_is_used(resampler):
     laws.law_uses_its_resampler(lambda spy: ParticleFilter(num=3, resampler=spy, step_tokens=1, ess_below=None), resampler)
 

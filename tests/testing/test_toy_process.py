@@ -65,7 +65,7 @@ def test_log_p_is_the_models_own_whatever_the_sampling():
 
 
 def test_transforms_in_their_order():
-    p = [math.log(x) for x in (0.5, 0.3, 0.15, 0.05)]
+    p = tuple(math.log(x) for x in (0.5, 0.3, 0.15, 0.05))
     shares = lambda sampling: [round(math.exp(x), 6) for x in transformed(p, sampling)]
     assert shares(Sampling(temperature=0.0)) == [1, 0, 0, 0]
     assert shares(Sampling(top_k=2)) == [0.625, 0.375, 0, 0]

@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 
 import torch
 
@@ -39,11 +40,15 @@ class ToyLM:
         """One token per character; None for one that the alphabet lacks."""
         return [self.alphabet.index(c) if c in self.alphabet else None for c in text]
 
-    def row(self, last: int | None) -> list[float]:
-        """Log-probabilities [V + 1] after token `last`; None is the start."""
-        return [math.log(p) if p > 0 else DEAD for p in self.table[0 if last is None else last + 1]]
+    @cached_property
+    def log_table(self) -> tuple[tuple[float, ...], ...]:
+        return tuple(tuple(math.log(p) if p > 0 else DEAD for p in row) for row in self.table)
 
-    def log_p(self, prefix: Prefix) -> list[float]:
+    def row(self, last: int | None) -> tuple[float, ...]:
+        """Log-probabilities [V + 1] after token `last`; None is the start."""
+        return self.log_table[0 if last is None else last + 1]
+
+    def log_p(self, prefix: Prefix) -> tuple[float, ...]:
         """Log-probabilities [V + 1] of the next token; before the first one, the prompt's last character decides."""
         return self.row(prefix.tokens[-1] if prefix.tokens else (self.encode(rendered(prefix.prompt)) or [None])[-1])
 
@@ -88,21 +93,22 @@ def normalized(log_w: list[float]) -> list[float]:
     return [x - total for x in log_w]
 
 
-def transformed(log_p: list[float], sampling: Sampling) -> list[float]:
+@lru_cache(maxsize=1000)
+def transformed(log_p: tuple[float, ...], sampling: Sampling) -> tuple[float, ...]:
     """Log-probabilities after temperature, top_k, top_p and min_p, in this order. The slow, obvious reference."""
     best_first = sorted(range(len(log_p)), key=lambda v: (-log_p[v], v))
     if sampling.temperature == 0:
-        return [0.0 if v == best_first[0] else DEAD for v in range(len(log_p))]
+        return tuple(0.0 if v == best_first[0] else DEAD for v in range(len(log_p)))
     log_q = normalized([x / sampling.temperature for x in log_p])
     kept = best_first[: sampling.top_k]
     log_q = normalized([x if v in kept else DEAD for v, x in enumerate(log_q)])
     mass_before = [0.0, *itertools.accumulate(math.exp(log_q[v]) for v in best_first)]
     kept = [v for v, mass in zip(best_first, mass_before) if mass < sampling.top_p]
     log_q = normalized([x if v in kept else DEAD for v, x in enumerate(log_q)])
-    return normalized([x if math.exp(x - max(log_q)) >= sampling.min_p else DEAD for x in log_q])
+    return tuple(normalized([x if math.exp(x - max(log_q)) >= sampling.min_p else DEAD for x in log_q]))
 
 
-def self_certainty(log_p: list[float]) -> float:
+def self_certainty(log_p: tuple[float, ...]) -> float:
     """KL(uniform || model) in nats, finite: an impossible token counts as float32's smallest probability."""
     return -sum(max(x, FLOOR) for x in log_p) / len(log_p) - math.log(len(log_p))
 
@@ -183,17 +189,16 @@ class ToyProcess:
         assert isinstance(job.ask, Score)
         return self._score(job, job.ask)
 
-    def _read(self, job: Job, tokens: tuple[int, ...]) -> None:
-        """One forward pass of `job` over its prompt and `tokens`: all but the last may be reused."""
+    def _read(self, job: Job, tokens: tuple[int, ...], num_drawn: int = 0) -> None:
+        """One forward pass of `job` over its prompt and `tokens`, all but the last of which may be reused; then draws."""
         prompt = rendered(job.prefix.prompt)
         contexts = [(prompt[:i], ()) for i in range(len(prompt) + 1)] + [(prompt, tokens[:i]) for i in range(1, len(tokens) + 1)]
         reused = next((i for i, c in enumerate(contexts[:-1]) if c not in self.computed), len(contexts) - 1)
         self.computed.update(contexts)
         job.row_tokens = len(contexts) - reused
-        cost = Cost(flops=self.flops(job.row_tokens, len(contexts)))
-        if job.num_new == 0:
-            cost += Cost(prompt_tokens=job.row_tokens, reused_tokens=reused)
-        self._pay(job, cost)
+        flops = self.flops(job.row_tokens, len(contexts))
+        first = (job.row_tokens, reused) if job.num_new == 0 else (0, 0)
+        self._pay(job, Cost(prompt_tokens=first[0], reused_tokens=first[1], generated_tokens=num_drawn, flops=flops))
 
     def _pay(self, job: Job, cost: Cost) -> None:
         job.cost += cost
@@ -202,7 +207,7 @@ class ToyProcess:
     def _extend(self, job: Job, ask: Extend) -> Extension | None:
         if job.limit == 0:
             return self._finished(job, "budget")
-        self._read(job, job.prefix.tokens)
+        self._read(job, job.prefix.tokens, num_drawn=1)
         log_p = self.lm.log_p(job.prefix)
         log_q = transformed(log_p, ask.sampling)
         token = self._draw(ask.seed, len(job.prefix.tokens), log_q)
@@ -210,7 +215,6 @@ class ToyProcess:
         if ask.certainty:
             job.prefix = replace(job.prefix, certainty=job.prefix.certainty + self_certainty(log_p))
         job.num_new += 1
-        self._pay(job, Cost(generated_tokens=1))
         if job.prefix.is_final:
             return self._finished(job, job.prefix.finish or "")
         if any(job.prefix.text[len(ask.prefix.text) :].endswith(s) for s in ask.until):
@@ -225,8 +229,8 @@ class ToyProcess:
         prefix = job.prefix if finish in ("until", "limit") else replace(job.prefix, finish=finish)
         return Extension(prefix, finish, job.cost)
 
-    def _draw(self, seed: int, position: int, log_q: list[float]) -> int:
-        key = (seed, position, tuple(log_q))
+    def _draw(self, seed: int, position: int, log_q: tuple[float, ...]) -> int:
+        key = (seed, position, log_q)
         if key not in self.drawn:
             row = torch.tensor(log_q, dtype=torch.float64)
             probe = torch.tensor([hash_seed("toy", seed, position) / 2**63], dtype=torch.float64)
