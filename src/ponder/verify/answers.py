@@ -4,6 +4,7 @@
     Latex        the final formula             "\\boxed{\\frac12}" -> "\\frac12"; sameness by math-verify
     Choice       the chosen option's letter    "The answer is (B)." -> "B"
     ShortText    the final phrase              "Answer: the Nile" -> "Nile"; articles, case, punctuation ignored
+    OneOf        the named option              "It is the heart." -> "the heart"
     Code         the program                   the first fenced block, or the whole text when it is Python
     WholeText    everything (core.asks)
 
@@ -204,6 +205,22 @@ class ShortText:
         lines = ((marked[-1] if marked else text).strip(" :*\n") or text).strip().splitlines()
         phrase = lines[0].strip().strip("*\"'`. ") if lines else ""
         return phrase if phrase_key(phrase) and len(phrase.split()) <= self.max_words else None
+
+    def same(self, a: str, b: str) -> bool:
+        return phrase_key(a) == phrase_key(b)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneOf:
+    """Reads which of `options` the text names: the phrase that ShortText reads is an option, or holds exactly one."""
+
+    options: tuple[str, ...]
+
+    def read(self, text: str) -> str | None:
+        phrase = phrase_key(ShortText(max_words=60).read(text) or "")
+        equal = [option for option in self.options if phrase_key(option) == phrase]
+        held = [option for option in self.options if f" {phrase_key(option)} " in f" {phrase} "]
+        return equal[0] if equal else held[0] if len(held) == 1 else None
 
     def same(self, a: str, b: str) -> bool:
         return phrase_key(a) == phrase_key(b)
