@@ -106,8 +106,8 @@ class EnumeratingRng:
         return torch.tensor(draws, dtype=torch.float64)
 
     def categorical(self, log_p: Tensor) -> Tensor:
-        rows = torch.softmax(log_p.double(), -1).tolist()
-        return torch.tensor([self.choose(row) for row in rows], dtype=torch.int64)
+        rows = log_p.double().tolist()  # plain floats: a parallel softmax of a few numbers costs more than the whole path
+        return torch.tensor([self.choose([math.exp(x - max(row)) for x in row]) for row in rows], dtype=torch.int64)
 
     def seed(self, *path: int) -> int:
         return hash_seed("enumerating", self.key, path)
