@@ -145,7 +145,20 @@ def _rows(dataset: str, config: Config, num: int) -> dict[str, tuple[tuple[int, 
     return {split: tuple(part) for split, part in rows.items()}
 
 
+SUM = "State the final answer to the following arithmetic problem: {} ="  # the generator's words
 PRESELECTED: dict[str, ReasoningGym] = {
+    "rg:chain_sum": ReasoningGym(  # steps of one line each: for beams and particle filters as for votes
+        dataset="chain_sum",
+        config=(("min_digits", 1), ("max_digits", 1), ("min_terms", 5), ("max_terms", 6)),
+        system="Work from left to right, one step per line. End with 'Answer:' and the number.",
+        examples=(
+            (SUM.format("6 + 7 - 4"), "6 + 7 = 13\n13 - 4 = 9\nAnswer: 9"),
+            (SUM.format("9 - 2 + 5 + 8"), "9 - 2 = 7\n7 + 5 = 12\n12 + 8 = 20\nAnswer: 20"),
+            (SUM.format("3 + 9 - 8 - 2"), "3 + 9 = 12\n12 - 8 = 4\n4 - 2 = 2\nAnswer: 2"),
+        ),
+        max_tokens=64,
+        answers=Number(),
+    ),
     "rg:basic_arithmetic": ReasoningGym(
         dataset="basic_arithmetic",
         config=(("min_terms", 2), ("max_terms", 2), ("min_digits", 1), ("max_digits", 2), ("allow_parentheses", False)),
