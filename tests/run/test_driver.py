@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ponder.core.asks import Extend, Judge, Outcome, Prefix, Prompt, Sampling, Score, Turn, Verdict, candidate
 from ponder.core.budget import Budget, Cost
-from ponder.core.errors import BudgetTooSmall, PromptTooLong
+from ponder.core.errors import BudgetTooSmall, DeadParticles, PromptTooLong
 from ponder.infer.best_of_n import BestOfN
 from ponder.infer.greedy import Greedy
 from ponder.infer.sample import Sample
@@ -195,6 +195,25 @@ def test_bad_jobs_are_refused_before_any_work():
         run(jobs_of([Greedy()], Budget(tokens=2)))
     with pytest.raises(PromptTooLong):
         run(jobs_of([Greedy()], Budget()), ToyProcess(toy_lm(), context_len=2))
+
+
+@dataclass(frozen=True)
+class Dying:
+    """Lives for one turn, then finds all its particles dead."""
+
+    guarantee = Greedy.guarantee
+
+    def run(self, prompt, rng):
+        (answer,) = yield Turn((Extend(prefix=Prefix(prompt), seed=1, max_tokens=2),))
+        yield Turn((Extend(prefix=Prefix(prompt), seed=2, max_tokens=2),), (candidate(answer.prefix),))
+        raise DeadParticles("all 3 particles have weight zero")
+
+
+def test_a_job_fails_alone_with_its_best_so_far():
+    results, driver = run(jobs_of([Dying(), Sample(num=3)], Budget()))
+    assert [r.stop_reason for r in results] == ["failed"] * 3 + ["done"] * 3
+    assert all("weight zero" in r.diagnostics["error"] and r.candidates for r in results[:3])
+    assert not driver.process.jobs
 
 
 def test_seeds_reach_the_samples():

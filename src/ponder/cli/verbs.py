@@ -15,7 +15,7 @@ from ponder import catalogue
 from ponder.cli import show
 from ponder.core.asks import Prompt
 from ponder.core.budget import Budget, parse_budget
-from ponder.core.errors import BadField, StoreError, UnknownName
+from ponder.core.errors import BadField, PonderError, StoreError, UnknownName
 from ponder.core.rng import hash_seed
 from ponder.core.roles import Process, Strategy
 from ponder.engine.open import open_process
@@ -51,6 +51,8 @@ def ask(
     (result,) = results
     if trace is not None:
         _write(trace, "".join(line + "\n" for line in result.trace))
+    if result.stop_reason == "failed":
+        raise PonderError(str(result.diagnostics["error"]))
     show.show_answer(result, strategy=strategy, budget=str(limits))
     return INTERRUPTED if result.stop_reason == "interrupted" else 0
 
@@ -173,6 +175,11 @@ def report(comparison: Comparison, out: Path, title: str) -> list[Summary]:
     show.out.print(show.comparison_table(summaries, title=title))
     for line in show.verdict_lines(summaries):
         show.out.print(line)
+    failed = [row for row in comparison.rows if row.result.stop_reason == "failed"]
+    for row in failed[:3]:
+        show.err.print(f"{row.recipe} failed on question {row.question}: {row.result.diagnostics['error']}", style="red")
+    if failed[3:]:
+        show.err.print(f"and {len(failed) - 3} more failed; results.jsonl has them", style="red")
     _write(out / "summary.json", json.dumps([asdict(s) | {"verdict": s.verdict} for s in summaries], indent=1) + "\n")
     plot_quality(summaries, out / "quality.png", title=title)
     ledgers = comparison.ledgers.values()

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from ponder.core.asks import Answer, Ask, Candidate, Extend, Extension, Judge, Judgement, Outcome, Prompt, Turn, spent_answer
 from ponder.core.budget import Cost
-from ponder.core.errors import BudgetTooSmall, PromptTooLong
+from ponder.core.errors import BudgetTooSmall, PonderError, PromptTooLong, StoreError
 from ponder.core.rng import TorchRng
 from ponder.core.roles import Process
 from ponder.run.account import Account, Ledger, most_tokens
@@ -131,7 +131,6 @@ class Driver:
         running = Running(job, Account(job.recipe.budget, self.process), job.recipe.strategy.run(job.prompt, rng))
         head = {"job": job.id, "seed": job.seed, "model": self.process.model_id, "prompt": prompt_json(job.prompt)}
         running.lines.append(dumps(head | {"recipe": describe(job.recipe)}))
-        self._advance(running, None)
         return running
 
     def _advance(self, running: Running, answers: Sequence[Answer] | None) -> None:
@@ -170,13 +169,22 @@ class Driver:
         running.answers[slot] = Judgement(tuple(verdicts), sum((p.cost for p in parts), own))
 
     def _fill(self, active: list[Running]) -> None:
-        """Moves every job as far as it comes without the process, then starts its next wave."""
+        """Moves every job as far as it comes without the process, then starts its next wave. A job whose strategy or
+        verifier raises a PonderError fails alone; only the store's errors stop all."""
         for running in active:
-            while running.outcome is None and not running.live:
-                if running.waiting:
-                    self._start_wave(running)
-                elif all(answer is not None for answer in running.answers):
-                    self._tell(running)
+            try:
+                while running.outcome is None and not running.live:
+                    if running.waiting:
+                        self._start_wave(running)
+                    elif running.num_turns == 0:
+                        self._advance(running, None)
+                    elif all(answer is not None for answer in running.answers):
+                        self._tell(running)
+            except StoreError:
+                raise
+            except PonderError as error:
+                self._cut(running, "failed")
+                running.outcome = Outcome(running.turn.best, diagnostics={"error": str(error)})
         self._commit()
 
     def _tell(self, running: Running) -> None:

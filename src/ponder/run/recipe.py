@@ -32,8 +32,8 @@ def describe(value: object) -> object:
 class Result:
     """What one question got for its budget.
 
-    stop_reason: "done", the budget's limit that was reached ("tokens", "seconds", ...) or "interrupted". Until "done",
-    candidates are the best so far. confidence in [0, 1] or None is the strategy's own, uncalibrated.
+    stop_reason: "done", the budget's limit that was reached ("tokens", "seconds", ...), "interrupted" or "failed" (then
+    diagnostics["error"] says why). Unless "done", candidates are the best so far. confidence in [0, 1] or None is the strategy's own, uncalibrated.
     """
 
     answer: str | None
