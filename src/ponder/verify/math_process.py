@@ -26,7 +26,8 @@ class _Worker:
     """One process and the lock around it. Belongs to the process that made it: a fork starts its own."""
 
     def __init__(self) -> None:
-        self.lock, self.child, self.owner = threading.Lock(), None, os.getpid()
+        self.lock, self.owner = threading.Lock(), os.getpid()
+        self.child: subprocess.Popen[bytes] | None = None
 
     def ask(self, left: str, right: str, seconds: float) -> bool:
         with self.lock:
@@ -43,14 +44,15 @@ class _Worker:
             return reply == b"1\n"
 
     def _running(self) -> "subprocess.Popen[bytes]":
-        if self.child is None or self.child.poll() is not None:
+        if self.child is not None and self.child.poll() is None:
+            return self.child
+        self.stop()
+        command = [sys.executable, "-I", str(WORKER)]
+        child = self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        if self._line(child, START_SECONDS) != b"ready\n":
             self.stop()
-            command = [sys.executable, "-I", str(WORKER)]
-            self.child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-            if self._line(self.child, START_SECONDS) != b"ready\n":
-                self.stop()
-                raise PonderError("the math-verify worker did not start; try: python -c 'import math_verify'")
-        return self.child
+            raise PonderError("the math-verify worker did not start; try: python -c 'import math_verify'")
+        return child
 
     def _line(self, child: "subprocess.Popen[bytes]", seconds: float) -> bytes:
         assert child.stdout is not None

@@ -22,7 +22,7 @@ SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE = 442, -100, 0x8000
 PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS, CAP_DAC_READ_SEARCH = 1, 8, 38, 2
 CAPABILITY_V3 = 0x20080522
 REFUSED = ("socket.connect", "socket.bind", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "os.kill", "os.killpg")
-Say = Callable[[dict[str, object]], int]
+Say = Callable[[dict[str, object]], int]  # writes facts to the report
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -139,7 +139,7 @@ def main() -> None:
     report, scratch = int(sys.argv[1]), sys.argv[2]
     spec = json.load(sys.stdin)
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    say = lambda facts: os.write(report, b"\n" + json.dumps({"nonce": spec["nonce"], **facts}).encode() + b"\n")
+    say: Say = lambda facts: os.write(report, b"\n" + json.dumps({"nonce": spec["nonce"], **facts}).encode() + b"\n")
     is_apart = enter_namespaces()
     if spec["require_namespaces"] and not is_apart:
         say({"refused": "this system gives no namespaces to isolate programs; allow user namespaces, or set require_namespaces=False"})
