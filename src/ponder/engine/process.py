@@ -167,8 +167,9 @@ class LocalProcess:
         elif found.is_node_end and found.num_tokens == track.num_given - 1 and ~track.key[-1] in found.node.paid:
             found.node.paid.discard(~track.key[-1])
             track.is_paid = True
-        job.count.reused_tokens += track.num_computed
-        self.totals += Cost(reused_tokens=track.num_computed)
+        num_reused = track.num_computed + track.is_paid
+        job.count.reused_tokens += num_reused
+        self.totals += Cost(reused_tokens=num_reused)
         return True
 
     def _place(self, track: Track, num_tokens: int) -> Row:

@@ -115,9 +115,13 @@ def keep_mass(weight: Tensor, mass: float) -> Tensor:
 
 def keep_largest(weight: Tensor, smallest: Tensor, num_kept: Tensor) -> Tensor:
     """Zeroes all but the num_kept [n, 1] largest of each row, whose smallest value is `smallest` [n, 1]; first of equals."""
-    above, equal = weight > smallest, weight == smallest
-    num_equal = num_kept - above.sum(-1, keepdim=True)
-    return torch.where(above | (equal & (equal.cumsum(-1) <= num_equal)), weight, 0.0)
+    return torch.where(are_largest(weight, smallest, num_kept), weight, 0.0)
+
+
+def are_largest(values: Tensor, smallest: Tensor, num: Tensor) -> Tensor:
+    """bool like `values`: the num [n, 1] largest of each row, of which `smallest` [n, 1] is the least; first of equals."""
+    above, equal = values > smallest, values == smallest
+    return above | (equal & (equal.cumsum(-1) <= num - above.sum(-1, keepdim=True)))
 
 
 def pick(weight: Tensor, probes: Tensor) -> Tensor:
@@ -137,7 +141,9 @@ def pick(weight: Tensor, probes: Tensor) -> Tensor:
 def most_likely(logits_RV: Tensor, num: int) -> tuple[list[list[int]], list[list[float]]]:
     """The `num` most likely tokens of every row, best first (lower id first among equals), and their log-probabilities."""
     log_p = LogP(logits_RV)
-    tokens = logits_RV.topk(min(num, logits_RV.shape[1])).indices.sort(-1).values
+    num = min(num, log_p.vocab_size)
+    smallest = logits_RV.topk(num).values[:, -1:]
+    tokens = are_largest(logits_RV, smallest, torch.full_like(smallest, num, dtype=torch.int64)).nonzero()[:, 1].view(-1, num)
     tokens = tokens.gather(1, logits_RV.gather(1, tokens).sort(dim=-1, descending=True, stable=True).indices)
     rows = torch.arange(len(tokens)).repeat_interleave(tokens.shape[1])
     return tokens.tolist(), log_p.of(rows, tokens.flatten()).view(len(tokens), -1).tolist()

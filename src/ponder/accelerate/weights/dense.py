@@ -33,6 +33,11 @@ def stack_rows(parts: tuple[RawTensor, ...], dtype: torch.dtype) -> Tensor:
     return stacked
 
 
+def two_rows(x: Tensor) -> Tensor:
+    """`x`, a single row doubled: oneDNN sums one row of more than 1,024 columns in another order than two."""
+    return x if len(x) != 1 else x.repeat(2, 1)
+
+
 @dataclass(frozen=True)
 class PlainLinear:
     weight: Tensor
@@ -51,7 +56,7 @@ class PackedLinear:
     nbytes: int
 
     def apply(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(two_rows(x), self.packed, None, "none", [], "")[: len(x)]
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,10 @@ class PackedHead:
 
     def apply(self, x: Tensor) -> Tensor:
         """float32 [rows, out]: the rounded product plus the rounded rest of it, together good to 16 bits."""
+        x, num_rows = two_rows(x), len(x)
         y = torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
         rest = torch.ops.mkldnn._linear_pointwise.binary(x, y, self.packed, None, "sub")
-        return y.float().add_(rest)
+        return y.float().add_(rest)[:num_rows]
 
 
 @dataclass(frozen=True, kw_only=True)
