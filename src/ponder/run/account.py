@@ -21,6 +21,7 @@ class Ledger:
     booked: Cost = field(default_factory=Cost)
     engine: Cost = field(default_factory=Cost)
     shared_tokens: int = 0  # booked prefix tokens that the process had already computed for somebody else
+    recomputed_tokens: int = 0  # prefix tokens that the process computed although the job had paid for them before
     stored_answers: int = 0  # answers that came out of the sample store
     stored: Cost = field(default_factory=Cost)  # what those were booked at
     engine_seconds: float = 0.0  # wall time inside process.step
@@ -36,11 +37,15 @@ class Ledger:
 
     @property
     def reuse(self) -> float:
-        """Share of requested prefix tokens, after each prompt's first computation, that were not computed again."""
-        requested = self.engine.prompt_tokens + self.engine.reused_tokens
-        first = self.booked.prompt_tokens - self.stored.prompt_tokens - self.shared_tokens
-        again = self.engine.prompt_tokens - first
-        return 1.0 - again / max(1, requested - first)
+        """1 - recomputed / requested prefix tokens, over the answers of the process."""
+        return 1.0 - self.recomputed_tokens / max(1, self.engine.prompt_tokens + self.engine.reused_tokens)
+
+    def add(self, booked: Cost, computed: Cost) -> None:
+        """Notes what one answer of the process was booked at and what it computed for it."""
+        self.engine += computed
+        beyond = computed.prompt_tokens - booked.prompt_tokens - (booked.generated_tokens - computed.generated_tokens)
+        self.recomputed_tokens += max(0, beyond)
+        self.shared_tokens += max(0, -beyond)
 
 
 class Account:

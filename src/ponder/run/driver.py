@@ -115,9 +115,8 @@ class Driver:
     def _check(self, job: Job) -> None:
         prompt_len = self.process.prompt_len(job.prompt)
         if prompt_len >= self.process.context_len:
-            raise PromptTooLong(
-                f"the prompt of {job.id!r} has {prompt_len} tokens; the model's context holds {self.process.context_len}, one of them for the answer: shorten it"
-            )
+            context = self.process.context_len
+            raise PromptTooLong(f"the prompt of {job.id!r} has {prompt_len} tokens: the model's context holds {context}, answer included; shorten it")
         budget = job.recipe.budget
         account = Account(budget, self.process)
         if account.tokens_left() < prompt_len + 1:
@@ -287,9 +286,8 @@ class Driver:
         running = self.owners.pop(ticket)
         work = running.live.pop(ticket)
         running.account.live_seconds -= work.seconds
-        self.ledger.engine += answer.cost
         cost = replace(running.account.book(work.ask, answer.cost, work.price), seconds=work.seconds)
-        self.ledger.shared_tokens += cost.prompt_tokens - answer.cost.prompt_tokens
+        self.ledger.add(cost, answer.cost)
         answer = replace(answer, cost=cost)
         if self.store is not None and not (isinstance(answer, Extension) and answer.finish == "budget"):
             self.store.put(self.process.model_id, work.ask, answer)

@@ -27,12 +27,15 @@ class Specs:
         if name not in self.table:
             raise UnknownName(self.kind, name, self.table)
         found = self.table[name]
+        texts: dict[str, str] = {}
         for part in filter(None, (p.strip() for p in rest.split(","))):
             field, equals, value = (p.strip() for p in part.partition("="))
             if not equals:
                 raise BadField(f"{self.kind} {text!r}: {part!r} is not field=value, as in {name}:num=8")
-            found = self._set(name, found, field, value)
-        return found
+            if field not in self.settable(found):
+                raise UnknownName(f"field of {self.kind} {name}", field, self.settable(found))
+            texts[field] = value
+        return self._set(name, found, texts)
 
     def read_many(self, text: str) -> dict[str, object]:
         """{spec: object} for 'a,b,c' or, where specs have fields, 'a;b:x=1,y=2;c'."""
@@ -53,14 +56,17 @@ class Specs:
                 flat[f.name] = value
         return flat
 
-    def _set(self, name: str, found: Any, field: str, text: str) -> object:
-        if field not in self.settable(found):
-            raise UnknownName(f"field of {self.kind} {name}", field, self.settable(found))
+    def _set(self, name: str, found: Any, texts: Mapping[str, str]) -> object:
+        """`found` with those fields set, all at once: they may be valid only together."""
+        changes: dict[str, object] = {}
         for f in fields(found):
-            if f.name == field:
-                return replace(found, **{field: self._value(name, field, text, present=getattr(found, field), type_name=str(f.type))})
-        nested = next(f.name for f in fields(found) if is_dataclass(getattr(found, f.name)) and field in self.settable(getattr(found, f.name)))
-        return replace(found, **{nested: self._set(name, getattr(found, nested), field, text)})
+            present = getattr(found, f.name)
+            if f.name in texts:
+                changes[f.name] = self._value(name, f.name, texts[f.name], present=present, type_name=str(f.type))
+            elif is_dataclass(present) and f.name not in self.parts:
+                nested = {k: v for k, v in texts.items() if k in self.settable(present)}
+                changes |= {f.name: self._set(name, present, nested)} if nested else {}
+        return replace(found, **changes)
 
     def _value(self, name: str, field: str, text: str, *, present: object, type_name: str) -> object:
         """`text` as the type that the field has."""

@@ -1,0 +1,83 @@
+"""The driver on the real default model: true counts, budgets, and the same answers alone, together and after a crash."""
+
+from dataclasses import replace
+
+import pytest
+
+from ponder import catalogue
+from ponder.core.asks import chat
+from ponder.core.budget import Budget, Cost
+from ponder.engine.open import open_process
+from ponder.run.driver import Driver, Job
+from ponder.run.recipe import Recipe
+from ponder.run.store import SampleStore
+from ponder.verify.answers import ShortText
+
+SPECS = (
+    "greedy",
+    "best_of_n:num=4,verifier=p_true",
+    "self_consistency:num=4,weigh=path_probability",
+    "beam:width=3",
+    "diverse_beam:width=2,num_groups=2",
+    "particle_filter:num=6,step_tokens=4",
+)
+COUNTS = ("prompt_tokens", "reused_tokens", "generated_tokens")
+
+
+@pytest.fixture(scope="module")
+def path(smollm2_path):
+    return smollm2_path
+
+
+def make(path):
+    return open_process(path, weights=catalogue.WEIGHTS["int4"])
+
+
+def jobs(tokens=None, specs=SPECS):
+    questions = ("What is the capital of France?", "Name a colour.")
+    return [
+        Job(
+            id=f"{s}/{q}",
+            prompt=chat(q, max_tokens=14, answers=ShortText()),
+            recipe=Recipe(label=s, strategy=catalogue.strategy(s), budget=budget),
+            seed=3,
+        )
+        for s in specs
+        for q in questions
+        for budget in [Budget(tokens=tokens)]
+    ]
+
+
+def timeless(result):
+    return replace(result, cost=replace(result.cost, seconds=0, cpu_seconds=0))
+
+
+def run(process, todo, **settings):
+    driver = Driver(process, **settings)
+    return [timeless(result) for _, result in driver.run(todo)], driver
+
+
+@pytest.mark.parametrize("tokens", [None, 90])
+def test_the_ledger_equals_the_engine_and_no_budget_is_overshot(path, tokens):
+    process = make(path)
+    results, driver = run(process, jobs(tokens))
+    assert {c: getattr(driver.ledger.engine, c) for c in COUNTS} == {c: getattr(process.totals, c) for c in COUNTS}
+    computed = process.totals.prompt_tokens + process.totals.generated_tokens
+    assert driver.ledger.booked.tokens - driver.ledger.shared_tokens + driver.ledger.recomputed_tokens == computed
+    assert sum((r.cost for r in results), Cost()).tokens == driver.ledger.booked.tokens
+    assert all(r.candidates and r.text for r in results)
+    if tokens is None:
+        assert driver.ledger.reuse >= 0.99
+    else:
+        assert all(r.cost.tokens <= tokens for r in results)
+        assert {r.stop_reason for r in results} == {"done", "tokens"}
+
+
+def test_alone_together_and_resumed_are_the_same(path, tmp_path):
+    together, _ = run(make(path), jobs(), max_jobs=12)
+    alone, _ = run(make(path), jobs(), max_jobs=1)
+    assert together == alone
+    store = SampleStore(tmp_path / "s")
+    run(make(path), jobs()[:5], store=store, max_jobs=2)
+    resumed, driver = run(make(path), jobs(), store=store, max_jobs=3)
+    assert resumed == alone and driver.ledger.stored_answers > 0
