@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ponder.accelerate.weights.dense import Float32
 from ponder.core.errors import Unsupported
-from ponder.engine.attend import Span, StepPlan, attention, attention_reference, causal_mask, in_order
+from ponder.engine.attend import Span, StepPlan, attend_group, attention, attention_reference, causal_mask, in_order
 from ponder.engine.rows import Row, Rows, padded_len
 from ponder.models.decoder import Decoder, load
 from engine.tiny_models import VOCAB, StateCheckpoint, tiny
@@ -27,7 +27,7 @@ def test_logits_equal_transformers(family: str, is_tied: bool):
     decoder = load(checkpoint, Float32(), None, torch.float32)
     tokens = torch.randint(VOCAB, (150,), generator=torch.Generator().manual_seed(1))
     wanted = hf(tokens[None]).logits[0]
-    cuts = {"whole": [150], "decode": [1, *range(2, 151)], "chunks": [7, 16, 40, 64, 65, 130, 150]}
+    cuts = {"whole": [150], "decode": [*range(1, 20), *range(60, 70), 125, *range(126, 131), 150], "chunks": [7, 16, 40, 64, 65, 130, 150]}
     for name, stops in cuts.items():
         for num_prompt in (0, 70, 150):
             row = Rows(decoder.config, torch.float32).take(150)
@@ -68,6 +68,33 @@ def test_attention_equals_its_reference():
     (out, lse), (wanted, wanted_lse) = attention(q, k, v, mask), attention_reference(q, k, v, mask)
     assert (out - wanted).abs().max() < 2e-6
     assert (lse - wanted_lse).abs().max() < 1e-5
+
+
+def batch_dependence(group: int, attend) -> int:
+    """Number of calls of another batch size whose rows differ. Values cancel, so that the order of sums is all there is."""
+    torch.manual_seed(0)
+    order = torch.randperm(192)
+    k = torch.randn(1, 2, 96, 16).repeat(1, 1, 2, 1)[:, :, order].bfloat16()
+    v = torch.randn(1, 2, 96, 16)
+    v = torch.cat([v, -v], 2)[:, :, order].bfloat16()
+    q, mask = torch.randn(40, 2, group, 16).bfloat16(), torch.zeros(40, 1, 1, 192)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        outs = {n: [attend(q[i : i + n], k.expand(n, -1, -1, -1), v.expand(n, -1, -1, -1), mask[i : i + n]) for i in range(0, 40, n)] for n in (40, 8, 5, 1)}
+    finally:
+        torch.set_num_threads(num_threads)
+    return sum(not torch.equal(torch.cat(out), outs[40][0]) for out in outs.values())
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 6, 7, 8, 12, 48, 112])
+def test_a_call_does_not_depend_on_its_batch(group: int):
+    assert batch_dependence(group, attend_group) == 0
+
+
+def test_the_batch_law_has_teeth():
+    """Three query rows as they are fail it."""
+    assert batch_dependence(3, lambda *call: attention(*call)[0]) > 0
 
 
 def test_padded_lengths():

@@ -66,16 +66,16 @@ def bare(answer: Answer) -> Answer:
 @pytest.mark.parametrize(("max_rows", "kv_bytes", "chunk"), [(64, 1 << 24, 512), (3, 1 << 24, 33), (64, 0, 512), (5, 20_000, 7)])
 def test_an_answer_is_the_same_whatever_runs_beside_it(max_rows: int, kv_bytes: int, chunk: int):
     """Bit for bit: alone in a fresh process, or in a crowd, after others, evicted, in other chunks."""
-    prompts = [chat("x" * n, max_tokens=40) for n in (1, 14, 15, 62, 63, 130)]
+    prompts = [chat("x" * n, max_tokens=12) for n in (1, 15, 63, 130)]
     crowd = tiny_process(DECODER, max_rows=max_rows, kv_bytes=kv_bytes, chunk=chunk)
     prefixes = [Prefix(p) for p in prompts]
-    for turn in range(3):
+    for turn in range(2):
         asks = mixed_asks(turn, prefixes)
         found = answers(crowd, asks)
         alone = [answers(tiny_process(DECODER), [ask])[0] for ask in asks]
         assert [bare(a) for a in found] == [bare(a) for a in alone]
         grown = [a.prefix for a in found if isinstance(a, Extension)] + [c for a in found if isinstance(a, Expansion) for c in a.children]
-        prefixes = [p for p in grown if not p.is_final][::2]
+        prefixes = [p for p in grown if not p.is_final][::4]
     assert crowd.store.nbytes <= kv_bytes
     assert not crowd.jobs
     assert not crowd.running
