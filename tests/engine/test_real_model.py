@@ -11,6 +11,7 @@ import transformers
 from ponder.accelerate.weights.dense import Bf16, Bf16Head, Float32
 from ponder.accelerate.weights.int4 import Int4
 from ponder.accelerate.weights.int8 import Int8
+from ponder.accelerate.weights.int8_head import Int8Head
 from ponder.core.asks import GREEDY, Expand, Extend, Extension, Prefix, Sampling, Score, chat
 from ponder.core.formats import WeightFormat
 from ponder.engine.open import open_process
@@ -86,7 +87,7 @@ def test_greedy_text_equals_transformers(model, oracle):
 def test_an_answer_is_the_same_whatever_runs_beside_it(model, weights: WeightFormat):
     """Bit for bit on the real model: alone; in a crowd in small chunks; from the cache; in two asks; recomputed."""
     checkpoint, tokenizer = model
-    decoder = load(checkpoint, weights, Bf16Head())
+    decoder = load(checkpoint, weights, Bf16Head() if isinstance(weights, Bf16) else Int8Head())
     asks = [Extend(prefix=Prefix(chat(q, max_tokens=14)), seed=i, sampling=Sampling(temperature=0.9)) for i, q in enumerate(QUESTIONS)]
     alone = [answer_turn([ask], LocalProcess(decoder, tokenizer))[0].prefix for ask in asks]
     crowd = LocalProcess(decoder, tokenizer, chunk=50)
@@ -100,8 +101,8 @@ def test_an_answer_is_the_same_whatever_runs_beside_it(model, weights: WeightFor
 
 
 def test_open_process(smollm2_path: Path):
-    process = open_process(smollm2_path, weights=Int4(), head=Bf16Head())
+    process = open_process(smollm2_path, weights=Int4(), head=Int8Head())
     (answer,) = answer_turn([Extend(prefix=Prefix(chat(QUESTIONS[0], max_tokens=20)), seed=0, sampling=GREEDY)], process)
     assert answer.prefix.text == "The capital of France is Paris."
-    assert process.model_id.endswith("/int4/bf16-head/bfloat16")
-    assert process.decoder.nbytes < 200e6
+    assert process.model_id.endswith("/int4/int8-head/bfloat16")
+    assert process.decoder.nbytes < 160e6

@@ -1,14 +1,12 @@
 """Weights as they are, in float32 or in bfloat16.
 
-**Paper** none.
-**Equation** y = x W^T.
-**Shapes** W [out, in]; x [rows, in]; y [rows, out].
-**Guarantee** exact: the stored values rounded once to the format's own type.
-**Cost** 4 or 2 bytes a weight. bfloat16 is packed once into oneDNN's blocked layout, 1.2 to 3.5 times the speed of the
-plain call.
-**Choose** Bf16 for 16 or more sequences at once; Float32 where a test wants an oracle. For one sequence on a CPU the
-bytes of the weights are the time, and int4 is faster.
-**Differs** Bf16Head returns float32: one more product yields what rounding to bfloat16 lost, so that two near logits stay apart.
+Paper      none.
+Equation   y = x W^T.
+Shapes     W [out, in]; x [rows, in]; y [rows, out].
+Guarantee  exact: the stored values rounded once to the format's own type.
+Cost       4 or 2 bytes a weight. bfloat16 is packed once into oneDNN's blocked layout, 1.2 to 3.5 times the speed of the plain call.
+Choose     Bf16 for 16 or more sequences at once; Float32 where a test wants an oracle. For one sequence on a CPU the bytes of the weights are the time, and int4 is faster.
+Differs    Bf16Head returns float32: one more product yields what rounding to bfloat16 lost, so that two near logits stay apart.
 """
 
 from dataclasses import dataclass

@@ -1,13 +1,12 @@
 """Four bits a weight, a scale and a zero for every 32 of a row: the blocks of Q4_0 and Q4_1 files, as they are.
 
-**Paper** none; the block formats of GGUF, and the group-wise kernel of GPTQ-style weights.
-**Equation** w = (code - 8) * scale + zero. Q4_0: scale = d, zero = 0. Q4_1 (w = d code + m): scale = d, zero = m + 8 d.
-**Shapes** code [out, in], two to a byte; scale and zero bfloat16 [in / 32, out, 2].
-**Guarantee** approximate: at most `error` of the row's largest weight, per weight. Q4_0 and Q4_1 blocks only lose the
-rounding of scale and zero to bfloat16.
-**Cost** 0.625 bytes a weight: the fastest format for up to about 8 rows on a CPU.
-**Choose** one or a few sequences, or where memory is short.
-**Differs** other storage types are quantised here by the range of each group, without calibration data.
+Paper      none; the block formats of GGUF, and the group-wise kernel of GPTQ-style weights.
+Equation   w = (code - 8) * scale + zero. Q4_0: scale = d, zero = 0. Q4_1 (w = d code + m): scale = d, zero = m + 8 d.
+Shapes     code [out, in], two to a byte; scale and zero bfloat16 [in / 32, out, 2].
+Guarantee  approximate: at most `error` of the row's largest weight, per weight. Q4_0 and Q4_1 blocks only lose the rounding of scale and zero to bfloat16.
+Cost       0.625 bytes a weight: the fastest format for up to about 8 rows on a CPU.
+Choose     one or a few sequences, or where memory is short.
+Differs    other storage types are quantised here by the range of each group, without calibration data.
 """
 
 from dataclasses import dataclass
