@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ponder.accelerate.weights.dense import Bf16, Bf16Head, Float32
 from ponder.accelerate.weights.int4 import GROUP, Int4, unpack
-from ponder.accelerate.weights.int8 import Int8
-from ponder.accelerate.weights.int8_head import Int8Head
+from ponder.accelerate.weights.int8 import Int8, Int8Head
 from ponder.core.errors import Unsupported
 
 FORMATS = [Float32(), Bf16(), Bf16Head(), Int8(), Int8Head(), Int4()]

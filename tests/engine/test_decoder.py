@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.tiny_models import VOCAB, StateCheckpoint, tiny
 from ponder.accelerate.weights.dense import Float32
 from ponder.core.errors import Unsupported
 from ponder.engine.attend import Span, StepPlan, attend_group, attention, attention_reference, causal_mask, in_order
 from ponder.engine.rows import Row, Rows, padded_len
 from ponder.models.decoder import Decoder, load
-from engine.tiny_models import VOCAB, StateCheckpoint, tiny
 
 CASES = [("llama", True), ("llama", False), ("qwen2", True), ("qwen2", False)]
 
@@ -81,7 +81,10 @@ def batch_dependence(group: int, attend) -> int:
     num_threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        outs = {n: [attend(q[i : i + n], k.expand(n, -1, -1, -1), v.expand(n, -1, -1, -1), mask[i : i + n]) for i in range(0, 40, n)] for n in (40, 8, 5, 1)}
+        outs = {
+            n: [attend(q[i : i + n], k.expand(n, -1, -1, -1), v.expand(n, -1, -1, -1), mask[i : i + n]) for i in range(0, 40, n)]
+            for n in (40, 8, 5, 1)
+        }
     finally:
         torch.set_num_threads(num_threads)
     return sum(not torch.equal(torch.cat(out), outs[40][0]) for out in outs.values())

@@ -38,7 +38,7 @@ def check(store: KVStore) -> None:
 
 @pytest.mark.parametrize(("max_slots", "seed"), [(100_000, 0), (300, 1), (40, 2)])
 def test_store_equals_a_dictionary(max_slots: int, seed: int):
-    store, rng = KVStore(*SHAPE, torch.float32, max_slots * SLOT), random.Random(seed)
+    store, rng = KVStore(SHAPE, torch.float32, max_slots * SLOT), random.Random(seed)
     known: dict[tuple[int, ...], float] = {}  # key -> hidden value put last
     pinned: list[tuple[object, tuple[int, ...]]] = []
     keys: list[tuple[int, ...]] = [()]
@@ -75,7 +75,7 @@ def test_store_equals_a_dictionary(max_slots: int, seed: int):
 
 
 def test_least_recently_used_goes_first():
-    store = KVStore(*SHAPE, torch.float32, 6 * SLOT)
+    store = KVStore(SHAPE, torch.float32, 6 * SLOT)
     for key in ((1, 1), (2, 2), (3, 3)):
         assert store.put(key, kv_of(key)) is not None
     store.find((1, 1))
@@ -84,15 +84,15 @@ def test_least_recently_used_goes_first():
 
 
 def test_what_does_not_fit_is_not_stored():
-    store = KVStore(*SHAPE, torch.float32, 4 * SLOT)
+    store = KVStore(SHAPE, torch.float32, 4 * SLOT)
     long = tuple(range(9))
     assert store.put(long, kv_of(long)) is None
     assert store.find(long).num_tokens == 0
-    assert KVStore(*SHAPE, torch.float32, 0).put((1,), kv_of((1,))) is None
+    assert KVStore(SHAPE, torch.float32, 0).put((1,), kv_of((1,))) is None
 
 
 def test_a_fork_copies_nothing():
-    store = KVStore(*SHAPE, torch.float32, 1000 * SLOT)
+    store = KVStore(SHAPE, torch.float32, 1000 * SLOT)
     trunk = tuple(range(50))
     for branch in range(10):
         store.put((*trunk, 100 + branch), kv_of((*trunk, 100 + branch)))

@@ -100,8 +100,8 @@ def test_costs_add_up_to_the_loops_own():
     for name in ("prompt_tokens", "reused_tokens", "generated_tokens", "calls"):
         assert getattr(total, name) == getattr(process.totals, name), name
     assert total.flops == pytest.approx(process.totals.flops, rel=1e-12)
-    free = [row for bank in process.rows.banks.values() for row in bank.free]
-    assert len(free) + len(process.parked) == sum(bank.table.shape[2] for bank in process.rows.banks.values()), "rows leak"
+    banks = [bank for banks in process.rows.banks.values() for bank in banks]
+    assert sum(len(bank.free) for bank in banks) + len(process.parked) == sum(bank.table.shape[2] for bank in banks), "rows leak"
     assert all(node.num_pins == 0 for node in process.store.idle)
 
 
@@ -147,7 +147,11 @@ def test_scores_share_their_prefix():
 def test_cancel_frees_and_returns_what_there_is():
     process = tiny_process(DECODER)
     (whole,) = answers(process, [extend(Prefix(PROMPT))])
-    tickets = [process.add(extend(Prefix(PROMPT))), process.add(Score(prefix=Prefix(PROMPT), options=("ab",))), process.add(Expand(prefix=Prefix(PROMPT), num=2))]
+    tickets = [
+        process.add(extend(Prefix(PROMPT))),
+        process.add(Score(prefix=Prefix(PROMPT), options=("ab",))),
+        process.add(Expand(prefix=Prefix(PROMPT), num=2)),
+    ]
     waiting = process.cancel(tickets[2])
     assert waiting == Expansion((), Cost(calls=1))
     for _ in range(4):

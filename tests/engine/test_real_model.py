@@ -10,8 +10,7 @@ import transformers
 
 from ponder.accelerate.weights.dense import Bf16, Bf16Head, Float32
 from ponder.accelerate.weights.int4 import Int4
-from ponder.accelerate.weights.int8 import Int8
-from ponder.accelerate.weights.int8_head import Int8Head
+from ponder.accelerate.weights.int8 import Int8, Int8Head
 from ponder.core.asks import GREEDY, Expand, Extend, Extension, Prefix, Sampling, Score, chat
 from ponder.core.formats import WeightFormat
 from ponder.engine.open import open_process
@@ -97,7 +96,9 @@ def test_an_answer_is_the_same_whatever_runs_beside_it(model, weights: WeightFor
     halves = [a.prefix for a in answer_turn([replace(ask, max_tokens=5) for ask in asks], crowd)]
     for process in (crowd, LocalProcess(decoder, tokenizer, kv_bytes=0, max_rows=3)):
         open_ends = [(ask, half, whole) for ask, half, whole in zip(asks, halves, alone) if not half.is_final]
-        assert [a.prefix for a in answer_turn([replace(ask, prefix=half) for ask, half, _ in open_ends], process)] == [whole for _, _, whole in open_ends]
+        assert [a.prefix for a in answer_turn([replace(ask, prefix=half) for ask, half, _ in open_ends], process)] == [
+            whole for _, _, whole in open_ends
+        ]
 
 
 def test_open_process(smollm2_path: Path):

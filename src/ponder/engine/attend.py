@@ -59,7 +59,7 @@ class Call:
 
 def attention(q_BKME: Tensor, k_BKCE: Tensor, v_BKCE: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """(out [B, K, M, E], lse [B, K, M] float32) of softmax(q k / sqrt(E) + mask) v."""
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q_BKME, k_BKCE, v_BKCE, attn_mask=mask)
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(q_BKME, k_BKCE, v_BKCE, attn_mask=mask)
 
 
 def attend_group(q_BKGE: Tensor, k_BKCE: Tensor, v_BKCE: Tensor, mask: Tensor) -> Tensor:
@@ -96,14 +96,13 @@ class StepPlan:
     def attend(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
         """Writes k and v into their rows and returns what every token reads, [T, H * E]."""
         for bank, lo, hi, places in self.writes:
-            bank.keys[layer].flatten(0, 1).index_copy_(0, places, k_TKE[lo:hi])
-            bank.values[layer].flatten(0, 1).index_copy_(0, places, v_TKE[lo:hi])
+            bank.flat_keys[layer].index_copy_(0, places, k_TKE[lo:hi])
+            bank.flat_values[layer].index_copy_(0, places, v_TKE[lo:hi])
         outs = [self._run(call, layer, q_THE) for call in self.calls]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
     def _run(self, call: Call, layer: int, q_THE: Tensor) -> Tensor:
-        keys = call.bank.keys[layer][call.first : call.last, : call.length].transpose(1, 2)
-        values = call.bank.values[layer][call.first : call.last, : call.length].transpose(1, 2)
+        keys, values = (layers[layer] for layers in call.bank.view(call.first, call.last, call.length))
         if call.is_shared:
             keys, values = (x.expand(len(call.mask), -1, -1, -1) for x in (keys, values))
         q_THE = q_THE[call.lo : call.hi]
@@ -129,7 +128,7 @@ class StepPlan:
 
 def in_order(spans: Iterable[Span]) -> list[Span]:
     """Spans in the order a StepPlan wants: by bank, single completion tokens first, by row."""
-    return sorted(spans, key=lambda s: (s.row.bank.length, not _is_single(s), s.row.index))
+    return sorted(spans, key=lambda s: (s.row.bank.length, s.row.bank.number, not _is_single(s), s.row.index))
 
 
 def _is_single(span: Span) -> bool:
@@ -139,7 +138,7 @@ def _is_single(span: Span) -> bool:
 def _writes(spans: Sequence[Span]) -> Iterable[tuple[Bank, int, int, Tensor]]:
     """(bank, lo, hi, row * C + position of each token): one write per bank."""
     lo = 0
-    for _, group in groupby(spans, key=lambda s: s.row.bank.length):
+    for _, group in groupby(spans, key=lambda s: (s.row.bank.length, s.row.bank.number)):
         of_bank = list(group)
         places = torch.cat([torch.arange(s.start, s.stop) + s.row.index * s.row.bank.length for s in of_bank])
         yield of_bank[0].row.bank, lo, lo + len(places), places

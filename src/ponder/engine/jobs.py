@@ -92,7 +92,10 @@ class ExtendJob:
 
     def answer(self) -> Extension:
         finish = self.finish or "budget"
-        prefix = Prefix(self.ask.prefix.prompt, tuple(self.tokens), self.text.text, *self.sums, None if finish in ("until", "limit") else finish)
+        log_p, log_q, certainty = self.sums
+        prefix = Prefix(
+            self.ask.prefix.prompt, tuple(self.tokens), self.text.text, log_p, log_q, certainty, None if finish in ("until", "limit") else finish
+        )
         return Extension(prefix, finish, self.count.cost())
 
 

@@ -57,9 +57,10 @@ def common_len(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 class KVStore:
-    """Keys and values by prefix. `max_bytes` bounds the table; what does not fit is not stored, and nothing fails."""
+    """Keys and values by prefix. shape: (L, K, E). `max_bytes` bounds the table; what does not fit is not stored, and nothing fails."""
 
-    def __init__(self, num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype, max_bytes: int) -> None:
+    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, max_bytes: int) -> None:
+        num_layers, num_kv_heads, head_dim = shape
         self.table = torch.zeros(num_layers, 2, 0, num_kv_heads, head_dim, dtype=dtype)
         self.slot_nbytes = num_layers * 2 * num_kv_heads * head_dim * dtype.itemsize
         self.max_slots = max_bytes // self.slot_nbytes

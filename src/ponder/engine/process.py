@@ -6,7 +6,8 @@ prefix that is not stored yet, one computes it and the others wait for it.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from ponder.core.errors import BadField, PromptTooLong
 from ponder.core.formats import Tokenizer
 from ponder.core.roles import Progress
 from ponder.engine.attend import Span, StepPlan, in_order
-from ponder.engine.jobs import ExpandJob, ExtendJob, Job, ScoreJob, Track, partial_answer
+from ponder.engine.jobs import Count, ExpandJob, ExtendJob, Job, ScoreJob, Track, partial_answer
 from ponder.engine.kv import KVStore, Node, common_len
 from ponder.engine.rows import Row, Rows
 from ponder.engine.sampler import LogP, draw, most_likely
@@ -40,15 +41,20 @@ class LocalProcess:
         self.decoder, self.tokenizer = decoder, tokenizer
         self.max_rows, self.chunk = max_rows, chunk
         self.model_id, self.context_len = decoder.model_id, config.context_len
-        self.store = KVStore(config.num_layers, config.num_kv_heads, config.head_dim, decoder.dtype, kv_bytes)
-        self.rows = Rows(config, decoder.dtype)
-        self.totals = Cost()  # counted by the loop, whoever asked
+        self.store = KVStore((config.num_layers, config.num_kv_heads, config.head_dim), decoder.dtype, kv_bytes)
+        self.rows = Rows(config, decoder.dtype, max_rows)
+        self.count, self.num_calls = Count(), 0  # counted by the loop, whoever asked
         self.jobs: dict[int, Job] = {}
         self.waiting: deque[tuple[Job, Track]] = deque()
         self.running: list[tuple[Job, Track]] = []
         self.parked: OrderedDict[Node, Row] = OrderedDict()  # rows of ended tracks, for an ask that goes on exactly there
         self.num_added = 0
         self.rendered: OrderedDict[object, list[int]] = OrderedDict()
+
+    @property
+    def totals(self) -> Cost:
+        """All that was computed so far, cancelled work included."""
+        return replace(self.count.cost(), calls=self.num_calls)
 
     @property
     def nbytes(self) -> int:
@@ -169,7 +175,7 @@ class LocalProcess:
             track.is_paid = True
         num_reused = track.num_computed + track.is_paid
         job.count.reused_tokens += num_reused
-        self.totals += Cost(reused_tokens=num_reused)
+        self.count.reused_tokens += num_reused
         return True
 
     def _place(self, track: Track, num_tokens: int) -> Row:
@@ -224,7 +230,8 @@ class LocalProcess:
         job.count.prompt_tokens += num - num_free
         job.count.row_tokens += num
         job.count.flops += flops
-        self.totals += Cost(prompt_tokens=num - num_free, flops=flops)
+        self.count.prompt_tokens += num - num_free
+        self.count.flops += flops
 
     def _keep(self, span: Span, track: Track, hidden_ND: Tensor) -> None:
         """Notes what was computed: the given part goes to the store, rows that the head must see are kept."""
@@ -246,28 +253,42 @@ class LocalProcess:
     def _use_hidden(self) -> None:
         """Gives every track whose last token is computed what it waits for."""
         ready = [(job, track) for job, track in self.running if track.hidden and track.num_computed == len(track.key)]
-        extends = [(job, track) for job, track in ready if isinstance(job, ExtendJob)]
-        if extends:
-            logits_RV = self.decoder.logits(torch.cat([track.hidden.pop() for _, track in extends]))
-            for (job, _), drawn in zip(extends, draw(logits_RV, [job.wish() for job, _ in extends])):
-                job.push(drawn)
-            self.totals += Cost(generated_tokens=len(extends))
+        self._extend([(job, track) for job, track in ready if isinstance(job, ExtendJob)])
+        self._expand([(job, track) for job, track in ready if isinstance(job, ExpandJob)])
+        self._score([(job, track) for job, track in ready if isinstance(job, ScoreJob)])
+
+    def _extend(self, ready: Sequence[tuple[ExtendJob, Track]]) -> None:
+        if ready:
+            drawn = draw(self._logits(ready), [job.wish() for job, _ in ready])
+            for (job, _), token in zip(ready, drawn):
+                job.push(token)
+            self.count.generated_tokens += len(ready)
+
+    def _expand(self, ready: Sequence[tuple[ExpandJob, Track]]) -> None:
+        if ready:
+            tokens, log_p = most_likely(self._logits(ready), max(job.ask.num for job, _ in ready))
+            for row, (job, _) in enumerate(ready):
+                job.push(tokens[row][: job.ask.num], log_p[row][: job.ask.num])
+
+    def _score(self, ready: Sequence[tuple[ScoreJob, Track]]) -> None:
+        if not ready:
+            return
+        hidden_ND = torch.cat([rows for _, track in ready for rows in track.hidden])
+        wanted = torch.tensor([token for _, track in ready for token in track.options])
+        log_p: list[float] = []
+        for start in range(0, len(hidden_ND), HEAD_ROWS):
+            some = wanted[start : start + HEAD_ROWS]
+            log_p += LogP(self.decoder.logits(hidden_ND[start : start + HEAD_ROWS])).of(torch.arange(len(some)), some).tolist()
         for job, track in ready:
-            if isinstance(job, ExpandJob):
-                tokens, log_p = most_likely(self.decoder.logits(track.hidden.pop()), job.ask.num)
-                job.push(tokens[0], log_p[0])
-            elif isinstance(job, ScoreJob):
-                job.push(track.options, list(self._option_log_p(track)))
-                self._retire(track)
-        retired = {id(track) for job, track in ready if isinstance(job, ScoreJob)}
+            job.push(track.options, log_p[: len(track.options)])
+            del log_p[: len(track.options)]
+            self._retire(track)
+        retired = {id(track) for _, track in ready}
         self.running = [(job, track) for job, track in self.running if id(track) not in retired]
 
-    def _option_log_p(self, track: Track) -> Iterator[float]:
-        hidden_ND = torch.cat(track.hidden)
-        for start in range(0, len(hidden_ND), HEAD_ROWS):
-            log_p = LogP(self.decoder.logits(hidden_ND[start : start + HEAD_ROWS]))
-            wanted = torch.tensor(track.options[start : start + HEAD_ROWS])
-            yield from log_p.of(torch.arange(len(wanted)), wanted).tolist()
+    def _logits(self, ready: Sequence[tuple[Job, Track]]) -> Tensor:
+        """float32 [len(ready), V]: the one waiting row of each."""
+        return self.decoder.logits(torch.cat([track.hidden.pop() for _, track in ready]))
 
     # ends
 
@@ -279,7 +300,7 @@ class LocalProcess:
         self.waiting = deque((owner, track) for owner, track in self.waiting if owner is not job)
         for track in mine:
             self._retire(track)
-        self.totals += Cost(calls=1)
+        self.num_calls += 1
 
     def _retire(self, track: Track) -> None:
         """Stores what the track computed and parks its row, so that an ask that goes on from there copies nothing."""

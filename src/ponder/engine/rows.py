@@ -8,14 +8,18 @@ Shapes: L layers, R rows of a bank, C its length, K key heads, E head width; 2 i
 """
 
 import heapq
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ponder.core.formats import ModelConfig
 
 GRID = 16  # every padded length is a multiple: the kernel's vector tails would change results otherwise
+MAX_VIEWS = 256  # of a bank; each is two small objects per layer
+BANK_NBYTES = 1 << 29  # most bytes that one bank reserves, unless a single row needs more
 
 
 def padded_len(num_tokens: int) -> int:
@@ -27,24 +31,37 @@ def padded_len(num_tokens: int) -> int:
 
 
 class Bank:
-    """Rows of one padded length. The table doubles when full. Unused parts are zero or stale, always finite."""
+    """Rows of one padded length, all reserved at once and given real memory by the system as they are first written.
 
-    def __init__(self, config: ModelConfig, length: int, dtype: torch.dtype) -> None:
-        self.length = length
-        self.table = torch.zeros(config.num_layers, 2, 0, length, config.num_kv_heads, config.head_dim, dtype=dtype)
-        self.free: list[int] = []
-        self.keys: list[Tensor] = []  # per layer [R, C, K, E]
-        self.values: list[Tensor] = []
+    Unused parts are zero or stale, always finite.
+    """
+
+    def __init__(self, config: ModelConfig, length: int, *, num_rows: int, number: int, dtype: torch.dtype) -> None:
+        self.length, self.number = length, number
+        shape = (config.num_layers, 2, num_rows, length, config.num_kv_heads, config.head_dim)
+        reserved = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)  # unlike torch.zeros, touches nothing
+        self.table = torch.from_numpy(reserved).view(dtype).view(shape)
+        self.keys, self.values = list(self.table[:, 0]), list(self.table[:, 1])  # per layer [R, C, K, E]
+        self.flat_keys, self.flat_values = ([x.flatten(0, 1) for x in layers] for layers in (self.keys, self.values))  # [R * C, K, E]
+        self.views: dict[tuple[int, int, int], tuple[list[Tensor], list[Tensor]]] = {}
+        self.free = list(range(num_rows))
+        self.num_touched = 0
 
     def take(self) -> int:
         """The lowest free row, so that rows in use stay close together."""
-        if not self.free:
-            size = self.table.shape[2]
-            more = self.table.new_zeros(*self.table.shape[:2], max(2, size), *self.table.shape[3:])
-            self.table = torch.cat([self.table, more], 2)
-            self.free = list(range(size, self.table.shape[2]))
-            self.keys, self.values = list(self.table[:, 0]), list(self.table[:, 1])
-        return heapq.heappop(self.free)
+        index = heapq.heappop(self.free)
+        self.num_touched = max(self.num_touched, index + 1)
+        return index
+
+    def view(self, first: int, last: int, length: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Per layer, keys and values [last - first, K, length, E] of rows first:last. Remembered: steps ask for the same again and again."""
+        name = (first, last, length)
+        if name not in self.views:
+            if len(self.views) >= MAX_VIEWS:
+                self.views.clear()
+            keys, values = ([x[first:last, :length].transpose(1, 2) for x in layers] for layers in (self.keys, self.values))
+            self.views[name] = keys, values
+        return self.views[name]
 
 
 @dataclass(eq=False)
@@ -55,27 +72,32 @@ class Row:
     index: int
 
     def kv(self, stop: int) -> Tensor:
-        """The first `stop` tokens, [L, 2, stop, K, E]: a view, valid until the bank grows."""
+        """The first `stop` tokens, [L, 2, stop, K, E]: a view."""
         return self.bank.table[:, :, self.index, :stop]
 
 
 class Rows:
-    """All banks of a process."""
+    """All banks of a process, each of up to max_rows rows."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
-        self.config, self.dtype = config, dtype
-        self.banks: dict[int, Bank] = {}
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, max_rows: int = 64) -> None:
+        self.config, self.dtype, self.max_rows = config, dtype, max_rows
+        self.banks: dict[int, list[Bank]] = {}  # by padded length
 
     @property
     def nbytes(self) -> int:
-        return sum(bank.table.nbytes for bank in self.banks.values())
+        """Bytes of the rows that were ever used; they are kept for the next."""
+        return sum(bank.table[:, :, : bank.num_touched].nbytes for banks in self.banks.values() for bank in banks)
 
     def take(self, num_tokens: int) -> Row:
         """A row that has room for num_tokens."""
         length = padded_len(num_tokens)
-        if length not in self.banks:
-            self.banks[length] = Bank(self.config, length, self.dtype)
-        bank = self.banks[length]
+        banks = self.banks.setdefault(length, [])
+        bank = next((bank for bank in banks if bank.free), None)
+        if bank is None:
+            row_nbytes = self.config.num_layers * 2 * length * self.config.num_kv_heads * self.config.head_dim * self.dtype.itemsize
+            num_rows = max(1, min(self.max_rows, BANK_NBYTES // row_nbytes))
+            bank = Bank(self.config, length, num_rows=num_rows, number=len(banks), dtype=self.dtype)
+            banks.append(bank)
         return Row(bank, bank.take())
 
     def release(self, row: Row) -> None:

@@ -65,8 +65,8 @@ class Decoder:
         x_TD = self.embed_VD[tokens].float()
         cos, sin = self.cos[positions], self.sin[positions]
         for index, layer in enumerate(self.layers):
-            q_THE, k_TKE, v_TKE = before_attention(x_TD, layer, self.config, self.dtype, cos, sin)
-            x_TD = after_attention(x_TD, attend(index, q_THE, k_TKE, v_TKE), layer, self.config, self.dtype)
+            q_THE, k_TKE, v_TKE = before_attention(x_TD, layer, self.config, dtype=self.dtype, cos=cos, sin=sin)
+            x_TD = after_attention(x_TD, attend(index, q_THE, k_TKE, v_TKE), layer, self.config, dtype=self.dtype)
         return rms_norm(x_TD, self.norm, self.config.norm_eps, self.dtype)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
@@ -87,7 +87,9 @@ def rotate(x_THE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x_THE * cos, swapped, sin)
 
 
-def before_attention(x_TD: Tensor, layer: Layer, config: ModelConfig, dtype: torch.dtype, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def before_attention(
+    x_TD: Tensor, layer: Layer, config: ModelConfig, *, dtype: torch.dtype, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """q [T, H, E], k [T, K, E] (both rotated) and v [T, K, E] of one layer, in `dtype`."""
     qkv = layer.qkv.apply(rms_norm(x_TD, layer.attn_norm, config.norm_eps, dtype))
     if layer.qkv_bias is not None:
@@ -98,7 +100,7 @@ def before_attention(x_TD: Tensor, layer: Layer, config: ModelConfig, dtype: tor
     return qk[:, : config.num_heads], qk[:, config.num_heads :], qkv[:, num_rotated:]
 
 
-def after_attention(x_TD: Tensor, out_TX: Tensor, layer: Layer, config: ModelConfig, dtype: torch.dtype) -> Tensor:
+def after_attention(x_TD: Tensor, out_TX: Tensor, layer: Layer, config: ModelConfig, *, dtype: torch.dtype) -> Tensor:
     """The residual stream [T, D] float32 after one layer, given what its attention read. May reuse the storage of x_TD."""
     x_TD = x_TD.add_(layer.o.apply(out_TX))
     gate_up = layer.gate_up.apply(rms_norm(x_TD, layer.ffn_norm, config.norm_eps, dtype))

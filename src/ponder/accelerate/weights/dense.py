@@ -5,7 +5,7 @@ Equation   y = x W^T.
 Shapes     W [out, in]; x [rows, in]; y [rows, out].
 Guarantee  exact: the stored values rounded once to the format's own type.
 Cost       4 or 2 bytes a weight. bfloat16 is packed once into oneDNN's blocked layout, 1.2 to 3.5 times the speed of the plain call.
-Choose     Bf16 for 16 or more sequences at once; Float32 where a test wants an oracle. For one sequence on a CPU the bytes of the weights are the time, and int4 is faster.
+Choose     Bf16 for 16 or more sequences at once; Float32 where a test wants an oracle. For one sequence int4 is faster: its bytes are fewer.
 Differs    Bf16Head returns float32: one more product yields what rounding to bfloat16 lost, so that two near logits stay apart.
 """
 
@@ -54,7 +54,7 @@ class PackedLinear:
     nbytes: int
 
     def apply(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(two_rows(x), self.packed, None, "none", [], "")[: len(x)]
+        return torch.ops.mkldnn._linear_pointwise.default(two_rows(x), self.packed, None, "none", [], "")[: len(x)]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class PackedHead:
     def apply(self, x: Tensor) -> Tensor:
         """float32 [rows, out]: the rounded product plus the rounded rest of it, together good to 16 bits."""
         x, num_rows = two_rows(x), len(x)
-        y = torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+        y = torch.ops.mkldnn._linear_pointwise.default(x, self.packed, None, "none", [], "")
         rest = torch.ops.mkldnn._linear_pointwise.binary(x, y, self.packed, None, "sub")
         return y.float().add_(rest)[:num_rows]
 

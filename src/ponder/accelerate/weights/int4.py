@@ -3,7 +3,7 @@
 Paper      none; the block formats of GGUF, and the group-wise kernel of GPTQ-style weights.
 Equation   w = (code - 8) * scale + zero. Q4_0: scale = d, zero = 0. Q4_1 (w = d code + m): scale = d, zero = m + 8 d.
 Shapes     code [out, in], two to a byte; scale and zero bfloat16 [in / 32, out, 2].
-Guarantee  approximate: at most `error` of the row's largest weight, per weight. Q4_0 and Q4_1 blocks only lose the rounding of scale and zero to bfloat16.
+Guarantee  approximate: at most `error` of the row's largest weight, per weight. Stored blocks only lose the rounding of scale and zero to bfloat16.
 Cost       0.625 bytes a weight: the fastest format for up to about 8 rows on a CPU.
 Choose     one or a few sequences, or where memory is short.
 Differs    other storage types are quantised here by the range of each group, without calibration data.
@@ -33,7 +33,7 @@ class Int4Linear:
         return self.codes.nbytes + self.scales.nbytes
 
     def apply(self, x: Tensor) -> Tensor:
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.codes, GROUP, self.scales)
+        return torch.ops.aten._weight_int4pack_mm_for_cpu.default(x, self.codes, GROUP, self.scales)
 
 
 @dataclass(frozen=True, kw_only=True)
