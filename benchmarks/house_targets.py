@@ -14,7 +14,6 @@ from lib.rows import append
 from ponder import catalogue
 from ponder.core.asks import chat
 from ponder.core.budget import Budget
-from ponder.engine.open import open_process
 from ponder.infer.particle_filter import ParticleFilter
 from ponder.infer.resample.systematic import systematic
 from ponder.infer.sample import Sample
@@ -61,7 +60,7 @@ def run(process, strategy, *, max_jobs=1):
 
 def main() -> None:
     start_up()
-    process = open_process(pull("smollm2-135m"), weights=catalogue.WEIGHTS["int4"])
+    process = catalogue.open_model(pull("smollm2-135m"))
     step = {"until": ("\n",), "step_tokens": 32}
     before = process.totals
     filtered, ledger = run(process, ParticleFilter(num=32, resampler=systematic, **step))

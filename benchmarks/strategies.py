@@ -1,6 +1,6 @@
 """Every strategy on the same real questions under the same budget; one row per strategy.
 
-    python benchmarks/strategies.py [TASK [N [MODEL [BUDGET]]]]
+python benchmarks/strategies.py [TASK [N [MODEL [BUDGET]]]]
 """
 
 import sys
@@ -14,7 +14,6 @@ from ponder import catalogue
 from ponder.cli.show import comparison_table, out
 from ponder.cli.verbs import questions_of
 from ponder.core.budget import parse_budget
-from ponder.engine.open import open_process
 from ponder.models.fetch import pull
 from ponder.run.compare import RunFolder, compare, settings_of
 from ponder.run.recipe import Recipe
@@ -25,7 +24,7 @@ def main() -> None:
     demo = catalogue.DEMO
     given = dict(enumerate(sys.argv[1:]))
     task, n, model, budget = given.get(0, demo.task), int(given.get(1, 100)), given.get(2, demo.model), given.get(3, demo.budget)
-    process = open_process(pull(model), weights=catalogue.WEIGHTS[demo.weights])
+    process = catalogue.open_model(pull(model), demo.weights)
     questions = questions_of(catalogue.task(task), "test", n)
     limits = parse_budget(budget)
     labels = (*demo.strategies, *(name for name in catalogue.STRATEGIES if name not in {s.partition(":")[0] for s in demo.strategies}))
@@ -42,7 +41,9 @@ def main() -> None:
             f"{100 * s.gain:+.1f} points [{100 * s.gain_low:+.0f}, {100 * s.gain_high:+.0f}] against {summaries[0].recipe}"
         )
         row = {k: round(v, 4) if isinstance(v, float) else v for k, v in asdict(s).items()} | {"verdict": s.verdict}
-        append("strategies", {"technique": s.recipe.partition(":")[0], "figure": figure, "seed": 0, "task": task, "model": model, "budget": budget} | row)
+        append(
+            "strategies", {"technique": s.recipe.partition(":")[0], "figure": figure, "seed": 0, "task": task, "model": model, "budget": budget} | row
+        )
 
 
 if __name__ == "__main__":

@@ -196,6 +196,7 @@ def candidates() -> dict[str, object]:
         "chain_sum_1digit_3to4": chain(1, 3, 4),
         "chain_sum_2digit_3to4": chain(2, 3, 4, CHAIN_2),
         "chain_sum_2digit_5to6": chain(2, 5, 6, CHAIN_2),
+        "rg:short_sums": PRESELECTED["rg:short_sums"],
         "rg:basic_arithmetic": PRESELECTED["rg:basic_arithmetic"],
         "rg:spell_backward": PRESELECTED["rg:spell_backward"],
         "word_sorting": gym(

@@ -27,7 +27,13 @@ PUBLIC = {  # name -> module that defines it
     "Turn": "ponder.core.asks",
     "Verdict": "ponder.core.asks",
     "chat": "ponder.core.asks",
+    "Driver": "ponder.run.driver",
+    "Job": "ponder.run.driver",
+    "Recipe": "ponder.run.recipe",
+    "open_model": "ponder.catalogue",
     "parse_budget": "ponder.core.budget",
+    "pull": "ponder.models.fetch",
+    "strategy": "ponder.catalogue",
 }
 __all__ = sorted(PUBLIC)
 

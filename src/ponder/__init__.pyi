@@ -1,5 +1,7 @@
 """Types of the front door. Written by `make docs` from `PUBLIC`. Do not edit."""
 
+from ponder.catalogue import open_model as open_model
+from ponder.catalogue import strategy as strategy
 from ponder.core.asks import Candidate as Candidate
 from ponder.core.asks import Expand as Expand
 from ponder.core.asks import Extend as Extend
@@ -20,6 +22,10 @@ from ponder.core.guarantee import Guarantee as Guarantee
 from ponder.core.particles import Batch as Batch
 from ponder.core.particles import Particles as Particles
 from ponder.core.rng import TorchRng as TorchRng
+from ponder.models.fetch import pull as pull
+from ponder.run.driver import Driver as Driver
+from ponder.run.driver import Job as Job
+from ponder.run.recipe import Recipe as Recipe
 
 __version__: str
 PUBLIC: dict[str, str]

@@ -1,15 +1,20 @@
 """Names and the objects they stand for. The only place where strings become techniques; one dict literal per role."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from ponder.accelerate.weights.dense import Bf16, Float32
+import torch
+
+from ponder.accelerate.weights.dense import Bf16, Bf16Head, Float32
 from ponder.accelerate.weights.int4 import Int4
-from ponder.accelerate.weights.int8 import Int8
+from ponder.accelerate.weights.int8 import Int8, Int8Head
 from ponder.core.asks import AnswerReader, WholeText
 from ponder.core.errors import UnknownName
 from ponder.core.formats import WeightFormat
 from ponder.core.roles import Resampler, Strategy, Verifier
 from ponder.core.votes import by_path_probability, by_verdict, one_each
+from ponder.engine.open import open_process
+from ponder.engine.process import LocalProcess
 from ponder.infer.beam import Beam
 from ponder.infer.best_of_n import BestOfN
 from ponder.infer.diverse_beam import DiverseBeam
@@ -28,6 +33,7 @@ from ponder.tasks.humaneval import HumanEval
 from ponder.tasks.math500 import Math500
 from ponder.tasks.mbpp import Mbpp
 from ponder.tasks.reasoning_gym import PRESELECTED, open_reasoning_gym
+from ponder.tasks.sciq import SciQ
 from ponder.tasks.task import Task
 from ponder.verify.answers import Choice, Code, Latex, Number, ShortText
 from ponder.verify.constant import Constant
@@ -48,7 +54,7 @@ STRATEGIES: dict[str, Strategy] = {
     "self_consistency": SelfConsistency(num=8),
     "beam": Beam(),
     "diverse_beam": DiverseBeam(),
-    "particle_filter": ParticleFilter(num=8, resampler=systematic),
+    "particle_filter": ParticleFilter(num=8, resampler=systematic, until=("\n",)),
 }
 
 RESAMPLERS: dict[str, Resampler] = {
@@ -89,11 +95,19 @@ WEIGHTS: dict[str, WeightFormat] = {
     "fp32": Float32(),
 }
 
+HEADS: dict[str, WeightFormat] = {  # the output head's format beside each: logits in float32
+    "int4": Int8Head(),
+    "int8": Int8Head(),
+    "bf16": Bf16Head(),
+    "fp32": Float32(),
+}
+
 TASKS: dict[str, Task] = {
     "gsm8k": Gsm8k(),
     "math500": Math500(),
     "humaneval": HumanEval(),
     "mbpp": Mbpp(),
+    "sciq": SciQ(),
     **PRESELECTED,
 }
 
@@ -111,6 +125,14 @@ SPECS = Specs("strategy", STRATEGIES, PARTS)
 def strategy(spec: str) -> Strategy:
     """The strategy that NAME or NAME:field=value,... means. Raises UnknownName or BadField."""
     return SPECS.read(spec)  # type: ignore[return-value]
+
+
+def open_model(path: Path, weights: str = "int4", threads: int | None = None) -> LocalProcess:
+    """The model at `path` as a running process. Raises UnknownName for the weight format, BadModelFile, Unsupported."""
+    if weights not in WEIGHTS:
+        raise UnknownName("weight format", weights, WEIGHTS)
+    dtype = torch.float32 if weights == "fp32" else torch.bfloat16
+    return open_process(path, weights=WEIGHTS[weights], head=HEADS[weights], dtype=dtype, threads=threads)
 
 
 def task(name: str) -> Task:
@@ -138,11 +160,11 @@ class Demo:
 
 
 DEMO = Demo(
-    task="rg:basic_arithmetic",
-    num_questions=20,
+    task="rg:short_sums",
+    num_questions=150,
     strategies=("greedy", "best_of_n", "self_consistency", "particle_filter", "beam"),
     budget="2000 tokens",
-    question="What is the capital of France?",
+    question="What is 7 + 5?",
     ask_strategy="self_consistency",
-    reader="short",
+    reader="number",
 )

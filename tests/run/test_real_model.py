@@ -7,7 +7,6 @@ import pytest
 from ponder import catalogue
 from ponder.core.asks import chat
 from ponder.core.budget import Budget, Cost
-from ponder.engine.open import open_process
 from ponder.run.driver import Driver, Job
 from ponder.run.recipe import Recipe
 from ponder.run.store import SampleStore
@@ -30,7 +29,7 @@ def path(smollm2_path):
 
 
 def make(path):
-    return open_process(path, weights=catalogue.WEIGHTS["int4"])
+    return catalogue.open_model(path)
 
 
 def jobs(tokens=None, specs=SPECS):
@@ -80,4 +79,5 @@ def test_alone_together_and_resumed_are_the_same(path, tmp_path):
     store = SampleStore(tmp_path / "s")
     run(make(path), jobs()[:5], store=store, max_jobs=2)
     resumed, driver = run(make(path), jobs(), store=store, max_jobs=3)
+    assert [r.trace for r in resumed] == [r.trace for r in alone]
     assert resumed == alone and driver.ledger.stored_answers > 0

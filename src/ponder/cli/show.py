@@ -14,8 +14,12 @@ from ponder.core.budget import Cost
 from ponder.run.recipe import Result
 from ponder.run.report import Summary
 
-out = Console(highlight=False, soft_wrap=False)
+PLAIN_WIDTH = 120  # columns where the output is no terminal
+out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+for console in (out, err):
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
 
 
 def say(line: str) -> None:
@@ -89,21 +93,22 @@ def stop_line(reason: str, budget: str) -> str:
 
 def comparison_table(summaries: Sequence[Summary], *, title: str) -> Table:
     """Accuracy with intervals, paired gain over the first row, tokens, seconds, oracle against selected."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", caption_justify="left")
-    table.caption = "95 % bootstrap intervals over questions; gain is paired with the first row; oracle: some candidate was right"
-    table.add_column("strategy")
-    for name in ("right %", "95 %", "gain", "95 %", "oracle %", "tokens/q", "tokens/right", "s/q", "cut %", "AUROC"):
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", caption_justify="left", padding=(0, 1))
+    table.caption = "[ ]: 95 % bootstrap over questions; gain: paired with the first row; oracle: some candidate was right"
+    table.add_column("strategy", overflow="fold")
+    has_cut, has_auroc = any(s.cut for s in summaries), any(s.verifier_auroc is not None for s in summaries)
+    names = ["right %", "gain", "oracle %", "tok/q", "tok/right", "s/q", *["cut %"] * has_cut, *["AUROC"] * has_auroc]
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for s in summaries:
         is_first = s is summaries[0]
-        gain = "" if is_first else f"{100 * s.gain:+.1f}"
         style = "" if is_first else {"better": "green", "worse": "red"}.get(s.verdict, "")
-        table.add_row(
-            s.recipe, f"{100 * s.accuracy:.1f}", _pair(s.accuracy_low, s.accuracy_high), Text(gain, style=style),
-            "" if is_first else _pair(s.gain_low, s.gain_high), f"{100 * s.oracle:.1f}", f"{s.tokens:.0f}",
-            "-" if s.tokens_per_correct is None else f"{s.tokens_per_correct:.0f}", f"{s.seconds:.2f}", f"{100 * s.cut:.0f}",
-            "" if s.verifier_auroc is None else f"{s.verifier_auroc:.2f}",
-        )  # fmt: skip
+        gain = "" if is_first else f"{100 * s.gain:+.0f} {_pair(s.gain_low, s.gain_high)}"
+        per_right = "-" if s.tokens_per_correct is None else f"{s.tokens_per_correct:.0f}"
+        cells = [f"{100 * s.accuracy:.0f} {_pair(s.accuracy_low, s.accuracy_high)}", Text(gain, style=style), f"{100 * s.oracle:.0f}"]
+        cells += [f"{s.tokens:.0f}", per_right, f"{s.seconds:.2f}", *[f"{100 * s.cut:.0f}"] * has_cut]
+        auroc = "" if s.verifier_auroc is None else f"{s.verifier_auroc:.2f}"
+        table.add_row(s.recipe, *cells, *[auroc] * has_auroc)
     return table
 
 
@@ -117,7 +122,7 @@ def verdict_lines(summaries: Sequence[Summary]) -> list[str]:
 
 
 def _pair(low: float, high: float) -> str:
-    return f"{100 * low:.0f} to {100 * high:.0f}"
+    return f"[{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def _short(candidate: Candidate) -> str:

@@ -18,7 +18,6 @@ from ponder.core.budget import Budget, parse_budget
 from ponder.core.errors import BadField, PonderError, StoreError, UnknownName
 from ponder.core.rng import hash_seed
 from ponder.core.roles import Process, Strategy
-from ponder.engine.open import open_process
 from ponder.models import fetch
 from ponder.run.compare import Comparison, Question, Row, RunFolder, settings_of
 from ponder.run.compare import compare as run_compare
@@ -209,10 +208,10 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def _open(model: str, weights: str, threads: int | None) -> Process:
-    weight_format = _known("weight format", weights, catalogue.WEIGHTS)
+    _known("weight format", weights, catalogue.WEIGHTS)
     path = _pulled(model) if model == catalogue.DEFAULT_MODEL else fetch.resolve(model)
     with show.waiting(f"opening {model}"):
-        return open_process(path, weights=weight_format, threads=threads)
+        return catalogue.open_model(path, weights, threads)
 
 
 def _pulled(name: str) -> Path:

@@ -76,7 +76,8 @@ class Verifier(Protocol):
     verdict per candidate. An answer may be empty when the budget is spent: abstain. Never raises for bad text: abstain.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def asks(self, prompt: Prompt, candidates: Sequence[Candidate]) -> tuple[Ask, ...]: ...
 

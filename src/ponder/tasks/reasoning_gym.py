@@ -159,6 +159,19 @@ PRESELECTED: dict[str, ReasoningGym] = {
         max_tokens=64,
         answers=Number(),
     ),
+    "rg:short_sums": ReasoningGym(  # what SmolLM2-135M can just do: one vote in four is right, and votes add up
+        dataset="chain_sum",
+        config=(("min_digits", 1), ("max_digits", 1), ("min_terms", 2), ("max_terms", 3)),
+        system="Work from left to right, one step per line. End with 'Answer:' and the number.",
+        examples=(
+            (SUM.format("6 + 7"), "6 + 7 = 13\nAnswer: 13"),
+            (SUM.format("9 - 2 + 5"), "9 - 2 = 7\n7 + 5 = 12\nAnswer: 12"),
+            (SUM.format("8 - 4"), "8 - 4 = 4\nAnswer: 4"),
+            (SUM.format("3 + 9 - 8"), "3 + 9 = 12\n12 - 8 = 4\nAnswer: 4"),
+        ),
+        max_tokens=32,
+        answers=Number(),
+    ),
     "rg:basic_arithmetic": ReasoningGym(
         dataset="basic_arithmetic",
         config=(("min_terms", 2), ("max_terms", 2), ("min_digits", 1), ("max_digits", 2), ("allow_parentheses", False)),
