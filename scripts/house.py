@@ -23,9 +23,9 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
 
 PACKAGE = "src/ponder/"
 SHARED = {  # technique folder -> files in it that are shared parts of the room, not techniques
-    "infer": {"__init__", "ops", "compose", "coverage"},
+    "infer": {"__init__", "ops", "compose"},
     "infer/resample": {"__init__"},
-    "verify": {"__init__", "answers", "measure", "math_process", "math_worker", "sandbox", "sandbox_child"},
+    "verify": {"__init__", "answers", "measure", "coverage", "math_process", "math_worker", "sandbox", "sandbox_child"},
     "accelerate/weights": {"__init__"},
 }
 CATALOGUE = {  # technique folder -> dicts of catalogue.py that name its techniques

@@ -26,6 +26,7 @@ PUBLIC = {  # name -> module that defines it
     "TorchRng": "ponder.core.rng",
     "Turn": "ponder.core.asks",
     "Verdict": "ponder.core.asks",
+    "ask": "ponder.run.driver",
     "chat": "ponder.core.asks",
     "Driver": "ponder.run.driver",
     "Job": "ponder.run.driver",

@@ -25,6 +25,7 @@ from ponder.core.rng import TorchRng as TorchRng
 from ponder.models.fetch import pull as pull
 from ponder.run.driver import Driver as Driver
 from ponder.run.driver import Job as Job
+from ponder.run.driver import ask as ask
 from ponder.run.recipe import Recipe as Recipe
 
 __version__: str

@@ -10,7 +10,6 @@ from museum.inference_bugs import Exhibit
 from ponder.core.votes import by_path_probability
 from ponder.infer.beam import Beam
 from ponder.infer.best_of_n import BestOfN
-from ponder.infer.coverage import pass_at_k
 from ponder.infer.ops import Advance, Condition, Draw, Move, Resample, Reweight, Spawn, Thin, start
 from ponder.infer.particle_filter import ParticleFilter
 from ponder.infer.resample.multinomial import multinomial
@@ -21,6 +20,7 @@ from ponder.testing import laws_op, laws_process, laws_resampler, laws_strategy
 from ponder.testing.exact import returned
 from ponder.testing.hmm import SMALL, Gibbs, Step
 from ponder.testing.toy import ToyProcess
+from ponder.verify.coverage import pass_at_k
 
 PROCESS = {law.__name__: bugs.on_toy(law) for law in laws_process.LAWS}
 RIGHT = Resample(systematic, 0.9)

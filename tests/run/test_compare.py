@@ -18,7 +18,7 @@ from ponder.core.errors import BadField, PonderError, StoreError
 from ponder.infer.greedy import Greedy
 from ponder.infer.sample import Sample
 from ponder.run.compare import Comparison, Question, Row, RunFolder, compare, score, settings_of
-from ponder.run.plot import plot_quality
+from ponder.run.plot import plot_quality, side_by_side
 from ponder.run.recipe import Recipe, Result
 from ponder.run.report import interval, summarize
 from ponder.testing.toy import ToyProcess, toy_lm
@@ -185,3 +185,10 @@ def test_the_plot_is_a_picture(tmp_path):
     assert (tmp_path / "p.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(PonderError, match="--out"):
         plot_quality(summarize(Comparison(recipes=("a",), rows=tuple(rows), ledgers={}, is_complete=True)), tmp_path / "no" / "p.png", title="t")
+
+
+def test_marks_at_equal_cost_do_not_cover_each_other():
+    assert side_by_side([100.0, 300.0, 200.0]) == [100.0, 300.0, 200.0]
+    places = side_by_side([380.0, 100.0, 381.0, 380.0])
+    assert places[1] == 100.0 and sorted(places)[1] == 380.0
+    assert all(b >= 1.04 * a - 1e-9 for a, b in zip(sorted(places), sorted(places)[1:], strict=False))

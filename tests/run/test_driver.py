@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from ponder.core.asks import Extend, Judge, Outcome, Prefix, Prompt, Sampling, Score, Turn, Verdict, candidate
 from ponder.core.budget import Budget, Cost
-from ponder.core.errors import BudgetTooSmall, DeadParticles, PromptTooLong
+from ponder.core.errors import BudgetTooSmall, DeadParticles, PonderError, PromptTooLong
 from ponder.infer.best_of_n import BestOfN
 from ponder.infer.greedy import Greedy
 from ponder.infer.sample import Sample
-from ponder.run.driver import Driver, Job
+from ponder.run.driver import Driver, Job, ask
 from ponder.run.recipe import Recipe
 from ponder.run.store import SampleStore
 from ponder.testing.toy import ToyProcess, toy_lm
@@ -243,3 +243,10 @@ def test_a_verifier_judges_in_one_batch():
     run(jobs_of([BestOfN(num=4, verifier=recorder)], Budget())[:1])
     assert recorder.seen == [4]
     assert Judge(verifier=recorder, prompt=Prompt(messages=()), candidates=()).verifier is recorder
+
+
+def test_ask_is_one_job():
+    prompt = Prompt(messages=(("raw", "a"),), max_tokens=9)
+    assert ask(ToyProcess(toy_lm()), prompt, Sample(num=2), Budget(tokens=12), seed=1).cost.tokens <= 12
+    with pytest.raises(PonderError, match="weight zero"):
+        ask(ToyProcess(toy_lm()), prompt, Dying())

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from ponder.core.asks import Answer, Ask, Candidate, Extend, Extension, Judge, Judgement, Outcome, Prompt, Turn, spent_answer
-from ponder.core.budget import Cost
+from ponder.core.budget import Budget, Cost
 from ponder.core.errors import BudgetTooSmall, PonderError, PromptTooLong, StoreError
 from ponder.core.rng import TorchRng
-from ponder.core.roles import Process
+from ponder.core.roles import Process, Strategy
 from ponder.run.account import Account, Ledger, most_tokens
 from ponder.run.codec import answer_json, ask_json, cost_json, dumps, prompt_json
 from ponder.run.recipe import Recipe, Result, describe
@@ -385,3 +385,12 @@ def _wasted(extensions: list[tuple[tuple[int, ...], int]], candidates: Sequence[
     """Generated tokens that are part of no candidate."""
     kept = {c.tokens[:length] for c in candidates for length in {len(tokens) for tokens, _ in extensions}}
     return sum(generated for tokens, generated in extensions if tokens not in kept)
+
+
+def ask(process: Process, prompt: Prompt, strategy: Strategy, budget: Budget | None = None, *, seed: int = 0) -> Result:
+    """One question, one strategy, one answer. Raises as Driver.run, and PonderError when the strategy fails."""
+    recipe = Recipe(label=type(strategy).__name__, strategy=strategy, budget=budget or Budget())
+    ((_, result),) = Driver(process).run([Job(id="ask", prompt=prompt, recipe=recipe, seed=seed)])
+    if result.stop_reason == "failed":
+        raise PonderError(str(result.diagnostics["error"]))
+    return result

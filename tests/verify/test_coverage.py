@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ponder.core.errors import BadField
-from ponder.infer.coverage import coverage, fit_power_law, pass_at_k
 from ponder.testing.laws_strategy import law_pass_at_k
+from ponder.verify.coverage import coverage, fit_power_law, pass_at_k
 
 
 def test_unbiased():
