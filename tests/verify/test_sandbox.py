@@ -137,12 +137,16 @@ def test_secrets_of_our_environment_are_not_passed_on(monkeypatch):
     assert run_python("import os\nassert 'PONDER_SECRET' not in os.environ", QUICK).passed
 
 
-def test_nothing_is_left_behind():
-    left = lambda: {p.name for p in Path(tempfile.gettempdir()).glob("ponder-run-*")}
+def test_nothing_is_left_behind(monkeypatch):
+    here = tempfile.mkdtemp()  # other test processes have runs of their own in the common folder
+    Path(here).chmod(0o755)
+    monkeypatch.setattr(tempfile, "tempdir", here)
+    left = lambda: {p.name for p in Path(here).iterdir()}
     before, handles = left(), len(list(Path("/proc/self/fd").iterdir()))
     for program in ("open('x', 'w').write('a')", "while True: pass"):
         run_python(program, Limits(seconds=0.5))
-    assert left() == before
+    assert left() == before == set()
+    Path(here).rmdir()
     assert len(list(Path("/proc/self/fd").iterdir())) == handles
 
 
