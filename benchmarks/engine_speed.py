@@ -1,7 +1,8 @@
 """Decoding speed of the engine beside llama.cpp on the same file, in one run, taking turns.
 
 Three cases: one sequence, 16 sequences of 16 prompts, 16 sequences of one prompt. Every round measures every engine on every
-case once; the figures are medians over rounds, in tokens generated per second of wall time, prompts included.
+case once, each in a process of its own, because the waiting threads of one engine slow the other down; the figures are
+medians over rounds, in tokens generated per second of wall time, prompts included.
 
     python benchmarks/engine_speed.py --rounds 5 --threads 2
 
@@ -9,8 +10,11 @@ Needs the extra `bench` (xllamacpp). Appends one row per case and format to benc
 """
 
 import argparse
+import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -103,23 +107,41 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--engine", help="measure this one once, in this process, and print JSON")
+    parser.add_argument("--round", type=int, default=0)
     args = parser.parse_args()
+    if args.engine:
+        print(json.dumps(measure_once(args)))
+        return
+    measured: dict[str, dict[str, list[float]]] = {case: {name: [] for name in ENGINES} for case in TARGETS}
+    for round_number in range(args.rounds):
+        for name in ENGINES:
+            for case, figure in in_own_process(name, round_number, args).items():
+                measured[case][name].append(figure)
+    report(measured, args)
+
+
+def measure_once(args: argparse.Namespace) -> dict[str, float]:
+    """Tokens per second of every case, after a warm-up on other questions."""
     torch.set_num_threads(args.threads)
     path = pull("smollm2-135m")
-    tokenizer = open_tokenizer(path)
-    engines = {
-        "llama.cpp": llama_engine(path, tokenizer, args.threads),
-        "int4": ponder_engine(path, tokenizer, Int4(), Int8Head()),
-        "bf16": ponder_engine(path, tokenizer, Bf16(), Bf16Head()),
-    }
-    measured: dict[str, dict[str, list[float]]] = {case: {name: [] for name in engines} for case in TARGETS}
-    for round_number in range(args.rounds + 1):
-        for case, questions in cases(round_number).items():
-            for name, generate in engines.items():
-                figure = speed(generate, questions, args.tokens)
-                if round_number > 0:  # the first round warms up
-                    measured[case][name].append(figure)
-    report(measured, args)
+    generate = ENGINES[args.engine](path, open_tokenizer(path), args.threads)
+    for questions in cases(-1).values():
+        speed(generate, questions, args.tokens)
+    return {case: speed(generate, questions, args.tokens) for case, questions in cases(args.round).items()}
+
+
+def in_own_process(name: str, round_number: int, args: argparse.Namespace) -> dict[str, float]:
+    command = [sys.executable, __file__, "--engine", name, "--round", str(round_number), "--threads", str(args.threads), "--tokens", str(args.tokens)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+ENGINES: dict[str, Callable[[Path, TextTokenizer, int], Generate]] = {
+    "llama.cpp": llama_engine,
+    "int4": lambda path, tokenizer, threads: ponder_engine(path, tokenizer, Int4(), Int8Head()),
+    "bf16": lambda path, tokenizer, threads: ponder_engine(path, tokenizer, Bf16(), Bf16Head()),
+}
 
 
 if __name__ == "__main__":
