@@ -1,0 +1,1 @@
+"""The same answer for less. One folder per role."""

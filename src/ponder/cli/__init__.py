@@ -1,0 +1,1 @@
+"""Arguments to verbs, results to terminal. The only room that prints."""

@@ -1,0 +1,1 @@
+"""The words that all rooms share: asks, particles, weights, rng, budget and cost, guarantee, roles, formats, errors."""

@@ -1,0 +1,1 @@
+"""A better answer for more: strategies, one file each, on the shared `ops` and `compose`."""

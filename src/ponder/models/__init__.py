@@ -1,0 +1,1 @@
+"""How a model file becomes tensors and a tokenizer, and tensors become logits."""

@@ -1,0 +1,1 @@
+"""Real questions with exact scorers and fixed splits."""

@@ -1,0 +1,1 @@
+"""Weight formats, role WeightFormat (core.formats): one file each. Laws: stated error, rows independent of each other."""

@@ -1,0 +1,1 @@
+"""Resamplers, role Resampler (core.roles): (log_w, num, rng) -> ancestors. Laws: testing.laws_resampler."""
