@@ -1,14 +1,12 @@
 """One question, three strategies, one budget: the default model answers, and says what it cost."""
 
-from ponder import Budget, catalogue, chat
-from ponder.engine.open import open_process
-from ponder.models.fetch import pull
+from ponder import Budget, catalogue, chat, open_model, pull
 from ponder.run.driver import Driver, Job
 from ponder.run.recipe import Recipe
 
 
 def main() -> None:
-    process = open_process(pull("smollm2-135m"), weights=catalogue.WEIGHTS["int4"])
+    process = open_model(pull("smollm2-135m"))
     prompt = chat("What is the capital of France? Answer with one word.", max_tokens=8, answers=catalogue.READERS["short"])
     recipes = [
         Recipe(label=name, strategy=catalogue.strategy(name), budget=Budget(tokens=200))
