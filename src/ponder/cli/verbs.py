@@ -23,7 +23,7 @@ from ponder.run.compare import Comparison, Question, Row, RunFolder, settings_of
 from ponder.run.compare import compare as run_compare
 from ponder.run.driver import Driver, Job
 from ponder.run.plot import plot_quality
-from ponder.run.recipe import Recipe
+from ponder.run.recipe import Recipe, describe
 from ponder.run.report import Summary, summarize
 from ponder.tasks.task import Task
 
@@ -81,7 +81,7 @@ def demo() -> int:
     limits = parse_budget(settings.budget)
     recipes = [Recipe(label=s, strategy=catalogue.strategy(s), budget=limits) for s in settings.strategies]
     process = _open(settings.model, settings.weights, None)
-    out = Path("out") / f"demo-{hash_seed(process.model_id, repr(recipes), settings.task, len(questions)):016x}"[:21]
+    out = Path("out") / f"demo-{hash_seed(process.model_id, str(describe(recipes)), settings.task, len(questions)):016x}"[:21]
     title = f"{settings.task} (test, n={len(questions)}), {settings.model} {settings.weights}, at most {limits} a question"
     code = run_comparison(process, recipes, questions, out=out, task=settings.task, seed=0, resume=True, title=title)
     if code == 0:
