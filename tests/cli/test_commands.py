@@ -129,3 +129,10 @@ def test_the_default_model_is_the_catalogues():
     from ponder.cli.main import DEFAULT_MODEL
 
     assert DEFAULT_MODEL == catalogue.DEFAULT_MODEL
+
+
+def test_settings_have_one_name_in_every_process():
+    """The demo's folder was named after function addresses once, so that a second run began anew."""
+    script = "from ponder import catalogue; from ponder.run.recipe import describe; print(describe(list(catalogue.STRATEGIES.values())))"
+    first, second = (subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout for _ in range(2))
+    assert first == second and "ParticleFilter" in first and " at 0x" not in first
