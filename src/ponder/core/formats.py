@@ -25,6 +25,12 @@ class ModelConfig:
     rope_factors: tuple[float, ...] | None = None  # head_dim/2 divisors of the rotary frequencies (Llama 3 scaling)
     is_qkv_biased: bool = False  # Qwen2
     is_head_tied: bool = False  # output head is the embedding
+    attn_softcap: float | None = None  # scores s become softcap * tanh(s / softcap) before the mask (Gemma 2)
+    windows: tuple[int | None, ...] = ()  # per layer, None: sees everything; empty: no layer has one
+
+    def window(self, layer: int) -> int | None:
+        """Sliding window of a layer: a query at position p sees keys at positions > p - window (and <= p). None: all."""
+        return self.windows[layer] if self.windows else None
 
 
 class RawTensor(Protocol):
@@ -56,6 +62,41 @@ class Linear(Protocol):
     def apply(self, x: Tensor) -> Tensor: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class LayerWeights:
+    """Weights of one layer, matrices packed. Norms are float32 [D]; qkv is q, k, v stacked by rows, gate_up gate, up.
+
+    A field with a default is None in most families; who computes a layer honours every field that is set.
+    """
+
+    attn_norm: Tensor
+    qkv: Linear
+    qkv_bias: Tensor | None
+    o: Linear
+    ffn_norm: Tensor
+    gate_up: Linear
+    down: Linear
+
+
+class LayerBody(Protocol):
+    """What one layer computes around its attention. x_TD is the float32 residual stream [T, D]; row i of every result depends
+    on row i of the arguments alone, bit for bit where the weight format keeps that promise."""
+
+    def before(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q [T, H, E], k [T, K, E] (both rotated) and v [T, K, E] in the activation dtype. Leaves x_TD as it is.
+
+        cos, sin: float32 [T, 1, E], both halves, the first half of sin negated: rotated = x cos + swapped halves of x sin.
+        """
+        ...
+
+    def after(self, x_TD: Tensor, out_TX: Tensor) -> Tensor:
+        """The residual stream after the layer, given what its attention read, [T, H * E] in the activation dtype.
+
+        May reuse the storage of x_TD; what `before` returned is no longer needed.
+        """
+        ...
+
+
 class WeightFormat(Protocol):
     """Packs matrices. `error` is the largest relative error of one weight row that packing may add (0 for dense)."""
 
@@ -64,6 +105,14 @@ class WeightFormat(Protocol):
 
     def pack(self, parts: tuple[RawTensor, ...]) -> Linear:
         """One matrix from parts stacked by rows (q, k, v fused; gate, up fused). All parts share in_features."""
+        ...
+
+    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
+        """The whole layer computed by this format itself; None: the plain PyTorch body does it, matrix by matrix.
+
+        Must give None for weights or settings of `config` that its body does not honour. The attention scale is always
+        1 / sqrt(head_dim): a body folds any other one into q. Windows and attn_softcap are attention's business.
+        """
         ...
 
 

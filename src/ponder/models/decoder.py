@@ -15,25 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponder.core.errors import Unsupported
-from ponder.core.formats import Checkpoint, Linear, ModelConfig, RawTensor, WeightFormat
+from ponder.core.formats import Checkpoint, LayerBody, LayerWeights, Linear, ModelConfig, RawTensor, WeightFormat
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q_THE, k_TKE, v_TKE) -> out_TX with X = H * E
 
 EMBED_CHUNK = 4096  # rows of the embedding decoded to float32 at a time
 RUNNABLE = ("llama", "qwen2")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """Weights of one layer. Norms are float32 [D]."""
-
-    attn_norm: Tensor
-    qkv: Linear
-    qkv_bias: Tensor | None
-    o: Linear
-    ffn_norm: Tensor
-    gate_up: Linear
-    down: Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +31,8 @@ class Decoder:
     model_id: str  # of the checkpoint, the formats and dtype: equal only for equal results
     dtype: torch.dtype  # of activations between matrices; the residual stream is float32
     embed_VD: Tensor
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerWeights, ...]
+    bodies: tuple[LayerBody, ...]  # what computes each layer
     norm: Tensor
     head: Linear
     cos: Tensor  # [context_len, 1, E] float32, both halves
@@ -64,9 +52,9 @@ class Decoder:
         """
         x_TD = self.embed_VD[tokens].float()
         cos, sin = self.cos[positions], self.sin[positions]
-        for index, layer in enumerate(self.layers):
-            q_THE, k_TKE, v_TKE = before_attention(x_TD, layer, self.config, dtype=self.dtype, cos=cos, sin=sin)
-            x_TD = after_attention(x_TD, attend(index, q_THE, k_TKE, v_TKE), layer, self.config, dtype=self.dtype)
+        for index, body in enumerate(self.bodies):
+            q_THE, k_TKE, v_TKE = body.before(x_TD, cos, sin)
+            x_TD = body.after(x_TD, attend(index, q_THE, k_TKE, v_TKE))
         return rms_norm(x_TD, self.norm, self.config.norm_eps, self.dtype)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
@@ -87,25 +75,30 @@ def rotate(x_THE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x_THE * cos, swapped, sin)
 
 
-def before_attention(
-    x_TD: Tensor, layer: Layer, config: ModelConfig, *, dtype: torch.dtype, cos: Tensor, sin: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q [T, H, E], k [T, K, E] (both rotated) and v [T, K, E] of one layer, in `dtype`."""
-    qkv = layer.qkv.apply(rms_norm(x_TD, layer.attn_norm, config.norm_eps, dtype))
-    if layer.qkv_bias is not None:
-        qkv = qkv + layer.qkv_bias
-    qkv = qkv.view(len(qkv), -1, config.head_dim)
-    num_rotated = config.num_heads + config.num_kv_heads
-    qk = rotate(qkv[:, :num_rotated], cos, sin).to(dtype)
-    return qk[:, : config.num_heads], qk[:, config.num_heads :], qkv[:, num_rotated:]
+@dataclass(frozen=True)
+class PlainBody:
+    """A LayerBody in plain PyTorch around the packed matrices; the oracle of the fused ones."""
 
+    layer: LayerWeights
+    config: ModelConfig
+    dtype: torch.dtype
 
-def after_attention(x_TD: Tensor, out_TX: Tensor, layer: Layer, config: ModelConfig, *, dtype: torch.dtype) -> Tensor:
-    """The residual stream [T, D] float32 after one layer, given what its attention read. May reuse the storage of x_TD."""
-    x_TD = x_TD.add_(layer.o.apply(out_TX))
-    gate_up = layer.gate_up.apply(rms_norm(x_TD, layer.ffn_norm, config.norm_eps, dtype))
-    inner_TF = F.silu(gate_up[:, : config.ffn_dim]).mul_(gate_up[:, config.ffn_dim :])
-    return x_TD.add_(layer.down.apply(inner_TF))
+    def before(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        layer, config = self.layer, self.config
+        qkv = layer.qkv.apply(rms_norm(x_TD, layer.attn_norm, config.norm_eps, self.dtype))
+        if layer.qkv_bias is not None:
+            qkv = qkv + layer.qkv_bias
+        qkv = qkv.view(len(qkv), -1, config.head_dim)
+        num_rotated = config.num_heads + config.num_kv_heads
+        qk = rotate(qkv[:, :num_rotated], cos, sin).to(self.dtype)
+        return qk[:, : config.num_heads], qk[:, config.num_heads :], qkv[:, num_rotated:]
+
+    def after(self, x_TD: Tensor, out_TX: Tensor) -> Tensor:
+        layer, config = self.layer, self.config
+        x_TD = x_TD.add_(layer.o.apply(out_TX))
+        gate_up = layer.gate_up.apply(rms_norm(x_TD, layer.ffn_norm, config.norm_eps, self.dtype))
+        inner_TF = F.silu(gate_up[:, : config.ffn_dim]).mul_(gate_up[:, config.ffn_dim :])
+        return x_TD.add_(layer.down.apply(inner_TF))
 
 
 def load(checkpoint: Checkpoint, weights: WeightFormat, head: WeightFormat | None = None, dtype: torch.dtype = torch.bfloat16) -> Decoder:
@@ -118,12 +111,14 @@ def load(checkpoint: Checkpoint, weights: WeightFormat, head: WeightFormat | Non
         raise Unsupported(f"model architecture {config.arch!r}: the decoder runs {', '.join(RUNNABLE)}")
     cos, sin = rotary_tables(config)
     head = head or weights
+    layers = tuple(load_layer(checkpoint, weights, i, dtype) for i in range(config.num_layers))
     return Decoder(
         config=config,
         model_id=f"{checkpoint.model_id}/{weights.name}/{head.name}/{str(dtype).removeprefix('torch.')}",
         dtype=dtype,
         embed_VD=load_rows(checkpoint.tensor("embed"), dtype),
-        layers=tuple(load_layer(checkpoint, weights, i, dtype) for i in range(config.num_layers)),
+        layers=layers,
+        bodies=tuple(weights.fuse(layer, config) or PlainBody(layer, config, dtype) for layer in layers),
         norm=load_vector(checkpoint, "norm"),
         head=head.pack((checkpoint.tensor("embed" if config.is_head_tied else "head"),)),
         cos=cos,
@@ -131,14 +126,14 @@ def load(checkpoint: Checkpoint, weights: WeightFormat, head: WeightFormat | Non
     )
 
 
-def load_layer(checkpoint: Checkpoint, weights: WeightFormat, index: int, dtype: torch.dtype) -> Layer:
+def load_layer(checkpoint: Checkpoint, weights: WeightFormat, index: int, dtype: torch.dtype) -> LayerWeights:
     def pack(*names: str) -> Linear:
         return weights.pack(tuple(checkpoint.tensor(f"layers.{index}.{name}") for name in names))
 
     bias = None
     if checkpoint.config.is_qkv_biased:
         bias = torch.cat([load_vector(checkpoint, f"layers.{index}.{name}.bias") for name in "qkv"]).to(dtype)
-    return Layer(
+    return LayerWeights(
         attn_norm=load_vector(checkpoint, f"layers.{index}.attn_norm"),
         qkv=pack("q", "k", "v"),
         qkv_bias=bias,

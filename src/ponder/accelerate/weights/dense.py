@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ponder.core.formats import RawTensor
+from ponder.core.formats import LayerBody, LayerWeights, ModelConfig, RawTensor
 
 CHUNK = 2048  # rows decoded to float32 at a time
 
@@ -80,6 +80,9 @@ class Float32:
     def pack(self, parts: tuple[RawTensor, ...]) -> PlainLinear:
         return PlainLinear(stack_rows(parts, torch.float32))
 
+    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bf16:
@@ -92,6 +95,9 @@ class Bf16:
         weight = stack_rows(parts, torch.bfloat16)
         return PackedLinear(torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS), weight.nbytes)
 
+    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bf16Head:
@@ -103,6 +109,9 @@ class Bf16Head:
     def pack(self, parts: tuple[RawTensor, ...]) -> PackedHead:
         weight = stack_rows(parts, torch.bfloat16)
         return PackedHead(torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS), weight.nbytes)
+
+    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
+        return None
 
 
 PACKED_ROWS = 16  # number of input rows that the packed layout is tuned for

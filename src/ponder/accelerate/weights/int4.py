@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ponder.core.errors import Unsupported
-from ponder.core.formats import RawTensor
+from ponder.core.formats import LayerBody, LayerWeights, ModelConfig, RawTensor
 
 GROUP = 32  # weights that share a scale
 CHUNK = 2048  # rows decoded to float32 at a time
@@ -53,6 +53,9 @@ class Int4:
         scale_zero = torch.stack([torch.cat([s for _, s, _ in blocks]), torch.cat([z for _, _, z in blocks])], -1)
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32), 1)
         return Int4Linear(packed, scale_zero.transpose(0, 1).contiguous())
+
+    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
+        return None
 
 
 def groups(part: RawTensor) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ponder.core.formats import RawTensor
+from ponder.core.formats import LayerBody, LayerWeights, ModelConfig, RawTensor
 
 CHUNK = 2048  # rows decoded to float32 at a time
 PACKED_ROWS = 16  # number of input rows that the packed head is tuned for
@@ -44,6 +44,9 @@ class Int8:
 
     def pack(self, parts: tuple[RawTensor, ...]) -> Int8Linear:
         return Int8Linear(*row_codes(parts, torch.bfloat16))
+
+    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class Int8Head:
         codes, scales = row_codes(parts, torch.float32)
         packed = torch.ops.onednn.qlinear_prepack(codes, [PACKED_ROWS, codes.shape[1]])
         return Int8HeadLinear(packed, scales, torch.zeros(len(codes), dtype=torch.int32), codes.nbytes + 8 * len(codes))
+
+    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
+        return None
 
 
 def row_codes(parts: tuple[RawTensor, ...], scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
