@@ -51,7 +51,7 @@ def test_a_stop_that_an_earlier_step_left_behind():
 
 
 def test_first_match_is_the_earliest():
-    assert first_match(b"abcabc", [b"ca", b"bc"], 0) is not None
-    assert first_match(b"abcabc", [b"ca", b"bc"], 0).start == 1
-    assert first_match(b"abcabc", [b"ca", b"bc"], 3).start == 2
-    assert first_match(b"abc", [b"abc"], 3) is None
+    assert first_match("abcabc", ["ca", "bc"], 0) is not None
+    assert first_match("abcabc", ["ca", "bc"], 0).start == 1
+    assert first_match("abcabc", ["ca", "bc"], 3).start == 2
+    assert first_match("abc", ["abc"], 3) is None

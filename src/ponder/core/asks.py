@@ -11,6 +11,7 @@ When the budget is spent, every ask is still answered, at no cost: Extend with f
 with no children, Score with no values, Judge with abstentions. So a strategy needs no special case: it runs to its end.
 """
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -43,9 +44,54 @@ class WholeText:
         return a.casefold() == b.casefold()
 
 
+@dataclass(frozen=True)
+class Regex:
+    """The answer matches `pattern` as a whole. Rust syntax: no look-around, no back references; `.` is no newline."""
+
+    pattern: str
+
+
+@dataclass(frozen=True)
+class Json:
+    """The answer is one JSON value, with at most 20 white-space characters between two of its parts."""
+
+
+@dataclass(frozen=True)
+class JsonSchema:
+    """The answer is JSON, spaced as in Json, that `schema` (JSON text) admits; an object's properties come in the schema's order."""
+
+    schema: str
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """The answer is a sentence of a context-free grammar in Lark's notation whose first symbol is `start`."""
+
+    lark: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The answer is one of `options`, character by character."""
+
+    options: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.options, str) or not any(self.options):
+            raise BadField(f"choice options={self.options!r}: must be a tuple of texts that are not all empty, as in ('yes', 'no')")
+
+
+Form = Regex | Json | JsonSchema | Grammar | Choice  # a set of texts that the answer must be in
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
     """What is asked, before any token of the answer. Text only: a process turns it into tokens.
+
+    With a `form`, only tokens that keep the answer in it are drawn (Extend) or listed (Expand), and the end only where the
+    answer is complete; where nothing else is possible the end is drawn. log_p stays the model's own, log_q is under the
+    restricted distribution: weights exp(log_p - log_q) aim at p(x) 1[x in form], and average to the model's mass of it.
+    An answer cut off by its length, a stop string or the budget is only the beginning of one in the form.
 
     messages: (role, content) pairs for the model's chat template; a single role "raw" is taken as it is.
     """
@@ -55,6 +101,7 @@ class Prompt:
     stop: tuple[str, ...] = ()  # strings that end the answer; they never appear in it
     max_tokens: int = 256  # most tokens of one answer
     answers: AnswerReader = field(default_factory=WholeText)
+    form: Form | None = None  # what the answer, after the prefill, must look like
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -73,17 +120,27 @@ def chat(text: str, *, max_tokens: int = 256, answers: AnswerReader | None = Non
     return Prompt(messages=(("user", text),), max_tokens=max_tokens, answers=answers or WholeText())
 
 
+MAX_BIAS = 100.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is drawn. Transforms apply in this order: temperature, top_k, top_p, min_p.
+    """How the next token is drawn; the model's own probabilities (log_p) are not touched.
 
-    temperature 0 is greedy. Raises BadField for values out of range.
+    First logits move: repetition, frequency and presence penalties of tokens that the answer already holds, logit_bias, then
+    the prompt's form. Then they are shaped: temperature, top_k, top_p, min_p, in this order. temperature 0 is greedy.
+    With n occurrences so far and logit z: z <- (z / repetition if z > 0 else z * repetition) - frequency * n - presence.
+    Raises BadField for values out of range.
     """
 
     temperature: float = 1.0
     top_k: int | None = None  # keep the k most likely tokens
     top_p: float = 1.0  # keep the smallest set of most likely tokens with at least this mass
     min_p: float = 0.0  # keep tokens with at least this share of the most likely token's probability
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, nats added to its logit)
+    presence_penalty: float = 0.0  # nats, once
+    frequency_penalty: float = 0.0  # nats per occurrence
+    repetition_penalty: float = 1.0  # above 1 discourages (Keskar et al. 2019, arXiv:1909.05858, section 4.1, with its sign mended)
 
     def __post_init__(self) -> None:
         rules = (
@@ -91,10 +148,32 @@ class Sampling:
             ("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "at least 1, or None"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]"),
             ("min_p", self.min_p, 0 <= self.min_p < 1, "in [0, 1)"),
+            ("logit_bias", self.logit_bias, are_biases(self.logit_bias), "pairs (token id, bias between -100 and 100), each id once"),
+            ("presence_penalty", self.presence_penalty, -2 <= self.presence_penalty <= 2, "between -2 and 2"),
+            ("frequency_penalty", self.frequency_penalty, -2 <= self.frequency_penalty <= 2, "between -2 and 2"),
+            ("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty <= 10, "in (0, 10]"),
         )
         for name, value, ok, rule in rules:
             if not ok:
                 raise BadField(f"sampling {name}={value}: must be {rule}")
+
+    @property
+    def is_shaped(self) -> bool:
+        """Whether temperature or a truncation changes the distribution that the moved logits stand for."""
+        return self.temperature != 1.0 or self.top_k is not None or self.top_p < 1.0 or self.min_p > 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
+
+def are_biases(value: object) -> bool:
+    """Whether `value` is a tuple of (token id, bias) with ids that differ."""
+    if not isinstance(value, tuple) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in value):
+        return False
+    ids = [token for token, _ in value]
+    are_ids = all(isinstance(i, int) and i >= 0 for i in ids) and len(set(ids)) == len(ids)
+    return are_ids and all(isinstance(b, int | float) and math.isfinite(b) and abs(b) <= MAX_BIAS for _, b in value)
 
 
 GREEDY = Sampling(temperature=0.0)
@@ -114,7 +193,7 @@ class Prefix:
     log_p: float = 0.0
     log_q: float = 0.0
     certainty: float = 0.0  # sum over tokens of KL(uniform || model), nats; only where it was asked for
-    finish: str | None = None  # None: may go on | "stop": the model ended it | "length" | "budget"
+    finish: str | None = None  # None: may go on | "stop": the model ended it | "length" (or no token fits the form) | "budget"
 
     @property
     def is_final(self) -> bool:
@@ -131,6 +210,20 @@ class Extend:
     until: tuple[str, ...] = ()  # step separators: kept in the text; the new prefix may be extended again
     sampling: Sampling = field(default_factory=Sampling)
     certainty: bool = False  # fill Prefix.certainty
+    logprobs: int | None = None  # fill Extension.logprobs, each with this many alternatives; 0: the drawn token's alone
+
+    def __post_init__(self) -> None:
+        if self.logprobs is not None and self.logprobs < 0:
+            raise BadField(f"extend logprobs={self.logprobs}: must be at least 0, or None for no log-probabilities")
+
+
+@dataclass(frozen=True)
+class TokenLogP:
+    """A drawn token and the most likely ones at its place, best first, all under the model itself, in nats."""
+
+    token: int
+    log_p: float
+    top: tuple[tuple[int, float], ...] = ()  # (token id, log_p); the drawn token is among them only where it is that likely
 
 
 @dataclass(frozen=True)
@@ -140,11 +233,12 @@ class Extension:
     prefix: Prefix
     finish: str
     cost: Cost = field(default_factory=Cost)
+    logprobs: tuple[TokenLogP, ...] = ()  # of the new tokens, in order; only where they were asked for
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expand:
-    """The `num` most likely next tokens of `prefix` (not final) under the model itself."""
+    """The `num` most likely next tokens of `prefix` (not final) under the model itself, among those that its form admits."""
 
     prefix: Prefix
     num: int
@@ -160,7 +254,7 @@ class Expansion:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """log-probability of each option as a continuation of `prefix`, summed over its tokens."""
+    """log-probability of each option as a continuation of `prefix`, summed over its tokens. The prompt's form plays no part."""
 
     prefix: Prefix
     options: tuple[str, ...]

@@ -4,15 +4,18 @@ A job owns tracks; a track is one token sequence to compute. The loop (engine.pr
 track its logits' result; only this file knows what an ask means.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from ponder.core.asks import Answer, Expand, Expansion, Extend, Extension, Prefix, Score, Scores
+from ponder.core.asks import Answer, Expand, Expansion, Extend, Extension, Prefix, Score, Scores, TokenLogP
 from ponder.core.budget import Cost
+from ponder.core.errors import BadField
 from ponder.core.formats import Tokenizer
+from ponder.engine.constraint import Matcher, forms_of
 from ponder.engine.kv import Node
 from ponder.engine.rows import Row
 from ponder.engine.sampler import Draw, Drawn
@@ -71,16 +74,29 @@ class ExtendJob:
         key = list(key_of(prompt_ids, ask.prefix.tokens))
         self.tracks = [Track(key, len(prompt_ids), len(key), len(key))]
         self.text = CompletionText(bytes_of(tokenizer, ask.prefix.tokens), ask.prefix.prompt.stop, ask.until)
+        self.matcher = matcher_of(ask.prefix, tokenizer)
+        foreign = [token for token, _ in ask.sampling.logit_bias if token >= len(tokenizer.pieces)]
+        if foreign:
+            raise BadField(f"logit_bias names token {foreign[0]}: this model's are 0 to {len(tokenizer.pieces) - 1}; bias one of those")
+        self.logprobs: list[TokenLogP] = []
         self.tokens = list(ask.prefix.tokens)
         self.sums = [ask.prefix.log_p, ask.prefix.log_q, ask.prefix.certainty]
         self.num_left, self.end = min(limits, key=lambda limit: limit[0])  # the first of equals
         self.finish = "stop" if self.text.cut is not None else self.end if self.num_left <= 0 else None
 
     def wish(self) -> Draw:
-        return Draw(self.ask.seed, len(self.tokens), self.ask.sampling)
+        sampling = self.ask.sampling
+        seen = tuple(self.tokens) if sampling.has_penalties else ()
+        return Draw(self.ask.seed, len(self.tokens), sampling, self.matcher, seen, self.ask.logprobs)
 
     def push(self, drawn: Drawn) -> None:
         """Takes the next token; sets `finish` when it is the last."""
+        if self.matcher is not None:
+            if self.matcher.is_dead:  # as the draw found out, whose token is no part of the answer
+                self.count.generated_tokens += 1
+                self.finish = "length"
+                return
+            self.matcher.push(drawn.token)
         self.tokens.append(drawn.token)
         self.tracks[0].key.append(~drawn.token)
         self.count.generated_tokens += 1
@@ -88,29 +104,40 @@ class ExtendJob:
         certainty = drawn.certainty if self.ask.certainty else 0.0
         self.sums = [total + x for total, x in zip(self.sums, (drawn.log_p, drawn.log_q, certainty))]
         found = self.text.push(self.tokenizer.pieces[drawn.token])
+        if self.ask.logprobs is not None:
+            self.logprobs.append(TokenLogP(drawn.token, drawn.log_p, drawn.top))
         self.finish = "stop" if drawn.token in self.tokenizer.eos_ids else found or (self.end if self.num_left <= 0 else None)
+        if self.finish is None and self.matcher is not None and self.matcher.is_dead:
+            self.finish = "length"
 
     def answer(self) -> Extension:
         finish = self.finish or "budget"
+        if self.matcher is not None and finish in ("until", "limit"):
+            self.matcher.keep()
         log_p, log_q, certainty = self.sums
         prefix = Prefix(
             self.ask.prefix.prompt, tuple(self.tokens), self.text.text, log_p, log_q, certainty, None if finish in ("until", "limit") else finish
         )
-        return Extension(prefix, finish, self.count.cost())
+        return Extension(prefix, finish, self.count.cost(), tuple(self.logprobs))
 
 
 class ExpandJob:
-    """Lists the most likely next tokens."""
+    """Lists the most likely next tokens. allowed: bool [V], those that the prefix's form admits; None for all."""
 
     def __init__(self, ask: Expand, prompt_ids: Sequence[int], tokenizer: Tokenizer, num_left: int) -> None:
-        self.ask, self.tokenizer, self.count, self.num_left = ask, tokenizer, Count(), num_left
+        self.tokenizer, self.count, self.num, self.num_left = tokenizer, Count(), ask.num, num_left
+        matcher = matcher_of(ask.prefix, tokenizer)
+        self.allowed = None if matcher is None else matcher.allowed()
+        self.ask = ask if matcher is None else replace(ask, num=1 << 30)  # all, of which `push` takes the allowed ones
         key = list(key_of(prompt_ids, ask.prefix.tokens))
         self.tracks = [Track(key, len(prompt_ids), len(key), len(key))]
         self.children: tuple[Prefix, ...] = ()
 
     def push(self, tokens: Sequence[int], log_p: Sequence[float]) -> None:
         data = bytes_of(self.tokenizer, self.ask.prefix.tokens)
-        self.children = tuple(self._child(data, token, x) for token, x in zip(tokens, log_p))
+        admitted = None if self.allowed is None else set(self.allowed.nonzero()[:, 0].tolist())
+        kept = ((token, x) for token, x in zip(tokens, log_p) if admitted is None or token in admitted)
+        self.children = tuple(self._child(data, token, x) for token, x in itertools.islice(kept, self.num))
 
     def _child(self, data: bytes, token: int, log_p: float) -> Prefix:
         prefix = self.ask.prefix
@@ -151,6 +178,11 @@ class ScoreJob:
 
 
 Job = ExtendJob | ExpandJob | ScoreJob
+
+
+def matcher_of(prefix: Prefix, tokenizer: Tokenizer) -> Matcher | None:
+    """Where `prefix` stands in its form. Raises BadField for a form that cannot be honoured, or one that the prefix has left."""
+    return None if prefix.prompt.form is None else forms_of(tokenizer).matcher(prefix.prompt.form, prefix.tokens)
 
 
 def bytes_of(tokenizer: Tokenizer, tokens: Sequence[int]) -> bytes:

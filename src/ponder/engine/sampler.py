@@ -1,12 +1,16 @@
-"""Draws the next token of many rows at once. A draw is a pure function of (seed, position, the row's logits).
+"""Draws the next token of many rows at once. A draw is a pure function of (seed, position, the row's logits, its tokens so far).
 
 One uniform number per draw, a hash of (seed, position), is looked up in the cumulative distribution. Sums run over fixed
 blocks of the vocabulary in a fixed order, so a row's result does not depend on the other rows or the number of threads.
+
+Two distributions meet here: the model's own (log_p), and the proposal that the token is drawn from (log_q): logits moved by
+penalties, biases and the form's mask, then shaped by temperature and truncation, then normalised again.
 
 Shapes: R rows, V vocabulary (padded to whole blocks with -inf), N blocks.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponder.core.asks import Sampling
+from ponder.engine.constraint import Matcher
 
 BLOCK = 128  # vocabulary entries summed together
 NUM_LIKELY = 1024  # entries that top_p sorts before it falls back to sorting all
@@ -28,6 +33,13 @@ class Draw:
     seed: int
     position: int  # of the token in its completion
     sampling: Sampling
+    matcher: Matcher | None = None  # says which tokens the form allows; a row without any is drawn from as if it had none
+    seen: tuple[int, ...] = ()  # tokens of the completion so far, for penalties
+    num_top: int | None = None  # most likely tokens to list
+
+    @property
+    def is_moved(self) -> bool:
+        return self.matcher is not None or bool(self.sampling.logit_bias) or (bool(self.seen) and self.sampling.has_penalties)
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,7 @@ class Drawn:
     log_p: float
     log_q: float
     certainty: float  # KL(uniform || model), nats
+    top: tuple[tuple[int, float], ...] = ()  # (token, log_p), best first
 
 
 class LogP:
@@ -53,6 +66,15 @@ class LogP:
     def of(self, rows: Tensor, tokens: Tensor) -> Tensor:
         """float64 [n]: log-probability of tokens[i] in row rows[i]."""
         return (self.logits_RV[rows, tokens] - self.top_R1[rows, 0]).double() - self.log_sum_R[rows]
+
+    def likely(self, rows: Tensor, num: int) -> tuple[Tensor, Tensor]:
+        """([n, num] tokens, float64 log-probabilities): the most likely of each row, best first, lower ids first among equals."""
+        logits = self.logits_RV[rows, : self.vocab_size]
+        num = min(num, self.vocab_size)
+        smallest = logits.topk(num).values[:, -1:]
+        tokens = are_largest(logits, smallest, torch.full_like(smallest, num, dtype=torch.int64)).nonzero()[:, 1].view(-1, num)
+        tokens = tokens.gather(1, logits.gather(1, tokens).sort(dim=-1, descending=True, stable=True).indices)
+        return tokens, self.of(rows.repeat_interleave(num), tokens.flatten()).view(len(tokens), num)
 
     def certainty(self) -> Tensor:
         """float64 [R]: KL(uniform || model) = -mean_v log p_v - log V, in nats."""
@@ -71,21 +93,72 @@ def draw(logits_RV: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
     """One token per row of float32 logits. Greedy rows take the most likely token, the first of equals."""
     log_p = LogP(logits_RV)
     rows = torch.arange(len(draws))
-    tokens = log_p.logits_RV.argmax(-1)
+    tokens = torch.empty(len(draws), dtype=torch.int64)
+    log_q = torch.zeros(len(draws), dtype=torch.float64)
+    plain = torch.tensor([i for i, d in enumerate(draws) if not d.is_moved], dtype=torch.int64)
+    other = torch.tensor([i for i, d in enumerate(draws) if d.is_moved], dtype=torch.int64)
+    if len(plain):
+        tokens[plain], log_q[plain] = drawn_from(log_p, plain, [draws[i] for i in plain.tolist()])
+    if len(other):
+        wishes = [draws[i] for i in other.tolist()]
+        tokens[other], log_q[other] = drawn_from(LogP(moved(logits_RV[other], wishes)), torch.arange(len(other)), wishes)
+    found = zip(tokens.tolist(), log_p.of(rows, tokens).tolist(), log_q.tolist(), log_p.certainty().tolist(), tops(log_p, draws))
+    return [Drawn(*row) for row in found]
+
+
+def drawn_from(proposal: LogP, rows: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
+    """(tokens [n], float64 log_q [n]): draws[i] is from row rows[i] of the proposal, once it is shaped."""
+    tokens = proposal.logits_RV.argmax(-1)[rows]
     log_q = torch.zeros(len(draws), dtype=torch.float64)
     for sampling in dict.fromkeys(d.sampling for d in draws if d.sampling.temperature > 0):
         mine = torch.tensor([i for i, d in enumerate(draws) if d.sampling == sampling])
-        weight = shaped(log_p, mine, sampling)
+        weight = shaped(proposal, rows[mine], sampling)
         probes = torch.tensor([uniform(draws[i].seed, draws[i].position) for i in mine.tolist()], dtype=torch.float64)
         tokens[mine] = pick(weight, probes)
         log_q[mine] = (
-            log_p.of(mine, tokens[mine])
-            if sampling == Sampling()
-            else weight[torch.arange(len(mine)), tokens[mine]].double().log() - _sum(weight).log()
+            weight[torch.arange(len(mine)), tokens[mine]].double().log() - _sum(weight).log()
+            if sampling.is_shaped
+            else proposal.of(rows[mine], tokens[mine])
         )
-    return [
-        Drawn(token, p, q, c) for token, p, q, c in zip(tokens.tolist(), log_p.of(rows, tokens).tolist(), log_q.tolist(), log_p.certainty().tolist())
-    ]
+    return tokens, log_q
+
+
+def moved(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """float32 [R, V]: logits after penalties, biases and the form, in this order; a token that the form forbids has -inf."""
+    logits_RV = logits_RV.clone()
+    for row, d in zip(logits_RV, draws):
+        s = d.sampling
+        if s.has_penalties and d.seen:
+            counts = Counter(d.seen)
+            ids, num = torch.tensor(list(counts)), torch.tensor(list(counts.values()), dtype=torch.float32)
+            z = row[ids]
+            z = torch.where(z > 0, z / s.repetition_penalty, z * s.repetition_penalty)
+            row[ids] = z - s.frequency_penalty * num - s.presence_penalty
+        if s.logit_bias:
+            ids, biases = zip(*s.logit_bias)
+            row[list(ids)] += torch.tensor(biases)
+    formed = [i for i, d in enumerate(draws) if d.matcher is not None]
+    if formed:
+        matchers = [d.matcher for d in draws if d.matcher is not None]
+        logits_RV[formed] = masked(logits_RV[formed], matchers[0].forms.allowed(matchers))
+    return logits_RV
+
+
+def masked(logits_RV: Tensor, allowed_RV: Tensor) -> Tensor:
+    """Logits with -inf where a token is not allowed (allowed may be narrower than V); rows that allow nothing stay as they are."""
+    allowed_RV = F.pad(allowed_RV, (0, logits_RV.shape[1] - allowed_RV.shape[1]))
+    return logits_RV.masked_fill(~allowed_RV & allowed_RV.any(-1, keepdim=True), -math.inf)
+
+
+def tops(log_p: LogP, draws: Sequence[Draw]) -> list[tuple[tuple[int, float], ...]]:
+    """The tokens that each draw wants listed."""
+    found: list[tuple[tuple[int, float], ...]] = [()] * len(draws)
+    for num in {d.num_top for d in draws if d.num_top}:
+        mine = [i for i, d in enumerate(draws) if d.num_top == num]
+        tokens, values = log_p.likely(torch.tensor(mine), num)
+        for i, *row in zip(mine, tokens.tolist(), values.tolist()):
+            found[i] = tuple(zip(*row))
+    return found
 
 
 def shaped(log_p: LogP, rows: Tensor, sampling: Sampling) -> Tensor:
@@ -138,15 +211,24 @@ def pick(weight: Tensor, probes: Tensor) -> Tensor:
     return (block * BLOCK + torch.minimum(at, last))[:, 0]
 
 
-def most_likely(logits_RV: Tensor, num: int) -> tuple[list[list[int]], list[list[float]]]:
-    """The `num` most likely tokens of every row, best first (lower id first among equals), and their log-probabilities."""
+def most_likely(logits_RV: Tensor, num: int, allowed: Sequence[Tensor | None] | None = None) -> tuple[list[list[int]], list[list[float]]]:
+    """The `num` most likely tokens of every row, best first (lower id first among equals), and their log-probabilities.
+
+    allowed: bool [V] for rows that may list only some; such a row may be shorter.
+    """
     log_p = LogP(logits_RV)
-    num = min(num, log_p.vocab_size)
-    smallest = logits_RV.topk(num).values[:, -1:]
-    tokens = are_largest(logits_RV, smallest, torch.full_like(smallest, num, dtype=torch.int64)).nonzero()[:, 1].view(-1, num)
-    tokens = tokens.gather(1, logits_RV.gather(1, tokens).sort(dim=-1, descending=True, stable=True).indices)
-    rows = torch.arange(len(tokens)).repeat_interleave(tokens.shape[1])
-    return tokens.tolist(), log_p.of(rows, tokens.flatten()).view(len(tokens), -1).tolist()
+    rows = torch.arange(len(logits_RV))
+    if allowed is None or all(row is None for row in allowed):
+        tokens, values = log_p.likely(rows, num)
+        return tokens.tolist(), values.tolist()
+    restricted = logits_RV.clone()
+    for row, some in zip(restricted, allowed, strict=True):
+        if some is not None:
+            row.masked_fill_(~F.pad(some, (0, len(row) - len(some))), -math.inf)
+    tokens, _ = LogP(restricted).likely(rows, num)
+    values = log_p.of(rows.repeat_interleave(tokens.shape[1]), tokens.flatten()).view(tokens.shape)
+    num_kept = (restricted.gather(1, tokens) > -math.inf).sum(-1).tolist()
+    return [t[:n] for t, n in zip(tokens.tolist(), num_kept)], [v[:n] for v, n in zip(values.tolist(), num_kept)]
 
 
 def _last_positive(passed: Tensor) -> Tensor:

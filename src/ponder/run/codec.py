@@ -4,11 +4,29 @@ import hashlib
 import json
 from dataclasses import asdict, replace
 
-from ponder.core.asks import ABSTAIN, Answer, Ask, Expand, Expansion, Extend, Extension, Judge, Judgement, Prefix, Prompt, Score, Scores, Verdict
+from ponder.core.asks import (
+    ABSTAIN,
+    Answer,
+    Ask,
+    Expand,
+    Expansion,
+    Extend,
+    Extension,
+    Judge,
+    Judgement,
+    Prefix,
+    Prompt,
+    Sampling,
+    Score,
+    Scores,
+    TokenLogP,
+    Verdict,
+)  # fmt: skip
 from ponder.core.budget import Cost
 from ponder.core.errors import StoreError
 
 Json = dict[str, object]
+DEFAULT = Sampling()
 
 
 def dumps(value: object) -> str:
@@ -23,7 +41,17 @@ def digest(value: object) -> str:
 
 def prompt_json(prompt: Prompt) -> Json:
     """What of a prompt decides the model's behaviour; the answer reader does not."""
-    return {"messages": prompt.messages, "prefill": prompt.prefill, "stop": prompt.stop, "max_tokens": prompt.max_tokens}
+    fields: Json = {"messages": prompt.messages, "prefill": prompt.prefill, "stop": prompt.stop, "max_tokens": prompt.max_tokens}
+    return fields if prompt.form is None else fields | {"form": {"kind": type(prompt.form).__name__} | asdict(prompt.form)}
+
+
+def sampling_json(sampling: Sampling) -> Json:
+    """Fields that move logits only where they do: a sample kept before there were such fields is found again."""
+    fields = asdict(sampling)
+    for name in ("logit_bias", "presence_penalty", "frequency_penalty", "repetition_penalty"):
+        if fields[name] == getattr(DEFAULT, name):
+            del fields[name]
+    return fields
 
 
 def prefix_json(prefix: Prefix) -> Json:
@@ -41,10 +69,11 @@ def ask_json(ask: Ask) -> Json:
         return {"kind": "judge", "verifier": getattr(ask.verifier, "name", repr(ask.verifier)), "candidates": answers}
     head: Json = {"prompt": digest(prompt_json(ask.prefix.prompt)), "tokens": ask.prefix.tokens}
     if isinstance(ask, Extend):
-        return head | {
+        fields = head | {
             "kind": "extend", "seed": ask.seed, "max_tokens": ask.max_tokens, "until": ask.until,
-            "sampling": asdict(ask.sampling), "certainty": ask.certainty,
+            "sampling": sampling_json(ask.sampling), "certainty": ask.certainty,
         }  # fmt: skip
+        return fields if ask.logprobs is None else fields | {"logprobs": ask.logprobs}
     if isinstance(ask, Expand):
         return head | {"kind": "expand", "num": ask.num}
     return head | {"kind": "score", "options": ask.options}
@@ -60,7 +89,8 @@ def cost_json(cost: Cost) -> Json:
 
 def answer_json(answer: Answer) -> Json:
     if isinstance(answer, Extension):
-        return {"prefix": prefix_json(answer.prefix), "finish": answer.finish, "cost": cost_json(answer.cost)}
+        fields: Json = {"prefix": prefix_json(answer.prefix), "finish": answer.finish, "cost": cost_json(answer.cost)}
+        return fields if not answer.logprobs else fields | {"logprobs": [(t.token, t.log_p, t.top) for t in answer.logprobs]}
     if isinstance(answer, Expansion):
         return {"children": [prefix_json(c) for c in answer.children], "cost": cost_json(answer.cost)}
     if isinstance(answer, Scores):
@@ -73,14 +103,14 @@ def answer_from_json(ask: Ask, value: Json) -> Answer:
     try:
         cost = Cost(**value["cost"])  # type: ignore[arg-type]
         if isinstance(ask, Extend):
-            return Extension(_prefix(ask.prefix, value["prefix"]), str(value["finish"]), cost)
+            return Extension(_prefix(ask.prefix, value["prefix"]), str(value["finish"]), cost, _logprobs(value.get("logprobs", [])))
         if isinstance(ask, Expand):
             return Expansion(tuple(_prefix(ask.prefix, c) for c in value["children"]), cost)  # type: ignore[attr-defined]
         if isinstance(ask, Score):
             return Scores(tuple(value["log_p"]), cost)  # type: ignore[arg-type]
         verdicts = tuple(Verdict(**v) for v in value["verdicts"])  # type: ignore[attr-defined]
         return Judgement(tuple(ABSTAIN if v == ABSTAIN else v for v in verdicts), cost)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"stored answer does not fit its ask ({error!r}); the sample store is damaged: move it away and run again") from error
 
 
@@ -88,3 +118,7 @@ def _prefix(parent: Prefix, value: object) -> Prefix:
     fields = dict(value)  # type: ignore[call-overload]
     fields["tokens"] = tuple(fields["tokens"])
     return replace(parent, **fields)
+
+
+def _logprobs(rows: object) -> tuple[TokenLogP, ...]:
+    return tuple(TokenLogP(token, log_p, tuple((other, x) for other, x in top)) for token, log_p, top in rows)  # type: ignore[attr-defined]
