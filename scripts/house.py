@@ -159,14 +159,14 @@ def table_lists_what_exists(house: House) -> Iterator[Finding]:
 
 
 def techniques_stand_alone(house: House) -> Iterator[Finding]:
-    """A technique imports core, the shared parts of its own folder, and listed packages: never another technique."""
+    """A technique imports core, native, the shared parts of its own folder, and listed packages: never another technique."""
     shared = {f"ponder.{folder}.{name}".replace("/", ".") for folder, names in SHARED.items() for name in names}
     for source in filter(lambda s: s.is_technique, house.sources):
         for name in source.imports:
             package = name.split(".")[0]
-            is_own = name.startswith("ponder.core") or (name in shared and name.split(".")[1] == source.room)
+            is_own = name.startswith(("ponder.core", "ponder.native")) or (name in shared and name.split(".")[1] == source.room)
             if package == "ponder" and not is_own:
-                yield source.path, f"imports {name}: a technique imports core and its room's shared parts; pass the object instead"
+                yield source.path, f"imports {name}: a technique imports core, native and its room's shared parts; pass the object instead"
             elif package not in {"ponder", *TECHNIQUE_PACKAGES} and package not in sys.stdlib_module_names:
                 yield source.path, f"imports {name}: not a package open to techniques"
 
