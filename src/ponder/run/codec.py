@@ -21,7 +21,7 @@ from ponder.core.asks import (
     Scores,
     TokenLogP,
     Verdict,
-)  # fmt: skip
+)
 from ponder.core.budget import Cost
 from ponder.core.errors import StoreError
 

@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 
 import torch
 
-from ponder.core.asks import Answer, Ask, Expand, Expansion, Extend, Extension, Judge, Prefix, Prompt, Sampling, Score, Scores
+from ponder.core.asks import Answer, Ask, Choice, Expand, Expansion, Extend, Extension, Judge, Prefix, Prompt, Sampling, Score, Scores, TokenLogP
 from ponder.core.budget import Cost
 from ponder.core.errors import BadField, PromptTooLong
 from ponder.core.rng import Rng, hash_seed
@@ -52,6 +52,23 @@ class ToyLM:
         """Log-probabilities [V + 1] of the next token; before the first one, the prompt's last character decides."""
         return self.row(prefix.tokens[-1] if prefix.tokens else (self.encode(rendered(prefix.prompt)) or [None])[-1])
 
+    def allowed(self, prefix: Prefix) -> frozenset[int]:
+        """Tokens that may come next: all, or under a Choice those on the way to an option that the alphabet can spell."""
+        form = prefix.prompt.form
+        if form is None:
+            return frozenset(range(self.end + 1))
+        if not isinstance(form, Choice):
+            raise BadField(f"form {form}: a toy process knows Choice alone; list the answers")
+        options = [option for option in (self.encode(text) for text in form.options) if None not in option]
+        done = list(prefix.tokens)
+        return frozenset((*option, self.end)[len(done)] for option in options if option[: len(done)] == done)  # type: ignore[misc]
+
+    def proposal(self, prefix: Prefix, sampling: Sampling) -> tuple[float, ...]:
+        """Log-probabilities [V + 1] that the next token is drawn from; those of the model are its logits."""
+        allowed = self.allowed(prefix)
+        biased = penalised(self.log_p(prefix), sampling, prefix.tokens)
+        return transformed(tuple(x if v in allowed else DEAD for v, x in enumerate(biased)), sampling)
+
     def grown(self, prefix: Prefix, token: int, log_q: float = 0.0) -> Prefix:
         """`prefix` with one more token; final when the token ends it, completes a stop string or is the last allowed."""
         prompt, log_p = prefix.prompt, self.log_p(prefix)
@@ -71,7 +88,7 @@ class ToyLM:
             if prefix.is_final:
                 yield prefix
             else:
-                log_q = transformed(self.log_p(prefix), sampling or Sampling())
+                log_q = self.proposal(prefix, sampling or Sampling())
                 open_prefixes.extend(self.grown(prefix, v, log_q[v]) for v in range(self.end + 1) if log_q[v] > DEAD)
 
 
@@ -91,6 +108,17 @@ def normalized(log_w: list[float]) -> list[float]:
     top = max(log_w)
     total = top + math.log(sum(math.exp(x - top) for x in log_w))
     return [x - total for x in log_w]
+
+
+def penalised(logits: tuple[float, ...], sampling: Sampling, seen: tuple[int, ...]) -> tuple[float, ...]:
+    """Logits [V + 1] after the penalties for tokens `seen` so far and the biases. The slow, obvious reference."""
+    moved = list(logits)
+    for v in set(seen):
+        moved[v] = moved[v] / sampling.repetition_penalty if moved[v] > 0 else moved[v] * sampling.repetition_penalty
+        moved[v] -= sampling.frequency_penalty * seen.count(v) + sampling.presence_penalty
+    for v, bias in sampling.logit_bias:
+        moved[v] += bias
+    return tuple(moved)
 
 
 @lru_cache(maxsize=1000)
@@ -124,6 +152,7 @@ class Job:
     num_new: int = 0  # tokens generated so far
     cost: Cost = field(default_factory=lambda: Cost(calls=1))
     row_tokens: int = 0  # computed by the last step
+    logprobs: list[TokenLogP] = field(default_factory=list)
 
 
 class ToyProcess:
@@ -154,6 +183,7 @@ class ToyProcess:
             raise BadField("a process answers Extend, Expand and Score; a Judge ask goes to its verifier")
         if ask.prefix.is_final:
             raise BadField(f"prefix is final ({ask.prefix.finish}): it cannot be extended, expanded or scored")
+        self._check(ask)
         room = self.context_len - self.prompt_len(ask.prefix.prompt)
         if room < 1:
             raise PromptTooLong(f"prompt of {self.prompt_len(ask.prefix.prompt)} tokens: the context holds {self.context_len}; shorten the prompt")
@@ -163,6 +193,14 @@ class ToyProcess:
         is_capped = max_tokens is not None and max_tokens < own
         self.jobs[self.num_added] = Job(ask, ask.prefix, max_tokens if is_capped and max_tokens is not None else own, is_capped)
         return self.num_added
+
+    def _check(self, ask: Extend | Expand | Score) -> None:
+        """Raises BadField for a bias of no token, and a form that no answer fulfils or that the prefix has left."""
+        foreign = [v for v, _ in ask.sampling.logit_bias if v > self.lm.end] if isinstance(ask, Extend) else []
+        if foreign:
+            raise BadField(f"logit_bias names token {foreign[0]}: this model's are 0 to {self.lm.end}; bias one of those")
+        if not isinstance(ask, Score) and not self.lm.allowed(ask.prefix):
+            raise BadField(f"form {ask.prefix.prompt.form}: no option that the alphabet can spell begins with the prefix {ask.prefix.tokens}")
 
     def step(self) -> list[tuple[int, Answer]]:
         answers = [(ticket, answer) for ticket, job in self.jobs.items() if (answer := self._advance(job)) is not None]
@@ -177,7 +215,7 @@ class ToyProcess:
         job = self.jobs.pop(ticket)
         self.total += Cost(calls=1)
         if isinstance(job.ask, Extend):
-            return Extension(replace(job.prefix, finish="budget"), "budget", job.cost)
+            return Extension(replace(job.prefix, finish="budget"), "budget", job.cost, tuple(job.logprobs))
         return Expansion((), job.cost) if isinstance(job.ask, Expand) else Scores((), job.cost)
 
     def _advance(self, job: Job) -> Answer | None:
@@ -209,9 +247,12 @@ class ToyProcess:
             return self._finished(job, "budget")
         self._read(job, job.prefix.tokens, num_drawn=1)
         log_p = self.lm.log_p(job.prefix)
-        log_q = transformed(log_p, ask.sampling)
+        log_q = self.lm.proposal(job.prefix, ask.sampling)
         token = self._draw(ask.seed, len(job.prefix.tokens), log_q)
         job.prefix = self.lm.grown(job.prefix, token, log_q[token])
+        if ask.logprobs is not None:
+            top = sorted(enumerate(log_p), key=lambda pair: (-pair[1], pair[0]))[: ask.logprobs]
+            job.logprobs.append(TokenLogP(token, log_p[token], tuple(top)))
         if ask.certainty:
             job.prefix = replace(job.prefix, certainty=job.prefix.certainty + self_certainty(log_p))
         job.num_new += 1
@@ -227,7 +268,7 @@ class ToyProcess:
     def _finished(self, job: Job, finish: str) -> Extension:
         self.total += Cost(calls=1)
         prefix = job.prefix if finish in ("until", "limit") else replace(job.prefix, finish=finish)
-        return Extension(prefix, finish, job.cost)
+        return Extension(prefix, finish, job.cost, tuple(job.logprobs))
 
     def _draw(self, seed: int, position: int, log_q: tuple[float, ...]) -> int:
         key = (seed, position, log_q)
@@ -240,7 +281,7 @@ class ToyProcess:
     def _expand(self, job: Job, ask: Expand) -> Expansion:
         self._read(job, ask.prefix.tokens)
         log_p = self.lm.log_p(ask.prefix)
-        best_first = sorted((v for v in range(self.lm.end + 1) if log_p[v] > DEAD), key=lambda v: (-log_p[v], v))
+        best_first = sorted((v for v in self.lm.allowed(ask.prefix) if log_p[v] > DEAD), key=lambda v: (-log_p[v], v))
         return Expansion(tuple(self.lm.grown(ask.prefix, v, log_p[v]) for v in best_first[: ask.num]), job.cost)
 
     def _score(self, job: Job, ask: Score) -> Scores:
