@@ -16,8 +16,9 @@ from models.gguf_writer import Stored, f32, q8_0, tiny_llama, write
 from ponder.core.errors import BadModelFile, UnknownName, Unsupported
 from ponder.core.formats import ModelConfig
 from ponder.models.checkpoint import HF_NAMES, FileCheckpoint, expected_shapes, halves_order, open_checkpoint
-from ponder.models.config import Fields, llama3_factors
 from ponder.models.dequantize import KINDS, dequantize
+from ponder.models.fields import Fields
+from ponder.models.rope import llama3_factors
 from ponder.models.tokenizer import open_model, open_tokenizer
 
 Weights = dict[str, torch.Tensor]
@@ -202,8 +203,8 @@ def test_rope_factors_of_gguf(tmp_path: Path):
     assert factors_of(path, {}, [1, 1, 2, 8]) == (1, 1, 2, 8)
     assert factors_of(path, linear) == (4, 4, 4, 4)
     assert factors_of(path, linear, [1, 1, 2, 8]) == (4, 4, 8, 32)
-    with pytest.raises(Unsupported, match="rope scaling 'yarn'"):
-        factors_of(path, {"llama.rope.scaling.type": "yarn"})
+    with pytest.raises(Unsupported, match="rope scaling 'dynamic'"):
+        factors_of(path, {"llama.rope.scaling.type": "dynamic"})
     for bad in ([1.0] * 3, [1.0, 1.0, 0.0, 1.0], [1.0, 1.0, math.nan, 1.0]):
         with pytest.raises(BadModelFile, match=r"rope_freqs\.weight must hold 4 positive"):
             factors_of(path, {}, bad)
@@ -218,8 +219,9 @@ BAD_GGUF: dict[str, tuple[type[BadModelFile], Damage]] = {
     "head_count is 0": (BadModelFile, lambda m, t: m.update({"llama.attention.head_count": 0})),
     "heads shared evenly": (BadModelFile, lambda m, t: m.update({"llama.attention.head_count_kv": 3})),
     "epsilon is nan": (BadModelFile, lambda m, t: m.update({"llama.attention.layer_norm_rms_epsilon": math.nan})),
-    "expert_count = 8": (Unsupported, lambda m, t: m.update({"llama.expert_count": 8})),
-    "sliding_window = 4096": (Unsupported, lambda m, t: m.update({"llama.attention.sliding_window": 4096})),
+    "expert_used_count is None": (BadModelFile, lambda m, t: m.update({"llama.expert_count": 8})),
+    "expert_count is 5000; at most": (BadModelFile, lambda m, t: m.update({"llama.expert_count": 5000})),
+    "softcapping = 30.0 is not supported": (Unsupported, lambda m, t: m.update({"llama.final_logit_softcapping": 30.0})),
     "dimension_count = 4 differs": (Unsupported, lambda m, t: m.update({"llama.rope.dimension_count": 4})),
     "4000000 layers, but only 11": (BadModelFile, lambda m, t: m.update({"llama.block_count": 4000000})),
     "'blk.1.attn_norm.weight' is missing": (BadModelFile, lambda m, t: m.update({"llama.block_count": 2})),
@@ -296,8 +298,10 @@ def test_rope_of_folder(tmp_path: Path, key: str):
     assert config_with({"rope_type": "default", "rope_theta": 5e5}).rope_theta == 5e5
     assert config_with({"type": "linear", "factor": 2.0}).rope_factors == (2, 2, 2, 2)
     assert config_with(LLAMA3).rope_factors == llama3_factors(8, 1e4, Fields("", LLAMA3))
-    with pytest.raises(Unsupported, match="rope scaling 'yarn'"):
-        config_with({"rope_type": "yarn", "factor": 2.0})
+    with pytest.raises(Unsupported, match="rope scaling 'dynamic'"):
+        config_with({"rope_type": "dynamic", "factor": 2.0})
+    with pytest.raises(Unsupported, match=r"partial_rotary_factor = 0\.5"):
+        config_with({"rope_type": "default", "partial_rotary_factor": 0.5})
     with pytest.raises(BadModelFile, match="low_freq_factor is None"):
         config_with({k: v for k, v in LLAMA3.items() if k != "low_freq_factor"})
 

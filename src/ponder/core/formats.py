@@ -6,12 +6,18 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+# settings of ModelConfig that change what a LayerBody computes, beyond shapes, biases and rotary tables
+BODY_SETTINGS = ("qk_norm", "has_pre_norms", "has_post_norms", "activation", "query_scale", "num_experts")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Shape and flags of a decoder. One config for all families; a family is a setting of the flags."""
+    """Shape and flags of a decoder. One config for all families; a family is a setting of the flags.
 
-    arch: str  # family name as the file has it: "llama", "qwen2"
+    Tuples "per layer" have num_layers entries, or none where all layers are alike.
+    """
+
+    arch: str  # family name as GGUF files have it: "llama", "qwen2"
     num_layers: int
     dim: int  # width of the residual stream
     num_heads: int
@@ -22,15 +28,47 @@ class ModelConfig:
     context_len: int
     norm_eps: float
     rope_theta: float
-    rope_factors: tuple[float, ...] | None = None  # head_dim/2 divisors of the rotary frequencies (Llama 3 scaling)
+    rope_factors: tuple[float, ...] | None = None  # rotary_dim/2 divisors of the rotary frequencies
+    rope_scale: float = 1.0  # of cos and sin (YaRN, LongRoPE)
+    rotary_dim: int | None = None  # leading part of each head that rotates; None: all of it
+    rope_local_theta: float | None = None  # theta of layers with a window, which then have no factors (Gemma 3)
+    rotary_layers: tuple[bool, ...] = ()  # per layer, False: no rotation (SmolLM3)
+    long_rope_factors: tuple[float, ...] | None = None  # in place of rope_factors for a longer context (LongRoPE)
+    long_context_len: int | None = None  # the context that long_rope_factors allow
     is_qkv_biased: bool = False  # Qwen2
     is_head_tied: bool = False  # output head is the embedding
+    qk_norm: str = "none"  # norm of q and k before they rotate: "head" over each head (Qwen3), "row" over all heads (OLMo2)
+    has_pre_norms: bool = True  # norms of what attention and ffn read
+    has_post_norms: bool = False  # norms of what attention and ffn add to the stream (Gemma, OLMo2)
+    activation: str = "silu"  # or "gelu": its tanh form (Gemma)
+    embed_scale: float = 1.0
+    query_scale: float = 1.0  # of q, for families whose attention scale is not 1 / sqrt(head_dim)
     attn_softcap: float | None = None  # scores s become softcap * tanh(s / softcap) before the mask (Gemma 2)
+    head_softcap: float | None = None  # the same for the logits
     windows: tuple[int | None, ...] = ()  # per layer, None: sees everything; empty: no layer has one
+    num_experts: int = 0
+    num_experts_used: int = 0  # by each token
+    expert_dim: int = 0  # ffn width of an expert
+    shared_expert_dim: int = 0  # ffn width of the expert that every token uses; 0: none
+    is_router_normed: bool = False  # weights of the experts used sum to 1
+    sparse_layers: tuple[bool, ...] = ()  # per layer, False: a plain ffn; matters where there are experts
 
     def window(self, layer: int) -> int | None:
         """Sliding window of a layer: a query at position p sees keys at positions > p - window (and <= p). None: all."""
         return self.windows[layer] if self.windows else None
+
+    def is_rotary(self, layer: int) -> bool:
+        """Whether q and k of a layer rotate."""
+        return self.rotary_layers[layer] if self.rotary_layers else True
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a layer's ffn is a choice of experts."""
+        return self.num_experts > 0 and (self.sparse_layers[layer] if self.sparse_layers else True)
+
+    @property
+    def unusual(self) -> frozenset[str]:
+        """Names in BODY_SETTINGS that are not as in Llama: what a fused LayerBody must honour or decline."""
+        return frozenset(name for name in BODY_SETTINGS if getattr(self, name) != type(self).__dataclass_fields__[name].default)
 
 
 class RawTensor(Protocol):
@@ -62,20 +100,42 @@ class Linear(Protocol):
     def apply(self, x: Tensor) -> Tensor: ...
 
 
+@dataclass(frozen=True)
+class FeedForward:
+    """down(act(gate x) * up x)."""
+
+    gate_up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True)
+class ExpertWeights:
+    """The ffn of a sparse layer. router: float32 [experts, D], and one more row for the shared expert where there is one."""
+
+    router: Tensor
+    experts: tuple[FeedForward, ...]
+    shared: FeedForward | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerWeights:
     """Weights of one layer, matrices packed. Norms are float32 [D]; qkv is q, k, v stacked by rows, gate_up gate, up.
 
-    A field with a default is None in most families; who computes a layer honours every field that is set.
+    None is what the config says is not there; gate_up and down are None where there are experts.
     """
 
-    attn_norm: Tensor
+    attn_norm: Tensor | None
     qkv: Linear
     qkv_bias: Tensor | None
     o: Linear
-    ffn_norm: Tensor
-    gate_up: Linear
-    down: Linear
+    ffn_norm: Tensor | None
+    gate_up: Linear | None
+    down: Linear | None
+    q_norm: Tensor | None = None  # [E] or [H * E]
+    k_norm: Tensor | None = None  # [E] or [K * E]
+    attn_post_norm: Tensor | None = None
+    ffn_post_norm: Tensor | None = None
+    experts: ExpertWeights | None = None
 
 
 class LayerBody(Protocol):
@@ -110,15 +170,20 @@ class WeightFormat(Protocol):
     def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
         """The whole layer computed by this format itself; None: the plain PyTorch body does it, matrix by matrix.
 
-        Must give None for weights or settings of `config` that its body does not honour. The attention scale is always
-        1 / sqrt(head_dim): a body folds any other one into q. Windows and attn_softcap are attention's business.
+        Must give None where `config.unusual` names a setting that its body does not honour. The attention scale is always
+        1 / sqrt(head_dim): a body multiplies q by query_scale. Windows and attn_softcap are attention's business.
         """
         ...
 
 
 class Checkpoint(Protocol):
-    """An opened model file. Tensor names: embed, norm, head (absent when tied) and, for layer i, layers.{i}.attn_norm,
-    .q .k .v .o (.q.bias .k.bias .v.bias when biased), .ffn_norm, .gate, .up, .down."""
+    """An opened model file. Tensor names: embed, norm, head (absent when tied) and, for layer i, layers.{i}. before
+
+    attn_norm, ffn_norm (pre-norms), attn_post_norm, ffn_post_norm (post-norms), q_norm, k_norm (qk_norm), q, k, v, o,
+    q.bias, k.bias, v.bias (biased), gate, up, down; in a sparse layer instead of the last three router [experts, dim],
+    experts.{e}.gate .up .down and, with a shared expert, shared.router [dim], shared.gate .up .down.
+    Norm weights multiply as they are (Gemma's 1 is added).
+    """
 
     config: ModelConfig
     model_id: str  # hash of what makes the model: equal only for equal weights and tokenizer

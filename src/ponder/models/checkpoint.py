@@ -20,23 +20,14 @@ from ponder.core.errors import BadModelFile, UnknownName, Unsupported
 from ponder.core.formats import ModelConfig
 from ponder.models.config import gguf_config, hf_config
 from ponder.models.dequantize import KINDS, Kind, dequantize
+from ponder.models.families import FAMILIES
 from ponder.models.gguf import Gguf, read_gguf
+from ponder.models.names import HF_NAMES as HF_NAMES
+from ponder.models.names import Place, expected_shapes, gguf_places, hf_places
 
-GGUF_NAMES = {
-    "embed": "token_embd.weight", "norm": "output_norm.weight", "head": "output.weight", "layers.": "blk.",
-    "attn_norm": "attn_norm.weight", "ffn_norm": "ffn_norm.weight", "gate": "ffn_gate.weight", "up": "ffn_up.weight", "down": "ffn_down.weight",
-    "q": "attn_q.weight", "k": "attn_k.weight", "v": "attn_v.weight", "o": "attn_output.weight",
-    "q.bias": "attn_q.bias", "k.bias": "attn_k.bias", "v.bias": "attn_v.bias",
-}  # fmt: skip
-HF_NAMES = {
-    "embed": "model.embed_tokens.weight", "norm": "model.norm.weight", "head": "lm_head.weight", "layers.": "model.layers.",
-    "attn_norm": "input_layernorm.weight", "ffn_norm": "post_attention_layernorm.weight",
-    "gate": "mlp.gate_proj.weight", "up": "mlp.up_proj.weight", "down": "mlp.down_proj.weight",
-    "q": "self_attn.q_proj.weight", "k": "self_attn.k_proj.weight", "v": "self_attn.v_proj.weight", "o": "self_attn.o_proj.weight",
-    "q.bias": "self_attn.q_proj.bias", "k.bias": "self_attn.k_proj.bias", "v.bias": "self_attn.v_proj.bias",
-}  # fmt: skip
 IDENTITY_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 MAX_JSON_NBYTES = 1 << 26
+ROPE_TABLES = ("rope_freqs", "rope_factors_short", "rope_factors_long")
 MAX_FACTORS = 1 << 16  # of rope; more is an error that gguf_config reports
 
 
@@ -101,15 +92,25 @@ class FileCheckpoint:
         return StoredTensor(name, entry.shape, entry.storage, entry.read(), self._order(name))
 
     def _order(self, name: str) -> np.ndarray | None:
-        part = name.removesuffix(".bias").rpartition(".")[2]
-        if not self.are_pairs_interleaved or part not in ("q", "k"):
+        config, part = self.config, name.removesuffix(".bias").rpartition(".")[2]
+        if part not in ("q", "k") or not (self.are_pairs_interleaved or config.rotary_dim):
             return None
-        return halves_order(self.config.num_heads if part == "q" else self.config.num_kv_heads, self.config.head_dim)
+        heads = config.num_heads if part == "q" else config.num_kv_heads
+        return halves_order(heads, config.head_dim, config.rotary_dim, is_interleaved=self.are_pairs_interleaved)
 
 
-def halves_order(num_heads: int, head_dim: int) -> np.ndarray:
-    """int64 [num_heads * head_dim]: stored row of each row, from interleaved pairs (x0 y0 x1 y1 ..) to halves (x0 x1 .. y0 y1 ..)."""
-    return np.arange(num_heads * head_dim).reshape(num_heads, head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
+def halves_order(num_heads: int, head_dim: int, rotary_dim: int | None = None, *, is_interleaved: bool = True) -> np.ndarray:
+    """int64 [num_heads * head_dim]: stored row of each row, so that the decoder finds rotary pairs in the halves of a head.
+
+    Interleaved pairs (x0 y0 x1 y1 ..) become halves (x0 x1 .. y0 y1 ..). Where only the first rotary_dim rows of a head
+    rotate, the rest is shared out to both halves, whose ends then do not rotate: products of q and k do not see the order.
+    """
+    half = (rotary_dim or head_dim) // 2
+    x = np.arange(half) * 2 if is_interleaved else np.arange(half)
+    y = x + 1 if is_interleaved else x + half
+    left, right = np.split(np.arange(2 * half, head_dim), 2)
+    head = np.concatenate([x, left, y, right])
+    return (np.arange(num_heads)[:, None] * head_dim + head).reshape(-1)
 
 
 def open_checkpoint(path: Path) -> FileCheckpoint:
@@ -122,12 +123,13 @@ def open_checkpoint(path: Path) -> FileCheckpoint:
 def gguf_checkpoint(gguf: Gguf) -> FileCheckpoint:
     """The model in an already read GGUF file. Raises BadModelFile, Unsupported."""
     entries = {name: Entry(info.shape, info.kind, partial(gguf.blocks, name)) for name, info in gguf.tensors.items()}
-    rope = entries.pop("rope_freqs.weight", None)
-    factors = None if rope is None else tuple(dequantize(rope.storage, rope.read()).ravel()[:MAX_FACTORS].tolist())
+    tables = {name: _numbers(entries.pop(f"{name}.weight")) for name in ROPE_TABLES if f"{name}.weight" in entries}
     source = str(gguf.path)
-    config = gguf_config(source, gguf.metadata, {name: e.shape for name, e in entries.items()}, factors)
+    config = gguf_config(source, gguf.metadata, {name: e.shape for name, e in entries.items()}, tables)
     used = {name: entry for name, entry in entries.items() if not name.endswith(".attn_rot_embd.weight")}  # a table in old files; rope is computed
-    return FileCheckpoint(config, _select(source, config, used, GGUF_NAMES), (gguf.path,), config.arch == "llama")
+    _check_size(source, config, used)
+    selected = _select(source, config, used, gguf_places(config))
+    return FileCheckpoint(config, selected, (gguf.path,), FAMILIES[config.arch].is_interleaved)
 
 
 def _open_folder(folder: Path) -> FileCheckpoint:
@@ -138,7 +140,11 @@ def _open_folder(folder: Path) -> FileCheckpoint:
     unread = ("rotary_emb.inv_freq", "lm_head.weight") if config.is_head_tied else ("rotary_emb.inv_freq",)
     used = {name: entry for name, entry in entries.items() if not name.endswith(unread)}
     files = [path for name in IDENTITY_FILES if (path := folder / name).exists()] + shards
-    return FileCheckpoint(config, _select(str(folder), config, used, HF_NAMES), tuple(files), False)
+    _check_size(str(folder), config, used)
+    selected = _select(str(folder), config, used, hf_places(config))
+    if FAMILIES[config.arch].is_norm_offset:
+        selected = {name: _plus_one(entry) if name.endswith("norm") else entry for name, entry in selected.items()}
+    return FileCheckpoint(config, selected, tuple(files), False)
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -154,37 +160,30 @@ def read_json(path: Path) -> dict[str, object]:
     return values
 
 
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Our name -> shape of every tensor that a model of this config has."""
-    q_dim, kv_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    layer = {
-        "attn_norm": (config.dim,), "q": (q_dim, config.dim), "k": (kv_dim, config.dim), "v": (kv_dim, config.dim), "o": (config.dim, q_dim),
-        "ffn_norm": (config.dim,), "gate": (config.ffn_dim, config.dim), "up": (config.ffn_dim, config.dim), "down": (config.dim, config.ffn_dim),
-    }  # fmt: skip
-    if config.is_qkv_biased:
-        layer |= {"q.bias": (q_dim,), "k.bias": (kv_dim,), "v.bias": (kv_dim,)}
-    shapes: dict[str, tuple[int, ...]] = {"embed": (config.vocab_size, config.dim), "norm": (config.dim,)}
-    if not config.is_head_tied:
-        shapes["head"] = (config.vocab_size, config.dim)
-    return shapes | {f"layers.{i}.{part}": shape for i in range(config.num_layers) for part, shape in layer.items()}
-
-
-def _select(source: str, config: ModelConfig, entries: Mapping[str, Entry], names: Mapping[str, str]) -> dict[str, Entry]:
-    """Entries under our names, each checked to be all that there are. names: our parts -> the file's."""
-    if config.num_layers > len(entries):  # also bounds the work below
+def _check_size(source: str, config: ModelConfig, entries: Mapping[str, Entry]) -> None:
+    """Bounds the work of `_select` by what the file really holds."""
+    if config.num_layers > len(entries):
         raise BadModelFile(f"{source}: {config.num_layers} layers, but only {len(entries)} tensors")
-    selected, left = {}, set(entries)
-    for name, shape in expected_shapes(config).items():
-        stored = _stored_name(name, names)
-        entry = entries.get(stored)
+
+
+def _select(source: str, config: ModelConfig, entries: Mapping[str, Entry], places: Mapping[str, Place]) -> dict[str, Entry]:
+    """Entries under our names, each checked to be all that there are."""
+    selected, used, shapes = {}, set(), expected_shapes(config)
+    for name, place in places.items():
+        entry, shape = entries.get(place.stored), shapes[name]
         if entry is None:
-            raise BadModelFile(f"{source}: tensor {stored!r} is missing")
-        if entry.shape != shape:
-            raise BadModelFile(f"{source}: tensor {stored!r} has shape {entry.shape}; the model's settings ask for {shape}")
+            raise BadModelFile(f"{source}: tensor {place.stored!r} is missing")
+        if entry.shape not in (place.shape, *([(1, *shape)] if len(shape) == 1 else [])):
+            raise BadModelFile(f"{source}: tensor {place.stored!r} has shape {entry.shape}; the model's settings ask for {place.shape}")
         if len(shape) == 1 and entry.storage.values != 1:
-            raise Unsupported(f"{source}: vector {stored!r} is stored as {entry.storage.name}; F32, F16 and BF16 are supported")
-        selected[name] = Entry(shape, entry.storage, partial(_vector_rows, entry)) if len(shape) == 1 else entry
-        left.discard(stored)
+            raise Unsupported(f"{source}: vector {place.stored!r} is stored as {entry.storage.name}; F32, F16 and BF16 are supported")
+        if len(shape) == 1:
+            entry = Entry(shape, entry.storage, partial(_vector_rows, entry))
+        elif not place.is_whole:
+            entry = Entry(shape, entry.storage, partial(_some_rows, entry, place.start, place.start + place.rows))
+        selected[name] = entry
+        used.add(place.stored)
+    left = entries.keys() - used
     if left:
         raise Unsupported(f"{source}: tensor {min(left)!r} ({len(left)} such) belongs to no part of a {config.arch} model")
     return selected
@@ -194,11 +193,17 @@ def _vector_rows(entry: Entry) -> np.ndarray:
     return entry.read().reshape(-1, entry.storage.nbytes)
 
 
-def _stored_name(name: str, names: Mapping[str, str]) -> str:
-    if not name.startswith("layers."):
-        return names[name]
-    _, layer, part = name.split(".", 2)
-    return f"{names['layers.']}{layer}.{names[part]}"
+def _some_rows(entry: Entry, start: int, stop: int) -> np.ndarray:
+    return entry.read()[start:stop]
+
+
+def _plus_one(entry: Entry) -> Entry:
+    """A vector plus 1, in float32."""
+    return Entry(entry.shape, KINDS["F32"], lambda: (dequantize(entry.storage, entry.read()) + np.float32(1)).view(np.uint8))
+
+
+def _numbers(entry: Entry) -> tuple[float, ...]:
+    return tuple(dequantize(entry.storage, entry.read()).ravel()[:MAX_FACTORS].tolist())
 
 
 def _shards(folder: Path) -> list[Path]:

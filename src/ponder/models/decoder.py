@@ -4,23 +4,25 @@ A step's new tokens of all sequences lie in one flat row of T tokens, so prefill
 free. Only attention knows which token belongs to which sequence, and it is an argument: `attend` writes the new keys and
 values where its plan wants them and returns what each token read. The decoder holds weights and nothing else.
 
-Shapes: T flat tokens, D width, H query heads, K key heads, E head width, F ffn width, V vocabulary, R rows of logits.
+Shapes: T flat tokens, D width, H query heads, K key heads, E head width, F ffn width, V vocabulary, R rows of logits, N experts,
+U experts that a token uses.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ponder.core.errors import Unsupported
-from ponder.core.formats import Checkpoint, LayerBody, LayerWeights, Linear, ModelConfig, RawTensor, WeightFormat
+from ponder.core.errors import BadField, Unsupported
+from ponder.core.formats import Checkpoint, ExpertWeights, FeedForward, LayerBody, LayerWeights, Linear, ModelConfig, RawTensor, WeightFormat
+from ponder.models.families import FAMILIES
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q_THE, k_TKE, v_TKE) -> out_TX with X = H * E
 
 EMBED_CHUNK = 4096  # rows of the embedding decoded to float32 at a time
-RUNNABLE = ("llama", "qwen2")
+ROUTER_CHUNK = 256  # rows routed at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +37,13 @@ class Decoder:
     bodies: tuple[LayerBody, ...]  # what computes each layer
     norm: Tensor
     head: Linear
-    cos: Tensor  # [context_len, 1, E] float32, both halves
-    sin: Tensor  # [context_len, 1, E] float32, first half negated
+    tables: tuple[tuple[Tensor, Tensor], ...]  # rotary (cos, sin) of `rotary_table`
+    table_of: tuple[int, ...]  # which table each layer rotates by
 
     @property
     def nbytes(self) -> int:
         """Bytes of the packed weights, embedding and head included."""
-        packed = sum(m.nbytes for layer in self.layers for m in (layer.qkv, layer.o, layer.gate_up, layer.down))
+        packed = sum(linear.nbytes for layer in self.layers for linear in linears(layer))
         return packed + self.head.nbytes + self.embed_VD.nbytes
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
@@ -51,28 +53,18 @@ class Decoder:
         returns for it alone, bit for bit where the weight format keeps that promise.
         """
         x_TD = self.embed_VD[tokens].float()
-        cos, sin = self.cos[positions], self.sin[positions]
+        if self.config.embed_scale != 1:
+            x_TD = x_TD * self.config.embed_scale
+        angles = [(cos[positions], sin[positions]) for cos, sin in self.tables]
         for index, body in enumerate(self.bodies):
-            q_THE, k_TKE, v_TKE = body.before(x_TD, cos, sin)
+            q_THE, k_TKE, v_TKE = body.before(x_TD, *angles[self.table_of[index]])
             x_TD = body.after(x_TD, attend(index, q_THE, k_TKE, v_TKE))
         return rms_norm(x_TD, self.norm, self.config.norm_eps, self.dtype)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """float32 [R, V] next-token logits of rows that `forward` returned."""
-        return self.head.apply(hidden_RD).float()
-
-
-def rms_norm(x_TD: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """Root-mean-square norm in float32, returned in `dtype`."""
-    return F.rms_norm(x_TD, (x_TD.shape[-1],), weight, eps).to(dtype)
-
-
-def rotate(x_THE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding over halves: (a, b) -> (a cos - b sin, b cos + a sin). Computed in float32."""
-    x_THE = x_THE.float()
-    num_tokens, num_heads, width = x_THE.shape
-    swapped = x_THE.view(num_tokens, num_heads, 2, width // 2).flip(2).view_as(x_THE)
-    return torch.addcmul(x_THE * cos, swapped, sin)
+        logits_RV, cap = self.head.apply(hidden_RD).float(), self.config.head_softcap
+        return logits_RV if cap is None else (logits_RV / cap).tanh_().mul_(cap)
 
 
 @dataclass(frozen=True)
@@ -85,63 +77,186 @@ class PlainBody:
 
     def before(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         layer, config = self.layer, self.config
-        qkv = layer.qkv.apply(rms_norm(x_TD, layer.attn_norm, config.norm_eps, self.dtype))
+        qkv = layer.qkv.apply(self._normed(x_TD, layer.attn_norm))
         if layer.qkv_bias is not None:
             qkv = qkv + layer.qkv_bias
-        qkv = qkv.view(len(qkv), -1, config.head_dim)
         num_rotated = config.num_heads + config.num_kv_heads
-        qk = rotate(qkv[:, :num_rotated], cos, sin).to(self.dtype)
-        return qk[:, : config.num_heads], qk[:, config.num_heads :], qkv[:, num_rotated:]
+        qkv_TJE = qkv.view(len(qkv), -1, config.head_dim)  # J = H + K + K
+        qk_TJE, v_TKE = qkv_TJE[:, :num_rotated], qkv_TJE[:, num_rotated:]
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q_THE, k_TKE = qk_TJE[:, : config.num_heads], qk_TJE[:, config.num_heads :]
+            qk_TJE = torch.cat([head_norm(q_THE, layer.q_norm, config.norm_eps), head_norm(k_TKE, layer.k_norm, config.norm_eps)], 1)
+        qk_TJE = rotate(qk_TJE, cos, sin)
+        if config.query_scale != 1:
+            qk_TJE[:, : config.num_heads] *= config.query_scale
+        qk_TJE = qk_TJE.to(self.dtype)
+        return qk_TJE[:, : config.num_heads], qk_TJE[:, config.num_heads :], v_TKE
 
     def after(self, x_TD: Tensor, out_TX: Tensor) -> Tensor:
-        layer, config = self.layer, self.config
-        x_TD = x_TD.add_(layer.o.apply(out_TX))
-        gate_up = layer.gate_up.apply(rms_norm(x_TD, layer.ffn_norm, config.norm_eps, self.dtype))
-        inner_TF = F.silu(gate_up[:, : config.ffn_dim]).mul_(gate_up[:, config.ffn_dim :])
-        return x_TD.add_(layer.down.apply(inner_TF))
+        layer = self.layer
+        x_TD = x_TD.add_(self._post_normed(layer.o.apply(out_TX), layer.attn_post_norm))
+        read_TD = self._normed(x_TD, layer.ffn_norm)
+        if layer.experts is not None:
+            ffn_TD = mix_experts(read_TD, layer.experts, self.config)
+        else:
+            assert layer.gate_up is not None
+            assert layer.down is not None
+            ffn_TD = feed_forward(read_TD, FeedForward(layer.gate_up, layer.down), self.config.activation)
+        return x_TD.add_(self._post_normed(ffn_TD, layer.ffn_post_norm))
+
+    def _normed(self, x_TD: Tensor, weight: Tensor | None) -> Tensor:
+        return x_TD.to(self.dtype) if weight is None else rms_norm(x_TD, weight, self.config.norm_eps, self.dtype)
+
+    def _post_normed(self, x_TD: Tensor, weight: Tensor | None) -> Tensor:
+        return x_TD if weight is None else rms_norm(x_TD.float(), weight, self.config.norm_eps, torch.float32)
 
 
-def load(checkpoint: Checkpoint, weights: WeightFormat, head: WeightFormat | None = None, dtype: torch.dtype = torch.bfloat16) -> Decoder:
+def rms_norm(x_TD: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+    """Root-mean-square norm in float32, returned in `dtype`."""
+    return F.rms_norm(x_TD, (x_TD.shape[-1],), weight, eps).to(dtype)
+
+
+def head_norm(x_TJE: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """float32: the norm of each head where weight is [E], of all heads together where it is [J * E]."""
+    is_row = len(weight) != x_TJE.shape[-1]
+    x = x_TJE.float().flatten(1) if is_row else x_TJE.float()
+    return F.rms_norm(x, (len(weight),), weight, eps).view(x_TJE.shape)
+
+
+def rotate(x_THE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding over halves: (a, b) -> (a cos - b sin, b cos + a sin). Computed in float32."""
+    x_THE = x_THE.float()
+    num_tokens, num_heads, width = x_THE.shape
+    swapped = x_THE.view(num_tokens, num_heads, 2, width // 2).flip(2).view_as(x_THE)
+    return torch.addcmul(x_THE * cos, swapped, sin)
+
+
+def feed_forward(x_TD: Tensor, ffn: FeedForward, activation: str) -> Tensor:
+    """down(act(gate x) * up x), in the type of x."""
+    gate_TF, up_TF = ffn.gate_up.apply(x_TD).chunk(2, -1)
+    act_TF = F.silu(gate_TF) if activation == "silu" else F.gelu(gate_TF, approximate="tanh")
+    return ffn.down.apply(act_TF.mul_(up_TF))
+
+
+def mix_experts(x_TD: Tensor, weights: ExpertWeights, config: ModelConfig) -> Tensor:
+    """float32 [T, D]: what the experts that each row chooses say, weighted, and the shared expert where there is one.
+
+    Rows are gathered by expert; a row's terms are added in the order of the experts, whatever other rows choose.
+    Source: Mixtral (Jiang et al. 2024) section 2.1; the shared expert and its gate as in Qwen2-MoE.
+    """
+    logits_TN = router_logits(x_TD, weights.router)
+    weight_TU, expert_TU = logits_TN[:, : config.num_experts].softmax(-1).topk(config.num_experts_used)
+    if config.is_router_normed:
+        weight_TU = weight_TU / weight_TU.sum(-1, keepdim=True)
+    pairs = expert_TU.flatten().argsort(stable=True)
+    sizes = expert_TU.flatten().bincount(minlength=config.num_experts).tolist()
+    scales = weight_TU.flatten()[pairs, None].split(sizes)
+    rows = pairs.div(config.num_experts_used, rounding_mode="floor").split(sizes)
+    out_TD = torch.zeros(x_TD.shape, dtype=torch.float32, device=x_TD.device)
+    for expert, some, scale in zip(weights.experts, rows, scales, strict=True):
+        if len(some):
+            out_TD.index_add_(0, some, feed_forward(x_TD[some], expert, config.activation).float() * scale)
+    if weights.shared is not None:
+        out_TD += logits_TN[:, config.num_experts :].sigmoid() * feed_forward(x_TD, weights.shared, config.activation).float()
+    return out_TD
+
+
+def router_logits(x_TD: Tensor, router_ND: Tensor) -> Tensor:
+    """float32 [T, N]. A batch of one-row products: their sums, unlike those of one matrix product, do not depend on T."""
+    x_T1D, router_DN = x_TD.float()[:, None], router_ND.T
+    return torch.cat([torch.bmm(part, router_DN.expand(len(part), -1, -1))[:, 0] for part in x_T1D.split(ROUTER_CHUNK)])
+
+
+def linears(layer: LayerWeights) -> list[Linear]:
+    """All packed matrices of a layer."""
+    experts = [] if layer.experts is None else [*layer.experts.experts, *([layer.experts.shared] if layer.experts.shared else [])]
+    dense = [layer.qkv, layer.o, *(m for m in (layer.gate_up, layer.down) if m is not None)]
+    return dense + [m for expert in experts for m in (expert.gate_up, expert.down)]
+
+
+def load(
+    checkpoint: Checkpoint,
+    weights: WeightFormat,
+    head: WeightFormat | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    context_len: int | None = None,
+) -> Decoder:
     """Packs a checkpoint, matrix by matrix, so that the whole model is never held in float32.
 
-    head: format of the output head; None for the same as the rest. Raises Unsupported for an unknown architecture.
+    head: format of the output head; None for the same as the rest. context_len: of the decoder; None for the model's own.
+    Raises Unsupported for an unknown architecture, BadField for a context that the model does not allow.
     """
-    config = checkpoint.config
-    if config.arch not in RUNNABLE:
-        raise Unsupported(f"model architecture {config.arch!r}: the decoder runs {', '.join(RUNNABLE)}")
-    cos, sin = rotary_tables(config)
+    config = with_context(checkpoint.config, context_len)
+    if config.arch not in FAMILIES:
+        raise Unsupported(f"model architecture {config.arch!r}: the decoder runs {', '.join(FAMILIES)}")
     head = head or weights
     layers = tuple(load_layer(checkpoint, weights, i, dtype) for i in range(config.num_layers))
+    kinds = [rotary_kind(config, i) for i in range(config.num_layers)]
+    used = sorted(set(kinds))
+    rope = "" if config.rope_factors == checkpoint.config.rope_factors else "/long"
     return Decoder(
         config=config,
-        model_id=f"{checkpoint.model_id}/{weights.name}/{head.name}/{str(dtype).removeprefix('torch.')}",
+        model_id=f"{checkpoint.model_id}/{weights.name}/{head.name}/{str(dtype).removeprefix('torch.')}{rope}",
         dtype=dtype,
         embed_VD=load_rows(checkpoint.tensor("embed"), dtype),
         layers=layers,
         bodies=tuple(weights.fuse(layer, config) or PlainBody(layer, config, dtype) for layer in layers),
         norm=load_vector(checkpoint, "norm"),
         head=head.pack((checkpoint.tensor("embed" if config.is_head_tied else "head"),)),
-        cos=cos,
-        sin=sin,
+        tables=tuple(rotary_table(config, kind) for kind in used),
+        table_of=tuple(used.index(kind) for kind in kinds),
     )
+
+
+def with_context(config: ModelConfig, context_len: int | None) -> ModelConfig:
+    """`config` for contexts of at most context_len tokens: beyond the usual length with the long rotary factors, where there are any."""
+    if context_len is None:
+        return config
+    if not 0 < context_len <= (config.long_context_len or config.context_len):
+        raise BadField(f"context_len is {context_len}; the model's own allows 1 to {config.long_context_len or config.context_len}")
+    factors = config.long_rope_factors if context_len > config.context_len else config.rope_factors
+    return replace(config, context_len=context_len, rope_factors=factors)
 
 
 def load_layer(checkpoint: Checkpoint, weights: WeightFormat, index: int, dtype: torch.dtype) -> LayerWeights:
+    config, prefix = checkpoint.config, f"layers.{index}."
+
     def pack(*names: str) -> Linear:
-        return weights.pack(tuple(checkpoint.tensor(f"layers.{index}.{name}") for name in names))
+        return weights.pack(tuple(checkpoint.tensor(prefix + name) for name in names))
+
+    def norm(name: str, is_there: bool) -> Tensor | None:
+        return load_vector(checkpoint, prefix + name) if is_there else None
 
     bias = None
-    if checkpoint.config.is_qkv_biased:
-        bias = torch.cat([load_vector(checkpoint, f"layers.{index}.{name}.bias") for name in "qkv"]).to(dtype)
+    if config.is_qkv_biased:
+        bias = torch.cat([load_vector(checkpoint, f"{prefix}{name}.bias") for name in "qkv"]).to(dtype)
+    is_sparse, has_qk_norm = config.is_sparse(index), config.qk_norm != "none"
     return LayerWeights(
-        attn_norm=load_vector(checkpoint, f"layers.{index}.attn_norm"),
+        attn_norm=norm("attn_norm", config.has_pre_norms),
         qkv=pack("q", "k", "v"),
         qkv_bias=bias,
         o=pack("o"),
-        ffn_norm=load_vector(checkpoint, f"layers.{index}.ffn_norm"),
-        gate_up=pack("gate", "up"),
-        down=pack("down"),
+        ffn_norm=norm("ffn_norm", config.has_pre_norms),
+        gate_up=None if is_sparse else pack("gate", "up"),
+        down=None if is_sparse else pack("down"),
+        q_norm=norm("q_norm", has_qk_norm),
+        k_norm=norm("k_norm", has_qk_norm),
+        attn_post_norm=norm("attn_post_norm", config.has_post_norms),
+        ffn_post_norm=norm("ffn_post_norm", config.has_post_norms),
+        experts=load_experts(checkpoint, pack, prefix) if is_sparse else None,
     )
+
+
+def load_experts(checkpoint: Checkpoint, pack: Callable[..., Linear], prefix: str) -> ExpertWeights:
+    def ffn(name: str) -> FeedForward:
+        return FeedForward(pack(f"{name}.gate", f"{name}.up"), pack(f"{name}.down"))
+
+    config = checkpoint.config
+    router, has_shared = checkpoint.tensor(f"{prefix}router").dense(), config.shared_expert_dim > 0
+    if has_shared:
+        router = torch.cat([router, load_vector(checkpoint, f"{prefix}shared.router")[None]])
+    return ExpertWeights(router, tuple(ffn(f"experts.{e}") for e in range(config.num_experts)), ffn("shared") if has_shared else None)
 
 
 def load_vector(checkpoint: Checkpoint, name: str) -> Tensor:
@@ -157,12 +272,24 @@ def load_rows(raw: RawTensor, dtype: torch.dtype) -> Tensor:
     return rows
 
 
-def rotary_tables(config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """cos and signed sin, [context_len, 1, E] float32 each, laid out for `rotate`."""
-    half = config.head_dim // 2
-    frequency = config.rope_theta ** -(torch.arange(half, dtype=torch.float64) / half)
-    if config.rope_factors is not None:
-        frequency = frequency / torch.tensor(config.rope_factors, dtype=torch.float64)
+def rotary_kind(config: ModelConfig, layer: int) -> str:
+    """Which rotary table a layer uses: "global", "local" (layers with a window, where they have a theta of their own) or "none"."""
+    if not config.is_rotary(layer):
+        return "none"
+    return "local" if config.rope_local_theta is not None and config.window(layer) is not None else "global"
+
+
+def rotary_table(config: ModelConfig, kind: str) -> tuple[Tensor, Tensor]:
+    """cos and signed sin, [context_len, 1, E] float32 each, laid out for `rotate`. Parts that do not rotate have angle 0."""
+    half, scale = (config.rotary_dim or config.head_dim) // 2, config.rope_scale if kind == "global" else 1.0
+    theta = config.rope_local_theta if kind == "local" and config.rope_local_theta else config.rope_theta
+    frequency = torch.zeros(config.head_dim // 2, dtype=torch.float64)
+    if kind != "none":
+        frequency[:half] = theta ** -(torch.arange(half, dtype=torch.float64) / half)
+    if kind == "global" and config.rope_factors is not None:
+        frequency[:half] /= torch.tensor(config.rope_factors, dtype=torch.float64)
     angle = torch.outer(torch.arange(config.context_len, dtype=torch.float64), frequency)
     cos, sin = angle.cos().float(), angle.sin().float()
+    cos[:, :half] *= scale
+    sin[:, :half] *= scale
     return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
