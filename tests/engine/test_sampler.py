@@ -2,13 +2,15 @@
 
 import itertools
 import math
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 from ponder.core.asks import GREEDY, Sampling
-from ponder.engine.sampler import Draw, LogP, draw, most_likely, pick, shaped, uniform
-from ponder.testing.toy import self_certainty, transformed
+from ponder.core.errors import BadField
+from ponder.engine.sampler import Draw, LogP, draw, most_likely, moved, pick, shaped, uniform
+from ponder.testing.toy import penalised, self_certainty, transformed
 
 SETTINGS = [
     Sampling(), Sampling(temperature=0.5), Sampling(temperature=3.0), Sampling(top_k=1), Sampling(top_k=7), Sampling(top_k=10_000),
@@ -107,3 +109,117 @@ def test_most_likely_is_sorted_and_whole():
     assert [sorted(t) for t in tokens] == [list(range(50))] * 2
     assert all(a >= b for row in log_p for a, b in itertools.pairwise(row))
     assert sum(map(math.exp, log_p[0])) == pytest.approx(1.0, abs=1e-6)
+
+
+@dataclass(frozen=True)
+class Only:
+    """A matcher that allows a fixed set of tokens of a narrower vocabulary than the logits have."""
+
+    tokens: tuple[int, ...]
+    width: int = 280
+
+    @property
+    def forms(self):
+        return self
+
+    def allowed(self, matchers):
+        rows = torch.zeros(len(matchers), self.width, dtype=torch.bool)
+        for row, matcher in zip(rows, matchers):
+            row[list(matcher.tokens)] = True
+        return rows
+
+
+MOVES = [
+    Sampling(logit_bias=((3, 5.0), (7, -100.0))), Sampling(presence_penalty=1.5), Sampling(frequency_penalty=0.4), Sampling(repetition_penalty=1.3),
+    Sampling(temperature=0.6, top_k=9, top_p=0.9, presence_penalty=-0.5, frequency_penalty=1.0, repetition_penalty=0.7, logit_bias=((0, 2.0),)),
+]  # fmt: skip
+SEEN = (3, 3, 5, 3, 250)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), *MOVES])
+@pytest.mark.parametrize("allowed", [None, (3, 4, 5, 17, 250), (8,)])
+def test_the_proposal_equals_the_reference(sampling, allowed):
+    row = logits(1, 300, seed=5)
+    biased = penalised(tuple(row[0].double().tolist()), sampling, SEEN)
+    wanted = transformed(tuple(x if allowed is None or v in allowed else -math.inf for v, x in enumerate(biased)), sampling)
+    wish = Draw(0, 0, sampling, allowed and Only(allowed), SEEN)
+    log_p = row[0].double().log_softmax(-1)
+    drawn = [draw(row, [replace(wish, seed=seed)])[0] for seed in range(60)]
+    for d in drawn:
+        assert wanted[d.token] > -math.inf
+        assert d.log_q == pytest.approx(wanted[d.token], abs=2e-5)
+        assert d.log_p == pytest.approx(log_p[d.token].item(), abs=1e-5)
+    assert draw(row, [replace(wish, sampling=replace(sampling, temperature=0.0))])[0].token == wanted.index(max(wanted))
+
+
+def test_penalties_move_logits_as_they_say():
+    row = torch.tensor([[2.0, -1.0, 0.5, 0.0]])
+    sampling = Sampling(repetition_penalty=2.0, frequency_penalty=0.25, presence_penalty=0.5, logit_bias=((3, 1.0),))
+    found = moved(row, [Draw(0, 0, sampling, None, (0, 1, 1))])
+    assert found.tolist() == [[1.0 - 0.25 - 0.5, -2.0 - 0.5 - 0.5, 0.5, 1.0]]
+    assert row.tolist() == [[2.0, -1.0, 0.5, 0.0]]
+
+
+def test_only_one_token_is_certain_however_unlikely():
+    row = torch.zeros(1, 300)
+    row[0, 9] = 300.0
+    for sampling in (Sampling(), Sampling(temperature=0.3), Sampling(top_p=0.5), GREEDY):
+        (drawn,) = draw(row, [Draw(4, 0, sampling, Only((2,)))])
+        assert (drawn.token, drawn.log_q) == (2, 0.0) and drawn.log_p == pytest.approx(-300.0)
+
+
+def test_a_row_that_allows_nothing_disturbs_no_other():
+    rows = logits(3, 300)
+    wishes = [Draw(1, 0, Sampling(), Only((5, 6))), Draw(2, 0, Sampling(), Only(())), Draw(3, 0, Sampling(top_p=0.9))]
+    together = draw(rows, wishes)
+    assert [together[i] for i in (0, 2)] == [draw(rows[i : i + 1], wishes[i : i + 1])[0] for i in (0, 2)]
+    assert all(math.isfinite(x) for x in (together[1].log_p, together[1].log_q))
+
+
+def test_a_row_does_not_depend_on_moved_ones():
+    rows = logits(12, 1000)
+    kinds = [Sampling(), GREEDY, *MOVES, *SETTINGS[:5]]
+    wishes = [
+        Draw(seed, seed, kinds[seed], Only((1, 5, 77, 200)) if seed % 3 == 0 else None, SEEN if seed % 2 else (), (None, 0, 3)[seed % 3])
+        for seed in range(12)
+    ]
+    together = draw(rows, wishes)
+    assert together == [draw(rows[i : i + 1], wishes[i : i + 1])[0] for i in range(12)]
+    assert together[::-1] == draw(rows.flip(0), wishes[::-1])
+    assert together[1] == draw(rows[1:2], [Draw(1, 1, GREEDY)])[0]
+
+
+def test_the_listed_tokens_are_the_models_own():
+    row = logits(1, 300)
+    exact = row[0].double().log_softmax(-1)
+    (drawn,) = draw(row, [Draw(0, 0, Sampling(temperature=3.0, logit_bias=((0, 100.0),)), None, (), 5)])
+    assert drawn.token == 0
+    assert [t for t, _ in drawn.top] == exact.topk(5).indices.tolist()
+    assert [x for _, x in drawn.top] == pytest.approx(exact.topk(5).values.tolist(), abs=1e-5)
+    assert draw(row, [Draw(0, 0, Sampling(), None, (), 0)])[0].top == ()
+    assert len(draw(row, [Draw(0, 0, Sampling(), None, (), 10_000)])[0].top) == 300
+
+
+def test_most_likely_among_the_allowed():
+    rows = logits(3, 300)
+    some = Only((2, 40, 279)).allowed([Only((2, 40, 279))])[0]
+    tokens, log_p = most_likely(rows, 5, [None, some, None])
+    exact = rows.double().log_softmax(-1)
+    assert sorted(tokens[1]) == [2, 40, 279] and log_p[1] == sorted(log_p[1], reverse=True)
+    assert log_p[1] == pytest.approx(exact[1, tokens[1]].tolist(), abs=1e-5)
+    plain = most_likely(rows, 5)
+    assert ([tokens[0], tokens[2]], [log_p[0], log_p[2]]) == ([plain[0][0], plain[0][2]], [plain[1][0], plain[1][2]])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"logit_bias": ((1, 101.0),)}, {"logit_bias": ((-1, 1.0),)}, {"logit_bias": ((1, 1.0), (1, 2.0))}, {"logit_bias": 5},
+        {"logit_bias": ((1, math.nan),)}, {"logit_bias": ((1.5, 1.0),)}, {"logit_bias": ((1, 2.0, 3.0),)}, {"logit_bias": {1: 2.0}},
+        {"presence_penalty": 2.1}, {"frequency_penalty": -3.0}, {"repetition_penalty": 0.0}, {"presence_penalty": math.nan},
+    ],
+)  # fmt: skip
+def test_values_out_of_range(fields):
+    (name,) = fields
+    with pytest.raises(BadField, match=name):
+        Sampling(**fields)
