@@ -1,113 +1,167 @@
-"""The decoder against transformers in float32: whole, token by token, in chunks, forked; attention against its reference."""
+"""The decoder around its layers: rows kept apart, bodies that a format brings, what it says of itself. Families: tests/models/test_families.py."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from engine.tiny_models import VOCAB, StateCheckpoint, tiny
-from ponder.accelerate.weights.dense import Float32
+from models.plain_attend import PlainAttend
+from models.tiny_families import CASES, save_folder
+from models.tiny_families import VOCAB as SMALL_VOCAB
+from ponder.accelerate.weights.dense import Bf16, Bf16Head, Float32
 from ponder.core.errors import Unsupported
-from ponder.engine.attend import Span, StepPlan, attend_group, attention, attention_reference, causal_mask, in_order
-from ponder.engine.rows import Row, Rows, padded_len
-from ponder.models.decoder import Decoder, load
+from ponder.core.formats import LayerBody, LayerWeights, ModelConfig
+from ponder.models.checkpoint import FileCheckpoint, open_checkpoint
+from ponder.models.decoder import Decoder, PlainBody, load
 
-CASES = [("llama", True), ("llama", False), ("qwen2", True), ("qwen2", False)]
-
-
-def compute(decoder: Decoder, row: Row, tokens: Tensor, start: int, stop: int, num_prompt: int) -> Tensor:
-    """Logits [stop - start, V] of tokens start:stop, given that those before have been computed in `row`."""
-    plan = StepPlan(decoder.config, [Span(row, start, stop, num_prompt)])
-    return decoder.logits(decoder.forward(tokens[start:stop], plan.positions, plan.attend))
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.mark.parametrize(("family", "is_tied"), CASES)
+def tokens_of(num: int, seed: int = 1, vocab: int = VOCAB) -> Tensor:
+    return torch.randint(vocab, (num,), generator=torch.Generator().manual_seed(seed))
+
+
 @torch.inference_mode()
-def test_logits_equal_transformers(family: str, is_tied: bool):
+def whole(decoder: Decoder, tokens: Tensor) -> Tensor:
+    plan = PlainAttend(decoder.config)
+    positions = plan.add([None, *range(len(tokens) - 1)])
+    return decoder.logits(decoder.forward(tokens, positions, plan.attend))
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory):
+    root: Path = tmp_path_factory.mktemp("families")
+    return cache(lambda name: open_checkpoint(save_folder(name, root / name)))
+
+
+@dataclass
+class TwoTexts:
+    """An `attend` for flat tokens of several texts, each with a PlainAttend of its own."""
+
+    plans: list[PlainAttend]
+    sizes: list[int]
+
+    def attend(self, layer: int, *qkv_TJE: Tensor) -> Tensor:
+        parts = zip(*(x.split(self.sizes) for x in qkv_TJE), strict=True)
+        return torch.cat([plan.attend(layer, *part) for plan, part in zip(self.plans, parts, strict=True)])
+
+
+@pytest.mark.parametrize(("family", "is_tied"), [("llama", True), ("llama", False), ("qwen2", True), ("qwen2", False)])
+@torch.inference_mode()
+def test_texts_of_a_step_are_kept_apart(family: str, is_tied: bool):
     checkpoint, hf = tiny(family, is_tied=is_tied)
     decoder = load(checkpoint, Float32(), None, torch.float32)
-    tokens = torch.randint(VOCAB, (150,), generator=torch.Generator().manual_seed(1))
-    wanted = hf(tokens[None]).logits[0]
-    cuts = {"whole": [150], "decode": [*range(1, 20), *range(60, 70), 125, *range(126, 131), 150], "chunks": [7, 16, 40, 64, 65, 130, 150]}
-    for name, stops in cuts.items():
-        for num_prompt in (0, 70, 150):
-            row = Rows(decoder.config, torch.float32).take(150)
-            found = torch.cat([compute(decoder, row, tokens, a, b, num_prompt) for a, b in zip([0, *stops], stops) if a < b])
-            assert (found - wanted).abs().max() < 1e-4, (name, num_prompt)
+    texts = [tokens_of(20), tokens_of(90, 2), tokens_of(1, 3)]
+    plans = [PlainAttend(decoder.config) for _ in texts]
+    positions = torch.cat([plan.add([None, *range(len(text) - 1)]) for plan, text in zip(plans, texts, strict=True)])
+    found = decoder.logits(decoder.forward(torch.cat(texts), positions, TwoTexts(plans, [len(t) for t in texts]).attend))
+    for text, part in zip(texts, found.split([len(t) for t in texts]), strict=True):
+        assert (part - hf(text[None]).logits[0]).abs().max() < 1e-4
+
+
+# ---- rows do not depend on each other, bit for bit
+
+
+def rows_that_differ(body: LayerBody, config: ModelConfig) -> int:
+    """Number of groups of rows whose results differ from those that the same rows have among 33."""
+    generator = torch.Generator().manual_seed(0)
+    x_TD = torch.randn(33, config.dim, generator=generator)
+    out_TX = torch.randn(33, config.num_heads * config.head_dim, generator=generator).bfloat16()
+    angle = torch.rand(33, 1, config.head_dim // 2, generator=generator)
+    cos, sin = torch.cat([angle.cos()] * 2, -1), torch.cat([-angle.sin(), angle.sin()], -1)
+
+    def results(rows: list[int]) -> list[Tensor]:
+        return [*body.before(x_TD[rows], cos[rows], sin[rows]), body.after(x_TD[rows].clone(), out_TX[rows])]
+
+    all_rows = results(list(range(33)))
+    groups = ([0], [32], [3, 4], [5, 31, 2], list(range(16)), list(range(7, 24)))
+    return sum(not all(torch.equal(some, every[rows]) for some, every in zip(results(rows), all_rows, strict=True)) for rows in groups)
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.inference_mode()
+def test_rows_do_not_depend_on_each_other(opened, name: str):
+    decoder = load(opened(name), Bf16(), Bf16Head())
+    for body in decoder.bodies:
+        assert rows_that_differ(body, decoder.config) == 0
+
+
+@dataclass(frozen=True)
+class Leaky(PlainBody):
+    """Wrong: each row takes a little of the largest."""
+
+    def after(self, x_TD: Tensor, out_TX: Tensor) -> Tensor:
+        return super().after(x_TD + 1e-3 * x_TD.amax(0), out_TX)
 
 
 @torch.inference_mode()
-def test_rows_of_a_step_are_kept_apart():
-    """Prompts, chunks and single tokens of several sequences in one step, one of them a fork of another."""
-    checkpoint, hf = tiny("llama")
+def test_the_law_of_rows_has_teeth(opened):
+    decoder = load(opened("llama2"), Bf16(), Bf16Head())
+    assert rows_that_differ(Leaky(decoder.layers[0], decoder.config, decoder.dtype), decoder.config) > 0
+
+
+# ---- bodies that a format brings
+
+
+@dataclass(frozen=True)
+class Doubled(PlainBody):
+    """Adds twice what the plain body adds, so that its use shows."""
+
+    def after(self, x_TD: Tensor, out_TX: Tensor) -> Tensor:
+        before = x_TD.clone()
+        return before + 2 * (super().after(x_TD, out_TX) - before)
+
+
+@dataclass(frozen=True)
+class Fusing(Float32):
+    """Fuses layers that have no unusual setting."""
+
+    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
+        return None if config.unusual else Doubled(layer, config, torch.float32)
+
+
+def test_a_format_may_bring_the_body(opened):
+    checkpoint, tokens = opened("llama2"), tokens_of(9, vocab=SMALL_VOCAB)
+    plain, fused = (load(checkpoint, weights, Float32(), torch.float32) for weights in (Float32(), Fusing()))
+    assert {type(body) for body in plain.bodies} == {PlainBody}
+    assert {type(body) for body in fused.bodies} == {Doubled}
+    assert (whole(plain, tokens) - whole(fused, tokens)).abs().max() > 0.01
+
+
+def test_a_format_may_decline(opened):
+    decoder = load(opened("gemma3"), Fusing(), Float32(), torch.float32)
+    assert {type(body) for body in decoder.bodies} == {PlainBody}
+
+
+# ---- what a decoder says of itself
+
+
+def test_model_ids_tell_what_changes_results(opened):
+    checkpoint = opened("llama2")
+    decoders = [
+        load(checkpoint, Float32(), None, torch.float32),
+        load(checkpoint, Bf16(), Bf16Head()),
+        load(checkpoint, Bf16(), Float32()),
+        load(checkpoint, Float32(), None, torch.bfloat16),
+        load(opened("mistral"), Float32(), None, torch.float32),
+    ]
+    assert len({decoder.model_id for decoder in decoders}) == len(decoders)
+    assert load(checkpoint, Float32(), None, torch.float32).model_id == decoders[0].model_id
+
+
+@pytest.mark.parametrize("name", ["llama2", "qwen2moe-dense-layer", "mixtral"])
+def test_nbytes_count_every_matrix_once(opened, name: str):
+    checkpoint: FileCheckpoint = opened(name)
+    entries = {n: e.shape for n, e in checkpoint.entries.items() if len(e.shape) == 2 and not n.endswith("router")}
     decoder = load(checkpoint, Float32(), None, torch.float32)
-    rows = Rows(decoder.config, torch.float32)
-    texts = [torch.randint(VOCAB, (n,), generator=torch.Generator().manual_seed(n)) for n in (20, 90, 33, 140)]
-    placed = [rows.take(len(t)) for t in texts]
-    for text, row in zip(texts[:3], placed):
-        compute(decoder, row, text, 0, len(text) - 1, 10)
-    fork = rows.grown(rows.take(20), 70, 0)
-    fork.kv(19).copy_(placed[0].kv(19))
-    spans = [Span(row, len(t) - 1, len(t), 10) for t, row in zip(texts[:3], placed)]
-    spans += [Span(placed[3], 0, 140, 100), Span(fork, 19, 20, 10)]
-    text_of = dict(zip([*placed, fork], [*texts, texts[0]]))
-    ordered = in_order(spans)
-    plan = StepPlan(decoder.config, ordered)
-    flat = torch.cat([text_of[s.row][s.start : s.stop] for s in ordered])
-    logits = decoder.logits(decoder.forward(flat, plan.positions, plan.attend))
-    at = 0
-    for span in ordered:
-        wanted = hf(text_of[span.row][None, : span.stop]).logits[0, span.start :]
-        assert (logits[at : at + span.stop - span.start] - wanted).abs().max() < 1e-4
-        at += span.stop - span.start
-
-
-def test_attention_equals_its_reference():
-    torch.manual_seed(0)
-    q, k, v = torch.randn(5, 2, 3, 16), torch.randn(5, 2, 64, 16), torch.randn(5, 2, 64, 16)
-    mask = causal_mask(torch.tensor([0, 5, 20, 47, 63]), 64)[:, None, None]
-    (out, lse), (wanted, wanted_lse) = attention(q, k, v, mask), attention_reference(q, k, v, mask)
-    assert (out - wanted).abs().max() < 2e-6
-    assert (lse - wanted_lse).abs().max() < 1e-5
-
-
-def batch_dependence(group: int, attend) -> int:
-    """Number of calls of another batch size whose rows differ. Values cancel, so that the order of sums is all there is."""
-    torch.manual_seed(0)
-    order = torch.randperm(192)
-    k = torch.randn(1, 2, 96, 16).repeat(1, 1, 2, 1)[:, :, order].bfloat16()
-    v = torch.randn(1, 2, 96, 16)
-    v = torch.cat([v, -v], 2)[:, :, order].bfloat16()
-    q, mask = torch.randn(40, 2, group, 16).bfloat16(), torch.zeros(40, 1, 1, 192)
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        outs = {
-            n: [attend(q[i : i + n], k.expand(n, -1, -1, -1), v.expand(n, -1, -1, -1), mask[i : i + n]) for i in range(0, 40, n)]
-            for n in (40, 8, 5, 1)
-        }
-    finally:
-        torch.set_num_threads(num_threads)
-    return sum(not torch.equal(torch.cat(out), outs[40][0]) for out in outs.values())
-
-
-@pytest.mark.parametrize("group", [1, 2, 3, 4, 5, 6, 7, 8, 12, 48, 112])
-def test_a_call_does_not_depend_on_its_batch(group: int):
-    assert batch_dependence(group, attend_group) == 0
-
-
-def test_the_batch_law_has_teeth():
-    """Three query rows as they are fail it."""
-    assert batch_dependence(3, lambda *call: attention(*call)[0]) > 0
-
-
-def test_padded_lengths():
-    lengths = [padded_len(n) for n in range(1, 5000)]
-    assert all(n <= length < 2 * n + 64 and length % 16 == 0 for n, length in enumerate(lengths, 1))
-    assert sorted(set(lengths))[:12] == [64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096]
+    assert decoder.nbytes == 4 * sum(rows * columns for rows, columns in entries.values())
 
 
 def test_an_unknown_architecture_is_refused():
     checkpoint, _ = tiny("llama")
-    config = type(checkpoint.config)(**{**vars(checkpoint.config), "arch": "mamba"})
-    with pytest.raises(Unsupported, match="mamba"):
-        load(StateCheckpoint(config, checkpoint.state), Float32())
+    with pytest.raises(Unsupported, match="'mamba': the decoder runs llama, qwen2"):
+        load(StateCheckpoint(replace(checkpoint.config, arch="mamba"), checkpoint.state), Float32())
