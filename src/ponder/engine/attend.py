@@ -1,60 +1,240 @@
-"""Which keys every new token of a step meets, and the kernel calls that compute it.
+"""Which keys every new token of a step meets, and what it reads from them.
 
 The law of this file: what a token reads depends, bit for bit, on the tokens before it and on nothing else; not on what runs
-beside it, how its prompt was cut into chunks, or what was cached. The CPU kernel gives equal rows for equal call shapes,
-whatever the batch size; it does not give equal rows for other numbers of query rows or another padded length. So a call's
-shape is a function of the token's position alone:
+beside it, how its prompt was cut into chunks, what was cached, or who shares its prefix. The compiled kernel
+(native/attention.cpp) keeps it by the order of its sums. The kernel of PyTorch gives equal rows for equal call shapes only,
+whatever the batch, so there a call's shape is a function of the token's place alone:
 
-    completion token   one token's G query rows per key head, against padded_len(position + 1) keys
+    completion token   one token's G query rows per key head, against padded_len(index + 1) keys
     prompt token       the BLOCK tokens of its aligned block, BLOCK * G query rows, against padded_len(end of block) keys
 
-Calls of equal shape are stacked along the batch dimension, which changes no bit. Grouped heads are never expanded.
+Grouped heads are never expanded. A tree's tokens (speculation) see the keys before their span and their own ancestors.
 
 Shapes: T flat tokens, B batch of a call, H query heads, K key heads, G = H / K, E head width, C padded keys, M query rows.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence as Seq
 from dataclasses import dataclass
-from itertools import groupby
+from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ponder.core.formats import ModelConfig
-from ponder.engine.rows import Bank, Row, padded_len
+from ponder.engine.pages import PAGE, Pool, Sequence
+from ponder.native.attention import BLOCK as NATIVE_BLOCK, Kernel, Tokens, open_kernel
 
-BLOCK = 16  # prompt tokens whose query rows are computed together
+BLOCK = 16  # prompt tokens whose query rows are computed together (PyTorch)
+NUM_TAIL_BITS = 64
 
 
 @dataclass(frozen=True)
 class Span:
-    """New tokens of one row in a step: positions start..stop. Those before num_prompt are prompt tokens."""
+    """New tokens of a sequence in a step: places start..stop among its keys. Those before num_prompt are prompt tokens.
 
-    row: Row
+    parents: for a token tree, each token's parent in the span (-1: the token before it); positions count the ancestors.
+    """
+
+    sequence: Sequence
     start: int
     stop: int
     num_prompt: int
+    parents: tuple[int, ...] | None = None
+
+    @property
+    def positions(self) -> np.ndarray:
+        if self.parents is None:
+            return np.arange(self.start, self.stop)
+        depth: list[int] = []
+        for parent in self.parents:
+            depth.append(0 if parent < 0 else depth[parent] + 1)
+        return self.start + np.array(depth)
+
+    @property
+    def is_single(self) -> bool:
+        return self.stop - self.start == 1 and self.start >= self.num_prompt and self.parents is None
+
+    def sees(self) -> np.ndarray:
+        """bool [n, n]: which of a tree's tokens each of them sees (ancestors and itself)."""
+        assert self.parents is not None
+        seen = np.eye(len(self.parents), dtype=bool)
+        for i, parent in enumerate(self.parents):
+            if parent >= 0:
+                seen[i] |= seen[parent]
+        return seen
+
+
+class Attention:
+    """The attention of a process: its pages, and the kernel that reads them."""
+
+    def __init__(self, config: ModelConfig, pool: Pool, *, is_native: bool = True, is_shared: bool = True) -> None:
+        """is_native False: PyTorch even where the compiled kernel can; is_shared False: nobody meets a prefix together."""
+        self.config, self.pool, self.is_shared = config, pool, is_shared
+        self.kernel: Kernel | None = None
+        if is_native and pool.dtype == torch.bfloat16 and config.num_heads // config.num_kv_heads <= NATIVE_BLOCK:
+            self.kernel = open_kernel(pool.keys, pool.values, pool.positions, pool.scales)
+        self.known: tuple[tuple[int, ...], list[tuple[int, int, int, int, int, int]]] = ((), [])
+
+    def plan(self, spans: Seq[Span]) -> "StepPlan":
+        """The step's plan; spans must be in the order of `in_order`."""
+        return NativePlan(self, spans, self.kernel) if self.kernel is not None else TorchPlan(self, spans)
+
+    def groups(self, spans: Seq[Span]) -> list[tuple[int, int, int, int, int, int]]:
+        """(first token, last token, sequence, first block, last block or -1, level) of what is met together; remembered."""
+        name = tuple(x for span in spans for x in (id(span.sequence), span.stop - span.start))
+        if name != self.known[0]:
+            self.known = name, list(shared_runs(spans, self.is_shared))
+        return self.known[1]
+
+
+class StepPlan:
+    """The attention of one step; its `attend` is what Decoder.forward calls. Flat tokens are in the order of the spans."""
+
+    def __init__(self, attention: Attention, spans: Seq[Span]) -> None:
+        self.config, self.pool, self.spans = attention.config, attention.pool, spans
+        self.places = np.concatenate([np.arange(span.start, span.stop) for span in spans])
+        has_trees = any(span.parents is not None for span in spans)
+        self.positions = torch.from_numpy(np.concatenate([span.positions for span in spans]) if has_trees else self.places)
+        self.has_trees = has_trees
+
+    def attend(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
+        """Writes k and v into their pages and returns what every token reads, [T, H * E]."""
+        raise NotImplementedError
+
+
+class NativePlan(StepPlan):
+    """By the compiled kernel: prefixes are read where they lie, shared ones once for all who share them."""
+
+    def __init__(self, attention: Attention, spans: Seq[Span], kernel: Kernel) -> None:
+        super().__init__(attention, spans)
+        num = [span.stop - span.start for span in spans]
+        sequences = np.repeat(np.arange(len(spans), dtype=np.int32), num)
+        limits, tail = self.places + 1, None
+        if self.has_trees:
+            limits, tail = self._tails()
+        config = self.config
+        self.plan = kernel.plan(
+            Tokens(
+                num_heads=config.num_heads,
+                num_kv_heads=config.num_kv_heads,
+                sequences=sequences,
+                places=self.places,
+                limits=limits,
+                positions=self.positions.numpy(),
+                tail=tail,
+                tables=[span.sequence.table for span in spans],
+                dropped=[span.sequence.dropped for span in spans] if any(span.sequence.is_ragged for span in spans) else None,
+                groups=attention.groups(spans),
+            )
+        )
+
+    def attend(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
+        return self.plan.run(layer, self.config.window(layer) or 0, self.config.attn_softcap or 0.0, q_THE, k_TKE, v_TKE)
+
+    def attend_with_lse(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> tuple[Tensor, Tensor]:
+        """attend, and the log of the sum of exponentiated scores, float32 [T, H]."""
+        lse = torch.empty(q_THE.shape[:2], dtype=torch.float32)
+        out = self.plan.run(layer, self.config.window(layer) or 0, self.config.attn_softcap or 0.0, q_THE, k_TKE, v_TKE, lse)
+        return out, lse
+
+    def _tails(self) -> tuple[np.ndarray, np.ndarray]:
+        longest = max(span.stop - span.start for span in self.spans if span.parents is not None)
+        num_words = -(-longest // NUM_TAIL_BITS)
+        tail = np.zeros((len(self.places), num_words * NUM_TAIL_BITS), np.uint8)
+        limits, lo = self.places + 1, 0
+        for span in self.spans:
+            hi = lo + span.stop - span.start
+            if span.parents is not None:
+                limits[lo:hi] = span.start
+                tail[lo:hi, : hi - lo] = span.sees()
+            lo = hi
+        return limits, np.packbits(tail, axis=1, bitorder="little").view(np.uint64)
 
 
 @dataclass(frozen=True)
 class Call:
-    """One kernel call: flat tokens lo:hi against rows of a bank.
+    """One call of PyTorch's kernel: tokens lo:hi as B batch entries of M / G rows each, against pages [L, B, K, C / PAGE].
 
-    Rows first:last, one per token, or with `is_shared` row `first` for all of them. block_start is None for completion
-    tokens; for prompt tokens it is the position of the first, whose block may begin before it.
+    B is 1 in `pages` when all entries are of one sequence. `before`: rows of the first block that belong to no token.
     """
 
-    bank: Bank
     lo: int
     hi: int
-    first: int
-    last: int
-    length: int
-    is_shared: bool
-    mask: Tensor  # float32 [B, 1, M or 1, C]
-    block_start: int | None = None
+    pages: Tensor
+    limits: np.ndarray  # [B, rows each]: keys a row sees ...
+    tails: np.ndarray | None  # bool [B, C]: ... or exactly which
+    dropped: np.ndarray  # [L, B, K]
+    before: int = 0
+
+    @property
+    def rows_each(self) -> int:
+        return int(self.limits.shape[1])
+
+
+class TorchPlan(StepPlan):
+    """By PyTorch: a call's keys are gathered from their pages first."""
+
+    def __init__(self, attention: Attention, spans: Seq[Span]) -> None:
+        super().__init__(attention, spans)
+        self.slots = torch.from_numpy(np.concatenate([_slots(span) for span in spans], 1))  # [L, T, K]
+        self.calls = list(_calls(spans))
+
+    @cached_property
+    def is_masked_by_layer(self) -> bool:
+        return any(span.sequence.is_ragged for span in self.spans)
+
+    def attend(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
+        width, num_heads = self.config.head_dim, self.config.num_kv_heads
+        positions = self.positions[:, None].expand(-1, num_heads).reshape(-1)
+        self.pool.write(self.slots[layer].reshape(-1), k_TKE.reshape(-1, width), v_TKE.reshape(-1, width), positions)
+        outs = [self._run(call, layer, q_THE) for call in self.calls]
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def _run(self, call: Call, layer: int, q_THE: Tensor) -> Tensor:
+        config, num = self.config, len(call.limits)
+        keys, values = self.pool.read(call.pages[layer])
+        keys, values = (x.expand(num, -1, -1, -1) for x in (keys, values))
+        q_THE, size = q_THE[call.lo : call.hi], num * call.rows_each
+        if size != len(q_THE):
+            padded = q_THE.new_zeros(size, *q_THE.shape[1:])
+            padded[call.before : call.before + len(q_THE)] = q_THE
+            q_THE = padded
+        q_BKME = q_THE.reshape(num, call.rows_each, config.num_kv_heads, -1, config.head_dim).transpose(1, 2).flatten(2, 3)
+        mask = self._mask(call, layer, q_BKME.shape[2] // call.rows_each)
+        if config.attn_softcap is not None:
+            out_BKME = attention_reference(q_BKME, keys, values, mask, config.attn_softcap)[0]
+        else:
+            out_BKME = attend_group(q_BKME, keys, values, mask)
+        out_TX = out_BKME.unflatten(2, (call.rows_each, -1)).transpose(1, 2).reshape(size, -1)
+        return out_TX[call.before : call.before + call.hi - call.lo]
+
+    def _mask(self, call: Call, layer: int, group: int) -> Tensor:
+        """float32 [B, 1 or K, M, C]: 0 where a row sees a key, -inf where not."""
+        window = self.config.window(layer)
+        name = (id(call), layer if self.is_masked_by_layer or window is not None else -1)
+        masks: dict[tuple[int, int], Tensor] = self.__dict__.setdefault("_masks", {})
+        if name not in masks:
+            masks[name] = self._made_mask(call, layer, window, group)
+        return masks[name]
+
+    def _made_mask(self, call: Call, layer: int, window: int | None, group: int) -> Tensor:
+        length = call.pages.shape[-1] * PAGE
+        limits = torch.from_numpy(call.limits)[:, None, :, None] - torch.from_numpy(call.dropped[layer])[:, :, None, None]
+        seen = torch.arange(length) < limits  # [B, K, rows each, C]
+        if not self.is_masked_by_layer:
+            seen = seen[:, :1]
+        if call.tails is not None:
+            seen = seen | torch.from_numpy(call.tails)[:, None, None]
+        if window is not None:
+            at = self.pool.positions[call.pages[layer].reshape(-1)].view(call.pages.shape[1], -1, 1, length)
+            own = self.positions[call.lo : call.hi] if not call.before and len(call.limits) * call.rows_each == call.hi - call.lo else None
+            if own is None:
+                own = torch.from_numpy(call.limits.reshape(-1)) - 1
+            seen = seen & (at > own.view(len(call.limits), 1, -1, 1) - window)
+        return torch.where(seen, 0.0, -math.inf).repeat_interleave(group, 2)
 
 
 def attention(q_BKME: Tensor, k_BKCE: Tensor, v_BKCE: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,135 +242,132 @@ def attention(q_BKME: Tensor, k_BKCE: Tensor, v_BKCE: Tensor, mask: Tensor) -> t
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(q_BKME, k_BKCE, v_BKCE, attn_mask=mask)
 
 
-def attend_group(q_BKGE: Tensor, k_BKCE: Tensor, v_BKCE: Tensor, mask: Tensor) -> Tensor:
-    """What one token's query group reads, [B, K, G, E]. A group of 3 is padded to 4: with 3 query rows, and only then, the
-    kernel's sums differ in the last bit between the first and later calls of a thread (torch 2.13), and 4 are faster."""
-    if q_BKGE.shape[2] != 3:
-        return attention(q_BKGE, k_BKCE, v_BKCE, mask)[0]
-    return attention(F.pad(q_BKGE, (0, 0, 0, 1)), k_BKCE, v_BKCE, mask)[0][:, :, :3]
+def attend_group(q_BKME: Tensor, k_BKCE: Tensor, v_BKCE: Tensor, mask: Tensor) -> Tensor:
+    """What rows read, [B, K, M, E]. 3 rows are padded to 4: with 3 query rows, and only then, the kernel's sums differ in the
+    last bit between the first and later calls of a thread (torch 2.13), and 4 are faster."""
+    if q_BKME.shape[2] != 3:
+        return attention(q_BKME, k_BKCE, v_BKCE, mask)[0]
+    return attention(F.pad(q_BKME, (0, 0, 0, 1)), k_BKCE, v_BKCE, F.pad(mask, (0, 0, 0, 1)))[0][:, :, :3]
 
 
-def attention_reference(q_BKME: Tensor, k_BKCE: Tensor, v_BKCE: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The same in plain float32: slow, obvious, the oracle of the tests."""
-    scores = q_BKME.float() @ k_BKCE.float().transpose(-1, -2) / math.sqrt(q_BKME.shape[-1]) + mask
-    return (scores.softmax(-1) @ v_BKCE.float()).to(q_BKME.dtype), scores.logsumexp(-1)
+def attention_reference(q_BKME: Tensor, k_BKCE: Tensor, v_BKCE: Tensor, mask: Tensor, softcap: float | None = None) -> tuple[Tensor, Tensor]:
+    """The same in plain float32: slow, obvious, the oracle of the tests. A row that sees nothing reads zeros, with lse -inf."""
+    scores = q_BKME.float() @ k_BKCE.float().transpose(-1, -2) / math.sqrt(q_BKME.shape[-1])
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores + mask
+    return (scores.softmax(-1).nan_to_num(0.0) @ v_BKCE.float()).to(q_BKME.dtype), scores.logsumexp(-1)
 
 
-def causal_mask(positions: Tensor, length: int) -> Tensor:
-    """float32 [len(positions), length]: 0 up to and including the position, -inf after it."""
-    return torch.where(torch.arange(length) <= positions[:, None], 0.0, -math.inf)
+def merge(pieces: Seq[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """(out [..., E], lse [...]) over disjoint sets of keys, from each set's: out = sum w out / sum w with w = exp(lse - max).
 
-
-class StepPlan:
-    """The attention of one step; its `attend` is what Decoder.forward calls.
-
-    Flat tokens are in the order of `spans`: sorted by bank, single tokens before longer spans, by row (`in_order`).
+    Exact. The largest lse is subtracted first; a set of which a row sees nothing has lse -inf and no weight.
     """
+    outs, lses = torch.stack([out.float() for out, _ in pieces]), torch.stack([lse for _, lse in pieces])
+    lse = lses.logsumexp(0)
+    weight = torch.where(lses.isneginf(), 0.0, (lses - lse).exp())
+    return (outs * weight[..., None]).sum(0).to(pieces[0][0].dtype), lse
 
-    def __init__(self, config: ModelConfig, spans: Sequence[Span]) -> None:
-        self.config = config
-        self.positions = torch.cat([torch.arange(span.start, span.stop) for span in spans])
-        self.writes = list(_writes(spans))
-        self.calls = list(_calls(config, spans))
 
-    def attend(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
-        """Writes k and v into their rows and returns what every token reads, [T, H * E]."""
-        for bank, lo, hi, places in self.writes:
-            bank.flat_keys[layer].index_copy_(0, places, k_TKE[lo:hi])
-            bank.flat_values[layer].index_copy_(0, places, v_TKE[lo:hi])
-        outs = [self._run(call, layer, q_THE) for call in self.calls]
-        return outs[0] if len(outs) == 1 else torch.cat(outs)
-
-    def _run(self, call: Call, layer: int, q_THE: Tensor) -> Tensor:
-        keys, values = (layers[layer] for layers in call.bank.view(call.first, call.last, call.length))
-        if call.is_shared:
-            keys, values = (x.expand(len(call.mask), -1, -1, -1) for x in (keys, values))
-        q_THE = q_THE[call.lo : call.hi]
-        if call.block_start is not None:
-            return self._run_blocks(call, q_THE, keys, values)
-        q_BKGE = q_THE.view(len(q_THE), self.config.num_kv_heads, -1, self.config.head_dim)
-        return attend_group(q_BKGE, keys, values, call.mask).reshape(len(q_THE), -1)
-
-    def _run_blocks(self, call: Call, q_THE: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Prompt tokens: pads to whole blocks, folds a block's tokens and its query group into rows, and undoes both."""
-        assert call.block_start is not None
-        config, num_blocks = self.config, len(call.mask)
-        before = call.block_start % BLOCK
-        if before or len(q_THE) % BLOCK:
-            padded = q_THE.new_zeros(num_blocks * BLOCK, *q_THE.shape[1:])
-            padded[before : before + len(q_THE)] = q_THE
-            q_THE = padded
-        q_BKME = q_THE.reshape(num_blocks, BLOCK, config.num_kv_heads, -1, config.head_dim).transpose(1, 2).flatten(2, 3)
-        out_BKME = attention(q_BKME, keys, values, call.mask)[0]
-        out_TX = out_BKME.unflatten(2, (BLOCK, -1)).transpose(1, 2).reshape(num_blocks * BLOCK, -1)
-        return out_TX[before : before + call.hi - call.lo]
+def padded_len(num_tokens: int) -> int:
+    """Padded key length for `num_tokens`: 64, 128, 192, 256, 384, 512, then steps of half a power of two."""
+    length = 64
+    while length < num_tokens:
+        length += 64 if length < 256 else 1 << (length.bit_length() - 2)
+    return length
 
 
 def in_order(spans: Iterable[Span]) -> list[Span]:
-    """Spans in the order a StepPlan wants: by bank, single completion tokens first, by row."""
-    return sorted(spans, key=lambda s: (s.row.bank.length, s.row.bank.number, not _is_single(s), s.row.index))
+    """Spans in the order a plan wants: those of equal shape and those that share a prefix side by side."""
+    return sorted(spans, key=lambda s: (not s.is_single, s.sequence.table[0, 0, : s.sequence.num_pages[0, 0]].astype(">u4").tobytes()))
 
 
-def _is_single(span: Span) -> bool:
-    return span.stop - span.start == 1 and span.start >= span.num_prompt
+def shared_runs(spans: Seq[Span], is_shared: bool) -> Iterable[tuple[int, int, int, int, int, int]]:
+    """Cuts every sequence's blocks into runs, each met at once by all that share its pages: a tree of prefixes."""
+    starts = np.concatenate([[0], np.cumsum([span.stop - span.start for span in spans])]).tolist()
+    rows = [span.sequence.table[0, 0, : -(-span.start // PAGE)] for span in spans]
+    common = [_common_blocks(spans[i], spans[i + 1], rows[i], rows[i + 1]) if is_shared else 0 for i in range(len(spans) - 1)]
+    todo = [(0, len(spans), 0, 0)]
+    while todo:
+        first, last, block, level = todo.pop()
+        if last - first == 1:
+            yield starts[first], starts[last], first, block, -1, level
+            continue
+        shared = min(common[first : last - 1])
+        if shared > block:
+            yield starts[first], starts[last], first, block, shared, level
+            block, level = shared, level + 1
+        cut = first
+        for i in range(first, last - 1):
+            if common[i] <= block:
+                todo.append((cut, i + 1, block, level))
+                cut = i + 1
+        todo.append((cut, last, block, level))
 
 
-def _writes(spans: Sequence[Span]) -> Iterable[tuple[Bank, int, int, Tensor]]:
-    """(bank, lo, hi, row * C + position of each token): one write per bank."""
-    lo = 0
-    for _, group in groupby(spans, key=lambda s: (s.row.bank.length, s.row.bank.number)):
-        of_bank = list(group)
-        places = torch.cat([torch.arange(s.start, s.stop) + s.row.index * s.row.bank.length for s in of_bank])
-        yield of_bank[0].row.bank, lo, lo + len(places), places
-        lo += len(places)
+def _common_blocks(a: Span, b: Span, pages_a: np.ndarray, pages_b: np.ndarray) -> int:
+    if a.sequence.is_ragged or b.sequence.is_ragged:
+        return 0
+    num = min(len(pages_a), len(pages_b))
+    differ = np.flatnonzero(pages_a[:num] != pages_b[:num])
+    same = int(differ[0]) if len(differ) else num
+    return min(same * PAGE, a.start, b.start) // NATIVE_BLOCK
 
 
-def _calls(config: ModelConfig, spans: Sequence[Span]) -> Iterable[Call]:
+def _slots(span: Span) -> np.ndarray:
+    """int64 [L, n, K]: flat slots of a span's tokens."""
+    sequence = span.sequence
+    at = np.arange(span.start, span.stop) - sequence.dropped[..., None]
+    pages = np.take_along_axis(sequence.table, at // PAGE, 2).astype(np.int64)
+    return (pages * PAGE + at % PAGE).transpose(0, 2, 1)
+
+
+def _calls(spans: Seq[Span]) -> Iterable[Call]:
     """Kernel calls that cover all flat tokens in order."""
-    lo, group_size = 0, config.num_heads // config.num_kv_heads
+    lo = 0
     singles: list[Span] = []
     for span in spans:
-        if _is_single(span):
-            if singles and not _is_neighbour(singles[-1], span):
-                yield _single_call(singles, lo)
-                lo, singles = lo + len(singles), []
+        if singles and not (span.is_single and padded_len(singles[-1].stop) == padded_len(span.stop)):
+            yield _call(singles, lo, lo + len(singles), padded_len(singles[0].stop), np.array([[s.stop] for s in singles]))
+            lo, singles = lo + len(singles), []
+        if span.is_single:
             singles.append(span)
             continue
-        if singles:
-            yield _single_call(singles, lo)
-            lo, singles = lo + len(singles), []
-        yield from _span_calls(span, lo, group_size)
+        yield from _span_calls(span, lo)
         lo += span.stop - span.start
     if singles:
-        yield _single_call(singles, lo)
+        yield _call(singles, lo, lo + len(singles), padded_len(singles[0].stop), np.array([[s.stop] for s in singles]))
 
 
-def _is_neighbour(a: Span, b: Span) -> bool:
-    return a.row.bank is b.row.bank and b.row.index == a.row.index + 1 and padded_len(a.stop) == padded_len(b.stop)
-
-
-def _single_call(singles: Sequence[Span], lo: int) -> Call:
-    length, first = padded_len(singles[0].stop), singles[0].row.index
-    mask = causal_mask(torch.tensor([s.start for s in singles]), length)[:, None, None]
-    return Call(singles[0].row.bank, lo, lo + len(singles), first, first + len(singles), length, False, mask)
-
-
-def _span_calls(span: Span, lo: int, group_size: int) -> Iterable[Call]:
-    """Calls of one long span: prompt blocks by padded length, then completion tokens by padded length."""
-    index = span.row.index
+def _span_calls(span: Span, lo: int) -> Iterable[Call]:
+    """Calls of one long span: prompt blocks by padded length, then completion tokens by padded length; a tree's tokens at once."""
+    if span.parents is not None:
+        length, num = padded_len(span.stop), span.stop - span.start
+        tails = np.zeros((num, length), bool)
+        tails[:, span.start : span.stop] = span.sees()
+        yield _call([span], lo, lo + num, length, np.full((num, 1), span.start), tails)
+        return
     for start, stop, length in _pieces(span.start, min(span.stop, span.num_prompt), BLOCK):
-        whole = torch.arange(start // BLOCK * BLOCK, -(-stop // BLOCK) * BLOCK)
-        mask = causal_mask(whole.repeat_interleave(group_size), length).view(-1, 1, BLOCK * group_size, length)
-        yield Call(span.row.bank, lo, lo + stop - start, index, index + 1, length, True, mask, start)
+        whole = np.arange(start // BLOCK * BLOCK, -(-stop // BLOCK) * BLOCK)
+        yield _call([span], lo, lo + stop - start, length, whole.reshape(-1, BLOCK) + 1, before=start % BLOCK)
         lo += stop - start
     for start, stop, length in _pieces(max(span.start, span.num_prompt), span.stop, 1):
-        mask = causal_mask(torch.arange(start, stop), length)[:, None, None]
-        yield Call(span.row.bank, lo, lo + stop - start, index, index + 1, length, True, mask)
+        yield _call([span], lo, lo + stop - start, length, np.arange(start, stop)[:, None] + 1)
         lo += stop - start
+
+
+def _call(spans: Seq[Span], lo: int, hi: int, length: int, limits: np.ndarray, tails: np.ndarray | None = None, before: int = 0) -> Call:
+    pages = []
+    for span in spans:
+        row = span.sequence.table[:, :, : length // PAGE]
+        pages.append(np.pad(row, ((0, 0), (0, 0), (0, length // PAGE - row.shape[2]))))
+    dropped = np.stack([span.sequence.dropped for span in spans], 1)
+    return Call(lo, hi, torch.from_numpy(np.stack(pages, 1).astype(np.int64)), limits, tails, dropped, before)
 
 
 def _pieces(start: int, stop: int, block: int) -> Iterable[tuple[int, int, int]]:
-    """Cuts positions start..stop where the padded length of their block changes."""
+    """Cuts places start..stop where the padded length of their block changes."""
     while start < stop:
         length = padded_len((start // block + 1) * block)
         end = min(stop, length)

@@ -17,7 +17,7 @@ from ponder.core.errors import BadField
 from ponder.core.formats import Tokenizer
 from ponder.engine.constraint import Matcher, forms_of
 from ponder.engine.kv import Node
-from ponder.engine.rows import Row
+from ponder.engine.pages import Sequence as Pages
 from ponder.engine.sampler import Draw, Drawn
 from ponder.engine.text import CompletionText
 
@@ -29,7 +29,7 @@ def key_of(prompt_ids: Sequence[int], tokens: Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(eq=False)
 class Track:
-    """One sequence: `key` is all of its tokens, the first num_computed of which have keys and values in `row`.
+    """One sequence: `key` is all of its tokens, the first num_computed of which have keys and values in `pages`.
 
     Tokens before num_given are shared knowledge and go to the store; those before num_known were not generated here.
     """
@@ -40,9 +40,10 @@ class Track:
     num_known: int
     options: tuple[int, ...] = ()  # tokens whose log-probability is wanted, the first of them after num_given
     num_computed: int = 0
-    num_reused: int = 0
+    num_seen: int = 0  # computed before the track was last put back among the waiting
     is_paid: bool = False  # the last given token's computation was paid for when it was generated
-    row: Row | None = None
+    pages: Pages | None = None  # while it runs
+    order: tuple[int, int, int] = (0, 0, 0)  # priority (negative), arrival, place in its job
     node: Node | None = None  # pinned in the store while the track lives
     hidden: list[Tensor] = field(default_factory=list)  # rows [n, D] that wait for the head
 

@@ -1,37 +1,43 @@
-"""The store of computed keys and values: token-level radix tree over one growing table of slots.
+"""The store of computed prefixes: a token-level radix tree over shared pages.
 
-A node is a run of tokens and the slots that hold their keys and values; two prefixes share the nodes of what they have in
-common, so a fork copies nothing. Idle leaves go least recently used first when the byte limit is near. Rows that are being
-computed hold their own copy (engine.rows), so eviction can cost time but never an answer.
+A node is a run of tokens and references to the pages that overlap it; its first page holds its parent's last tokens too, so the
+pages of a prefix are those of the deepest node that overlaps each. Storing what a sequence computed, and forking from what is
+stored, copies no key: both only share pages (engine.pages copies a page when somebody writes behind a shared end). When pages
+run out, idle leaves go, least recently used first.
 
-Keys are sequences of ints that name a computation, not only a token: a prompt's token is its id t, a completion's is ~t,
-because the two are computed by different kernels (engine.attend) and must not be taken for one another.
+Keys are sequences of ints that name a computation, not only a token: a prompt's token is its id t, a completion's is ~t, because
+the two may be computed by different kernel calls (engine.attend) and must not be taken for one another.
 
-Shapes: L layers, S slots, N tokens, K key heads, E head width, D model width; 2 is (keys, values).
+Shapes: L layers, K key heads, D model width.
 """
 
 import bisect
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-import torch
+import numpy as np
 from torch import Tensor
 
-START_SLOTS = 256
+from ponder.engine.pages import PAGE, Ids, Pool, Sequence
 
 
 @dataclass(eq=False)
 class Node:
-    """A run of tokens. `hidden` is the final hidden row [D] of its last token, where that was asked for."""
+    """Tokens start..start + len(tokens) of the prefixes through it. `hidden` is the final hidden row [D] of the last token, where that was asked for."""
 
     tokens: tuple[int, ...]
-    slots: Tensor  # int64 [len(tokens)]
+    start: int
+    pages: Ids  # int32 [L, K, n]: the pages that overlap the run, each with a reference
     parent: "Node | None"
     children: dict[int, "Node"] = field(default_factory=dict)
     num_pins: int = 0
     hidden: Tensor | None = None
     paid: set[int] = field(default_factory=set)  # tokens generated after this node that nobody has computed yet
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.tokens)
 
     @property
     def is_idle(self) -> bool:
@@ -45,10 +51,14 @@ class Found:
 
     node: Node
     num_tokens: int
-    is_node_end: bool  # the match ends where the node ends, so its hidden row belongs to the match
+
+    @property
+    def is_node_end(self) -> bool:
+        """The match ends where the node ends, so its hidden row belongs to the match."""
+        return self.num_tokens == self.node.stop
 
 
-def common_len(a: Sequence[int], b: Sequence[int]) -> int:
+def common_len(a: Seq[int], b: Seq[int]) -> int:
     """Length of the longest common beginning of two sequences of one type."""
     longest = min(len(a), len(b))
     if a[:longest] == b[:longest]:
@@ -57,26 +67,12 @@ def common_len(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 class KVStore:
-    """Keys and values by prefix. shape: (L, K, E). `max_bytes` bounds the table; what does not fit is not stored, and nothing fails."""
+    """Prefixes in a pool's pages. What does not fit is not stored, and nothing fails."""
 
-    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, max_bytes: int) -> None:
-        num_layers, num_kv_heads, head_dim = shape
-        self.table = torch.zeros(num_layers, 2, 0, num_kv_heads, head_dim, dtype=dtype)
-        self.slot_nbytes = num_layers * 2 * num_kv_heads * head_dim * dtype.itemsize
-        self.max_slots = max_bytes // self.slot_nbytes
-        self.free: list[int] = []
-        self.root = Node((), torch.zeros(0, dtype=torch.int64), None)
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.root = Node((), 0, np.zeros((pool.num_layers, pool.num_kv_heads, 0), np.int32), None)
         self.idle: OrderedDict[Node, None] = OrderedDict()  # leaves, least recently used first
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the table as it is now; at most max_bytes."""
-        return self.table.nbytes
-
-    @property
-    def num_used(self) -> int:
-        """Slots that hold a token."""
-        return self.table.shape[2] - len(self.free)
 
     def find(self, key: tuple[int, ...]) -> Found:
         """The longest stored beginning of `key`. Marks it as used."""
@@ -87,31 +83,35 @@ class KVStore:
             if same < len(child.tokens):
                 break
         self._touch(node)
-        return Found(node, at, at == self._end(node))
+        return Found(node, at)
 
-    def read(self, found: Found) -> Tensor:
-        """Keys and values of a match, [L, 2, N, K, E]: a copy."""
-        runs, node = [], found.node
-        while node.parent is not None:
-            runs.append(node.slots)
+    def pages(self, found: Found) -> Ids:
+        """int32 [L, K, n]: the pages of a match."""
+        num = -(-found.num_tokens // PAGE)
+        table = np.empty((self.pool.num_layers, self.pool.num_kv_heads, num), np.int32)
+        node: Node | None = found.node
+        while node is not None and num:
+            first = node.start // PAGE
+            if first < num:
+                table[:, :, first:num] = node.pages[:, :, : num - first]
+                num = first
             node = node.parent
-        slots = torch.cat(runs[::-1]) if runs else self.root.slots
-        return self.table.index_select(2, slots[: found.num_tokens])
+        return table
 
-    def put(self, key: tuple[int, ...], kv: Tensor, hidden: Tensor | None = None) -> Node | None:
-        """Stores what is missing of `key` from its keys and values kv [L, 2, len(key), K, E], and returns its node.
+    def put(self, key: tuple[int, ...], sequence: Sequence, hidden: Tensor | None = None) -> Node:
+        """Shares what is missing of `key` with the sequence that computed it, and returns its node.
 
-        hidden: [D] final hidden row of the last token, kept with the node. None when there is no room, even after
-        eviction: then nothing was stored.
+        hidden: [D] final hidden row of the last token, kept with the node.
         """
         found = self.find(key)
         node = found.node if found.is_node_end else self._split(found)
         if found.num_tokens < len(key):
-            slots = self._take(len(key) - found.num_tokens, node)
-            if slots is None:
-                return None
-            self.table.index_copy_(2, slots, kv[:, :, found.num_tokens :])
-            node = self._attach(node, key[found.num_tokens :], slots)
+            pages = sequence.table[:, :, found.num_tokens // PAGE : -(-len(key) // PAGE)].copy()
+            self.pool.share(pages)
+            parent, node = node, Node(key[found.num_tokens :], found.num_tokens, pages, node)
+            parent.children[node.tokens[0]] = node
+            self._touch(parent)
+            self._touch(node)
         if hidden is not None:
             node.hidden = hidden
         return node
@@ -125,11 +125,18 @@ class KVStore:
         node.num_pins -= 1
         self._touch(node)
 
-    def _end(self, node: Node) -> int:
-        length = 0
-        while node.parent is not None:
-            length, node = length + len(node.tokens), node.parent
-        return length
+    def evict(self) -> bool:
+        """Drops the leaf that was used longest ago; False when there is none. Pages that others refer to stay theirs."""
+        node = next(iter(self.idle), None)
+        if node is None or node.parent is None:
+            return False
+        del self.idle[node]
+        del node.parent.children[node.tokens[0]]
+        self.pool.drop(node.pages)
+        if node.parent.is_idle:
+            self.idle[node.parent] = None
+            self.idle.move_to_end(node.parent, last=False)
+        return True
 
     def _touch(self, node: Node) -> None:
         self.idle.pop(node, None)
@@ -138,52 +145,14 @@ class KVStore:
 
     def _split(self, found: Found) -> Node:
         """Cuts the node of a match where the match ends; returns the new upper part. The lower part stays the same object."""
-        lower = found.node
+        lower, cut = found.node, found.num_tokens
         assert lower.parent is not None
-        cut = len(lower.tokens) - (self._end(lower) - found.num_tokens)
-        upper = Node(lower.tokens[:cut], lower.slots[:cut], lower.parent, {lower.tokens[cut]: lower})
+        first = lower.start // PAGE
+        upper = Node(lower.tokens[: cut - lower.start], lower.start, lower.pages[:, :, : -(-cut // PAGE) - first], lower.parent)
+        upper.children[lower.tokens[cut - lower.start]] = lower
         lower.parent.children[lower.tokens[0]] = upper
-        lower.tokens, lower.slots, lower.parent = lower.tokens[cut:], lower.slots[cut:], upper
+        lower.tokens, lower.pages = lower.tokens[cut - lower.start :], lower.pages[:, :, cut // PAGE - first :]
+        if cut % PAGE:
+            self.pool.share(upper.pages[:, :, -1])
+        lower.start, lower.parent = cut, upper
         return upper
-
-    def _attach(self, parent: Node, tokens: tuple[int, ...], slots: Tensor) -> Node:
-        node = Node(tokens, slots, parent)
-        parent.children[tokens[0]] = node
-        self._touch(parent)
-        self._touch(node)
-        return node
-
-    def _take(self, num: int, keep: Node) -> Tensor | None:
-        """Slots for `num` tokens, by growing the table or evicting idle leaves, but never `keep`."""
-        self.pin(keep)
-        while len(self.free) < num and (self._grow(num) or self._evict()):
-            pass
-        self.unpin(keep)
-        if len(self.free) < num:
-            return None
-        taken = self.free[-num:]
-        del self.free[-num:]
-        return torch.tensor(taken)
-
-    def _grow(self, num: int) -> bool:
-        size = self.table.shape[2]
-        target = min(self.max_slots, max(START_SLOTS, 2 * size, size + num))
-        if target <= size:
-            return False
-        more = self.table.new_zeros(*self.table.shape[:2], target - size, *self.table.shape[3:])
-        self.table = torch.cat([self.table, more], 2)
-        self.free.extend(range(size, target))
-        return True
-
-    def _evict(self) -> bool:
-        """Drops the leaf that was used longest ago; False when there is none."""
-        node = next(iter(self.idle), None)
-        if node is None or node.parent is None:
-            return False
-        del self.idle[node]
-        del node.parent.children[node.tokens[0]]
-        self.free.extend(node.slots.tolist())
-        if node.parent.is_idle:
-            self.idle[node.parent] = None
-            self.idle.move_to_end(node.parent, last=False)
-        return True

@@ -1,11 +1,12 @@
 """LocalProcess: answers asks with a decoder on this machine. One step is one forward pass over everything that runs.
 
-A step admits waiting tracks, computes one new token of every generating track and a chunk of those that still read their
-prompt, and gives every track whose logits are ready its token, its children or its scores. When several asks need the same
-prefix that is not stored yet, one computes it and the others wait for it.
+A step admits waiting tracks, computes what its scheduler allots (a token of every generating track, pieces of prompts), and gives
+every track whose logits are ready its token, its children or its scores. Tracks join and leave at every step. When several asks
+need the same prefix that is not stored yet, one computes it and the others wait for it. When pages run out, idle prefixes go; then
+the latest track is put back among the waiting, and what it loses is computed again: its answer stays the same.
 """
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,11 +18,12 @@ from ponder.core.budget import Cost
 from ponder.core.errors import BadField, PromptTooLong
 from ponder.core.formats import Tokenizer
 from ponder.core.roles import Progress
-from ponder.engine.attend import Span, StepPlan, in_order
+from ponder.engine.attend import Attention, Span, in_order
 from ponder.engine.jobs import Count, ExpandJob, ExtendJob, Job, ScoreJob, Track, partial_answer
-from ponder.engine.kv import KVStore, Node, common_len
-from ponder.engine.rows import Row, Rows
+from ponder.engine.kv import KVStore, common_len
+from ponder.engine.pages import PAGE, PLAIN, KVFormat, Pool, Sequence as Pages
 from ponder.engine.sampler import LogP, draw, most_likely
+from ponder.engine.schedule import Scheduler, Work
 from ponder.models.decoder import Decoder
 
 UNLIMITED = 1 << 60
@@ -32,34 +34,41 @@ NUM_RENDERED = 4096  # prompts whose token ids are remembered
 class LocalProcess:
     """Role Process (core.roles). Not thread-safe: one driver steps it.
 
-    max_rows: most sequences computed at once; chunk: most prompt tokens computed in one step; kv_bytes: bound on the store
-    of computed prefixes (sequences under way hold theirs beside it, see `nbytes`).
+    max_rows: most sequences computed at once; chunk: tokens that a step should not exceed, shared out by the scheduler; kv_bytes:
+    bound on keys and values, stored and under way; is_native False: attention by PyTorch even where the compiled kernel can.
     """
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, *, max_rows: int = 64, kv_bytes: int = 1 << 30, chunk: int = 512) -> None:
+    def __init__(
+        self, decoder: Decoder, tokenizer: Tokenizer, scheduler: Scheduler, *, max_rows: int = 64, kv_bytes: int = 1 << 31, chunk: int = 512,
+        kv_format: KVFormat = PLAIN, is_native: bool = True, is_shared: bool = True,
+    ) -> None:  # fmt: skip
         config = decoder.config
-        self.decoder, self.tokenizer = decoder, tokenizer
+        self.decoder, self.tokenizer, self.scheduler = decoder, tokenizer, scheduler
         self.max_rows, self.chunk = max_rows, chunk
         self.model_id, self.context_len = decoder.model_id, config.context_len
-        self.store = KVStore((config.num_layers, config.num_kv_heads, config.head_dim), decoder.dtype, kv_bytes)
-        self.rows = Rows(config, decoder.dtype, max_rows)
+        if kv_format is not PLAIN:
+            self.model_id += f"/kv-{kv_format.name}"
+        self.pool = Pool((config.num_layers, config.num_kv_heads, config.head_dim), decoder.dtype, kv_bytes, kv_format)
+        self.store = KVStore(self.pool)
+        self.attention = Attention(config, self.pool, is_native=is_native, is_shared=is_shared)
         self.count, self.num_calls = Count(), 0  # counted by the loop, whoever asked
+        self.num_preempted = self.num_recomputed = 0  # tracks put back, and tokens computed again for them
         self.jobs: dict[int, Job] = {}
-        self.waiting: deque[tuple[Job, Track]] = deque()
+        self.priorities: dict[int, int] = {}
+        self.waiting: list[tuple[Job, Track]] = []
         self.running: list[tuple[Job, Track]] = []
-        self.parked: OrderedDict[Node, Row] = OrderedDict()  # rows of ended tracks, for an ask that goes on exactly there
         self.num_added = 0
         self.rendered: OrderedDict[object, list[int]] = OrderedDict()
 
     @property
     def totals(self) -> Cost:
-        """All that was computed so far, cancelled work included."""
+        """All that was computed so far, cancelled work included; what was computed again after a preemption apart."""
         return replace(self.count.cost(), calls=self.num_calls)
 
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values, stored and under way."""
-        return self.store.nbytes + self.rows.nbytes
+        return self.pool.nbytes
 
     def prompt_len(self, prompt: Prompt) -> int:
         return len(self._prompt_ids(prompt))
@@ -71,13 +80,20 @@ class LocalProcess:
         per_layer = config.dim * config.head_dim * (2 * config.num_heads + 2 * config.num_kv_heads) + 3 * config.dim * config.ffn_dim
         return num_tokens * (2.0 * (config.num_layers * per_layer + config.dim * config.vocab_size) + attention)
 
-    def add(self, ask: Ask, max_tokens: int | None = None) -> int:
-        """See core.roles. Raises BadField for a Judge ask, a final prefix or a foreign token; PromptTooLong."""
+    def add(self, ask: Ask, max_tokens: int | None = None, priority: int = 0) -> int:
+        """See core.roles. Higher priorities are admitted first. Raises BadField for a Judge ask, a final prefix, a foreign token or
+        an ask that could never fit kv_bytes; PromptTooLong."""
         job = self._job(ask, max_tokens)
+        self._check_room(job)
         self.num_added += 1
         self.jobs[self.num_added] = job
         if not self._is_done(job):
-            self.waiting.extend((job, track) for track in job.tracks)
+            at = len(self.waiting)
+            for number, track in enumerate(job.tracks):
+                track.order = (-priority, self.num_added, number)
+            while at and self.waiting[at - 1][1].order > job.tracks[0].order:
+                at -= 1
+            self.waiting[at:at] = [(job, track) for track in job.tracks]
         return self.num_added
 
     @torch.inference_mode()
@@ -90,6 +106,8 @@ class LocalProcess:
         done = [(ticket, job) for ticket, job in self.jobs.items() if self._is_done(job)]
         for ticket, job in done:
             self._close(ticket, job)
+        if not self.jobs:
+            self.pool.trim()
         return [(ticket, job.answer()) for ticket, job in done]
 
     def progress(self) -> dict[int, Progress]:
@@ -98,9 +116,18 @@ class LocalProcess:
 
     @torch.inference_mode()
     def cancel(self, ticket: int) -> Answer:
+        """Raises BadField for a ticket that is not under way."""
+        if ticket not in self.jobs:
+            raise BadField(f"ticket {ticket} is not under way: it was never given, or is answered or cancelled; cancel open tickets only, once")
         job = self.jobs[ticket]
         self._close(ticket, job)
         return partial_answer(job)
+
+    def drop_cache(self) -> None:
+        """Forgets every stored prefix that nobody uses and gives its memory back."""
+        while self.store.evict():
+            pass
+        self.pool.trim(at_least=1)
 
     # asks become jobs
 
@@ -144,26 +171,42 @@ class LocalProcess:
             return job.finish is not None
         return bool(job.children) if isinstance(job, ExpandJob) else job.is_done
 
+    def _check_room(self, job: Job) -> None:
+        longest = max((len(track.key) for track in job.tracks), default=0) + 1
+        if isinstance(job, ExtendJob):
+            longest += min(job.num_left, self.context_len)
+        needed = (-(-longest // PAGE) + 1) * self.pool.heads
+        if needed > self.pool.num_pages:
+            raise BadField(
+                f"an ask of up to {longest} tokens needs {needed * self.pool.page_nbytes:,} bytes of keys and values: "
+                f"kv_bytes allows {self.pool.num_pages * self.pool.page_nbytes:,}; raise kv_bytes, or shorten the prompt or max_tokens"
+            )
+
     # waiting tracks begin
 
     def _admit(self) -> None:
-        """Starts waiting tracks in order of arrival, except those whose prefix another is just computing."""
-        held: deque[tuple[Job, Track]] = deque()
-        while self.waiting and len(self.running) < self.max_rows:
-            job, track = self.waiting.popleft()
-            if self._begin(job, track):
+        """Starts waiting tracks in order, except those whose prefix another is just computing."""
+        if not self.waiting or len(self.running) >= self.max_rows:
+            return
+        reading = [tuple(t.key[: t.num_given]) for _, t in self.running if t.num_computed < t.num_given]
+        held: list[tuple[Job, Track]] = []
+        for at, (job, track) in enumerate(self.waiting):
+            if len(self.running) >= self.max_rows:
+                held += self.waiting[at:]
+                break
+            if self._begin(job, track, reading):
                 self.running.append((job, track))
             else:
                 held.append((job, track))
-        self.waiting.extendleft(reversed(held))
+        self.waiting = held
+        self.running.sort(key=lambda pair: pair[1].order)
 
-    def _begin(self, job: Job, track: Track) -> bool:
+    def _begin(self, job: Job, track: Track, reading: list[tuple[int, ...]]) -> bool:
         """Takes from the store what it has of the track; False when it is better to wait."""
         given = tuple(track.key[: track.num_given])
         found = self.store.find(given)
-        for _, other in self.running:
-            if other.num_computed < other.num_given and common_len(given, tuple(other.key[: other.num_given])) > found.num_tokens:
-                return False
+        if any(common_len(given, other) > found.num_tokens for other in reading):
+            return False
         track.node = found.node
         self.store.pin(found.node)
         track.num_computed = min(found.num_tokens, track.num_given - 1)
@@ -173,45 +216,76 @@ class LocalProcess:
         elif found.is_node_end and found.num_tokens == track.num_given - 1 and ~track.key[-1] in found.node.paid:
             found.node.paid.discard(~track.key[-1])
             track.is_paid = True
-        num_reused = track.num_computed + track.is_paid
-        job.count.reused_tokens += num_reused
-        self.count.reused_tokens += num_reused
+        track.pages = Pages(self.pool, self.store.pages(found)[:, :, : -(-track.num_computed // PAGE)], track.num_computed)
+        if track.num_computed < track.num_given:
+            reading.append(given)
+        if not track.num_seen:
+            num_reused = track.num_computed + track.is_paid
+            job.count.reused_tokens += num_reused
+            self.count.reused_tokens += num_reused
         return True
 
-    def _place(self, track: Track, num_tokens: int) -> Row:
-        """The track's row with room for num_tokens, filled with what is computed so far."""
-        if track.row is not None:
-            track.row = self.rows.grown(track.row, num_tokens, track.num_computed)
-            return track.row
-        found = self.store.find(tuple(track.key[: track.num_computed]))
-        if found.is_node_end and found.node in self.parked:
-            track.row = self.rows.grown(self.parked.pop(found.node), num_tokens, track.num_computed)
-            return track.row
-        track.row = self.rows.take(num_tokens)
-        track.row.kv(track.num_computed).copy_(self.store.read(found))
-        return track.row
+    def _make_room(self, track: Track, num_tokens: int) -> bool:
+        """Pages for the track's first num_tokens: free ones, those of idle prefixes, those of the latest track after it."""
+        assert track.pages is not None
+        while not track.pages.reserve(num_tokens):
+            if self.store.evict():
+                continue
+            latest = max((t for _, t in self.running if t.pages is not None), key=lambda t: t.order)
+            if latest is track:
+                if track.node is self.store.root or track.node is None:
+                    return False
+                self.store.pin(self.store.root)  # its own pages are enough: all of the store may go
+                self.store.unpin(track.node)
+                track.node = self.store.root
+                continue
+            self._preempt(latest)
+        return True
+
+    def _preempt(self, track: Track) -> None:
+        """Puts a running track back among the waiting; what it computed stays in the store while there is room."""
+        job = next(job for job, other in self.running if other is track)
+        self.running = [(owner, other) for owner, other in self.running if other is not track]
+        self._retire(track, is_over=False)
+        track.num_seen = max(track.num_seen, track.num_computed)
+        track.hidden.clear()
+        track.is_paid = track.is_paid and track.num_computed < track.num_given
+        track.num_computed = 0
+        if not track.options:
+            track.num_given = len(track.key)
+        at = len(self.waiting)
+        while at and self.waiting[at - 1][1].order > track.order:
+            at -= 1
+        self.waiting.insert(at, (job, track))
+        self.num_preempted += 1
 
     # one forward pass
 
     def _next_spans(self) -> list[tuple[Span, Job, Track]]:
-        """What this step computes: one token of each generating track, and prompt chunks within the budget."""
-        spans, left = [], self.chunk
-        for job, track in self.running:
-            start, stop = track.num_computed, len(track.key)
-            if start == stop:
+        """What this step computes, as the scheduler allots it."""
+        able = [(job, track) for job, track in self.running if track.num_computed < len(track.key)]
+        if not able:
+            return []
+        works = [Work(len(t.key) - t.num_computed, t.num_computed >= t.num_known and t.num_computed == len(t.key) - 1) for _, t in able]
+        spans = []
+        for (job, track), num in zip(able, self.scheduler.allot(works, self.chunk), strict=True):
+            start = track.num_computed
+            if not num or track.pages is None:
                 continue
-            if start < track.num_known:
-                stop = min(stop, start + left)
-                left -= stop - start
-            if start < stop:
-                spans.append((Span(self._place(track, stop), start, stop, track.num_prompt), job, track))
-        owners = {span.row: (job, track) for span, job, track in spans}
-        return [(span, *owners[span.row]) for span in in_order(span for span, _, _ in spans)]
+            if self._make_room(track, start + num):
+                spans.append((Span(track.pages, start, start + num, track.num_prompt), job, track))
+            else:
+                self._preempt(track)
+        spans = [(span, job, track) for span, job, track in spans if track.pages is not None]  # a later one may have taken an earlier one's pages
+        if len(spans) == 1:
+            return spans
+        owners = {span.sequence: (job, track) for span, job, track in spans}
+        return [(span, *owners[span.sequence]) for span in in_order(span for span, _, _ in spans)]
 
     def _compute(self, spans: Sequence[tuple[Span, Job, Track]]) -> None:
         if not spans:
             return
-        plan = StepPlan(self.decoder.config, [span for span, _, _ in spans])
+        plan = self.attention.plan([span for span, _, _ in spans])
         tokens = torch.tensor([t for span, _, track in spans for t in track.tokens(span.start, span.stop)])
         hidden_TD = self.decoder.forward(tokens, plan.positions, plan.attend)
         at = 0
@@ -222,11 +296,13 @@ class LocalProcess:
             at += num
 
     def _book(self, span: Span, job: Job, track: Track) -> None:
-        num = span.stop - span.start
-        num_free = max(0, span.stop - max(span.start, track.num_known))  # generated here: paid when drawn
-        if track.is_paid and span.start < track.num_given <= span.stop:
+        start = max(span.start, min(span.stop, track.num_seen))  # what a preempted track computes again was booked before
+        self.num_recomputed += start - span.start
+        num = span.stop - start
+        num_free = max(0, span.stop - max(start, track.num_known))  # generated here: paid when drawn
+        if track.is_paid and start < track.num_given <= span.stop:
             num_free += 1
-        flops = self.flops(num, (span.start + 1 + span.stop) / 2)
+        flops = self.flops(num, (start + 1 + span.stop) / 2)
         job.count.prompt_tokens += num - num_free
         job.count.row_tokens += num
         job.count.flops += flops
@@ -235,12 +311,11 @@ class LocalProcess:
 
     def _keep(self, span: Span, track: Track, hidden_ND: Tensor) -> None:
         """Notes what was computed: the given part goes to the store, rows that the head must see are kept."""
-        track.num_computed = span.stop
+        track.num_computed = span.sequence.num_tokens = span.stop
         given = track.num_given
         if span.start < given <= span.stop:
-            last = hidden_ND[given - 1 - span.start].clone()
-            node = self.store.put(tuple(track.key[:given]), span.row.kv(given), last)
-            if node is not None and track.node is not None:
+            node = self.store.put(tuple(track.key[:given]), span.sequence, hidden_ND[given - 1 - span.start].clone())
+            if track.node is not None:
                 self.store.pin(node)
                 self.store.unpin(track.node)
                 track.node = node
@@ -296,25 +371,22 @@ class LocalProcess:
         """Frees all that the job holds."""
         del self.jobs[ticket]
         mine = [track for owner, track in self.running if owner is job]
-        self.running = [(owner, track) for owner, track in self.running if owner is not job]
-        self.waiting = deque((owner, track) for owner, track in self.waiting if owner is not job)
+        if mine:
+            self.running = [(owner, track) for owner, track in self.running if owner is not job]
+        if self.waiting:
+            self.waiting = [(owner, track) for owner, track in self.waiting if owner is not job]
         for track in mine:
             self._retire(track)
         self.num_calls += 1
 
-    def _retire(self, track: Track) -> None:
-        """Stores what the track computed and parks its row, so that an ask that goes on from there copies nothing."""
+    def _retire(self, track: Track, *, is_over: bool = True) -> None:
+        """Leaves what the track computed to the store, so that an ask that goes on from there copies nothing."""
+        if track.pages is None or track.node is None:
+            return
         kept = min(track.num_computed, track.num_given) if track.options else track.num_computed
-        node = self.store.put(tuple(track.key[:kept]), track.row.kv(kept)) if track.row is not None else track.node
-        if node is not None and len(track.key) == kept + 1 > track.num_known:
+        node = self.store.put(tuple(track.key[:kept]), track.pages)
+        if is_over and len(track.key) == kept + 1 > track.num_known:
             node.paid.add(~track.key[-1])
-        if track.node is not None:
-            self.store.unpin(track.node)
-        if track.row is None:
-            return
-        if node is None or node is self.store.root or node in self.parked:
-            self.rows.release(track.row)
-            return
-        self.parked[node] = track.row
-        if len(self.parked) > self.max_rows:
-            self.rows.release(self.parked.popitem(last=False)[1])
+        self.store.unpin(track.node)
+        track.pages.release()
+        track.pages = track.node = None

@@ -1,0 +1,35 @@
+"""Everybody who generates gets a token; what is left of the step goes to pieces of prompts.
+
+Paper      SARATHI (Agrawal et al. 2023): chunked prefills, decode-maximal batches.
+Equation   1 to each that generates; the rest of the budget to prompts in order, the last of them cut.
+Shapes     works in order of priority and arrival -> one count each.
+Guarantee  exact: no answer changes, only when it comes.
+Cost       a step takes about as long as `chunk` tokens, whatever prompts arrive.
+Choose     always, unless a prompt's first token matters more than everybody's next.
+Differs    the paper fixes the chunk; here at least `least` prompt tokens go through even when many generate, so that nobody starves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ponder.core.errors import BadField
+from ponder.engine.schedule import Work, in_turn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sarathi:
+    """chunk: prompt tokens of a step at most, None for the step's whole budget; least: prompt tokens of a step at least."""
+
+    chunk: int | None = None
+    least: int = 16
+    name: str = "sarathi"
+
+    def __post_init__(self) -> None:
+        if self.least < 1 or (self.chunk is not None and self.chunk < self.least):
+            raise BadField(f"sarathi chunk={self.chunk}, least={self.least}: least must be at least 1 and chunk at least that")
+
+    def allot(self, works: Sequence[Work], budget: int) -> list[int]:
+        num_generating = sum(work.is_generating for work in works)
+        room = max(self.least, min(budget if self.chunk is None else self.chunk, budget - num_generating))
+        prompts = iter(in_turn([work for work in works if not work.is_generating], room))
+        return [1 if work.is_generating else next(prompts) for work in works]
