@@ -5,6 +5,9 @@ from pathlib import Path
 
 import torch
 
+from ponder.accelerate.schedule.first_come import FirstCome
+from ponder.accelerate.schedule.prefill_first import PrefillFirst
+from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.accelerate.weights.dense import Bf16, Bf16Head, Float32
 from ponder.accelerate.weights.int4 import Int4
 from ponder.accelerate.weights.int8 import Int8, Int8Head
@@ -14,7 +17,9 @@ from ponder.core.formats import WeightFormat
 from ponder.core.roles import Resampler, Strategy, Verifier
 from ponder.core.votes import by_path_probability, by_verdict, one_each
 from ponder.engine.open import open_process
+from ponder.engine.pages import INT8, PLAIN, KVFormat
 from ponder.engine.process import LocalProcess
+from ponder.engine.schedule import Scheduler
 from ponder.infer.beam import Beam
 from ponder.infer.best_of_n import BestOfN
 from ponder.infer.diverse_beam import DiverseBeam
@@ -102,6 +107,14 @@ HEADS: dict[str, WeightFormat] = {  # the output head's format beside each: logi
     "fp32": Float32(),
 }
 
+SCHEDULERS: dict[str, Scheduler] = {
+    "sarathi": Sarathi(),
+    "first_come": FirstCome(),
+    "prefill_first": PrefillFirst(),
+}
+
+KV_FORMATS: dict[str, KVFormat] = {"plain": PLAIN, "int8": INT8}
+
 TASKS: dict[str, Task] = {
     "gsm8k": Gsm8k(),
     "math500": Math500(),
@@ -127,12 +140,21 @@ def strategy(spec: str) -> Strategy:
     return SPECS.read(spec)  # type: ignore[return-value]
 
 
-def open_model(path: Path, weights: str = "int4", threads: int | None = None) -> LocalProcess:
-    """The model at `path` as a running process. Raises UnknownName for the weight format, BadModelFile, Unsupported."""
-    if weights not in WEIGHTS:
-        raise UnknownName("weight format", weights, WEIGHTS)
-    dtype = torch.float32 if weights == "fp32" else torch.bfloat16
-    return open_process(path, weights=WEIGHTS[weights], head=HEADS[weights], dtype=dtype, threads=threads)
+def open_model(
+    path: Path, weights: str = "int4", threads: int | None = None, *, scheduler: str = "sarathi", kv: str = "plain",
+    kv_bytes: int = 1 << 31, max_rows: int = 64, chunk: int = 512,
+) -> LocalProcess:  # fmt: skip
+    """The model at `path` as a running process. Raises UnknownName for a format or scheduler, BadModelFile, Unsupported.
+
+    kv_bytes: bound on keys and values; max_rows: most sequences computed at once; chunk: tokens that a step should not exceed.
+    """
+    for kind, name, table in (("weight format", weights, WEIGHTS), ("scheduler", scheduler, SCHEDULERS), ("KV format", kv, KV_FORMATS)):
+        if name not in table:
+            raise UnknownName(kind, name, table)  # type: ignore[arg-type]
+    return open_process(
+        path, weights=WEIGHTS[weights], head=HEADS[weights], dtype=torch.float32 if weights == "fp32" else torch.bfloat16, threads=threads,
+        scheduler=SCHEDULERS[scheduler], kv_format=KV_FORMATS[kv], kv_bytes=kv_bytes, max_rows=max_rows, chunk=chunk,
+    )  # fmt: skip
 
 
 def task(name: str) -> Task:
