@@ -1,6 +1,6 @@
 """Compiles the room's C++ on the user's own machine, once, and loads it. Without a compiler or such a CPU there is none.
 
-All *.cpp of the room become one shared library in the cache folder, under a name that is a hash of what made it: sources,
+All *.cpp of the room, with its headers, become one shared library in the cache folder, under a name that is a hash of what made it: sources,
 flags, compiler and CPU. It uses the OpenMP of PyTorch, which is loaded first, so that both share one pool of threads.
 The package installs without a compiler; whoever asks `library()` must go on when it says None.
 """
@@ -64,7 +64,8 @@ def build(sources: list[Path], flags: frozenset[str]) -> Path:
         raise CannotBuild(f"the kernels need a CPU with {', '.join(CPU_FLAGS)}; this one lacks {', '.join(missing)}")
     compiler = find_compiler()
     version = run([compiler, "--version"]).splitlines()[:1]
-    made_of = [*FLAGS, *version, *sorted(flags), torch.__version__, *(f"{path.name}\n{path.read_text(encoding='utf-8')}" for path in sources)]
+    read = sorted({*sources, *(header for path in sources for header in path.parent.glob("*.hpp"))})
+    made_of = [*FLAGS, *version, *sorted(flags), torch.__version__, *(f"{path.name}\n{path.read_text(encoding='utf-8')}" for path in read)]
     folder = cache_dir() / "native"
     key = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:24]
     target = folder / f"{key}.so"
