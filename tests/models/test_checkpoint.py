@@ -101,7 +101,8 @@ def test_llama_gguf_rows_come_back_in_halves(tmp_path: Path, is_biased: bool, is
     q = checkpoint.tensor("layers.1.q")
     assert torch.equal(torch.from_numpy(q.blocks().view(np.float32)), weights["layers.1.q"])
     assert torch.equal(q.dense(3, 9), weights["layers.1.q"][3:9])
-    assert np.shares_memory(checkpoint.tensor("layers.1.v").blocks(), checkpoint.tensor("layers.1.v").blocks())
+    assert np.array_equal(q.blocks(3, 9), q.blocks()[3:9])
+    assert q.blocks(9, 9).shape == q.blocks()[:0].shape
 
 
 def test_identity_order_would_be_seen():
@@ -334,7 +335,7 @@ def test_bad_folders_are_named(tmp_path: Path):
     folder = write_folder(tmp_path / "m", weights_of(CONFIG), VALUES)
     for name, text, message in (
         ("model.safetensors.index.json", '{"weight_map": {"a": "../x.safetensors"}}', r"not '\.\./x\.safetensors'"),
-        ("model.safetensors.index.json", '{"weight_map": {"a": "gone.safetensors"}}', r"gone\.safetensors: cannot be read"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "gone.safetensors"}}', r"gone\.safetensors: no such file"),
         ("model.safetensors.index.json", "[]", "must hold a JSON object"),
         ("config.json", "{", "cannot be read as JSON"),
         ("config.json", "[" * 100_000, "cannot be read as JSON"),

@@ -86,8 +86,8 @@ class RawTensor(Protocol):
         """Rows start:stop as float32. Never holds more than those rows in float32."""
         ...
 
-    def blocks(self) -> np.ndarray:
-        """The raw storage as uint8 [out_features, bytes per row]; a view of the file where the order allows."""
+    def blocks(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The raw storage of rows start:stop as uint8 [rows, bytes per row]: read from the file now, and the caller's own."""
         ...
 
 

@@ -1,6 +1,6 @@
 """Opens a model: a GGUF file, or a Hugging Face folder with config.json and *.safetensors.
 
-Nothing is decoded until a tensor is asked for. Everything the decoder needs is checked to be there, in the right shape,
+Nothing is read until a tensor is asked for. Everything the decoder needs is checked to be there, in the right shape,
 before `open_checkpoint` returns; a tensor that nothing would read is refused, because it would change the result.
 """
 
@@ -21,6 +21,7 @@ from ponder.core.formats import ModelConfig
 from ponder.models.config import gguf_config, hf_config
 from ponder.models.dequantize import KINDS, Kind, dequantize
 from ponder.models.families import FAMILIES
+from ponder.models.files import ModelFile
 from ponder.models.gguf import Gguf, read_gguf
 from ponder.models.names import HF_NAMES as HF_NAMES
 from ponder.models.names import Place, expected_shapes, gguf_places, hf_places
@@ -33,15 +34,16 @@ MAX_FACTORS = 1 << 16  # of rope; more is an error that gguf_config reports
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A RawTensor over bytes of the file. stored uint8 [rows, bytes per row]; a vector has one number per row.
+    """A RawTensor that is read from the file when it is asked for. A vector has one number per row.
 
+    read: start, stop -> those stored rows, uint8 [rows, bytes per row], owned.
     order: stored row of each row that the decoder sees, or None where they are the same.
     """
 
     name: str
     shape: tuple[int, ...]
     storage: Kind
-    stored: np.ndarray
+    read: Callable[[int, int], np.ndarray]
     order: np.ndarray | None = None
 
     @property
@@ -50,46 +52,54 @@ class StoredTensor:
 
     def dense(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows start:stop as float32 [rows, columns], or [rows] of a vector. Owns its memory."""
-        rows = self.stored[start:stop] if self.order is None else self.stored[self.order[start:stop]]
-        return torch.from_numpy(dequantize(self.storage, rows)).reshape(-1, *self.shape[1:])
+        return torch.from_numpy(dequantize(self.storage, self.blocks(start, stop))).reshape(-1, *self.shape[1:])
 
-    def blocks(self) -> np.ndarray:
-        """uint8 [rows, bytes per row], read-only: a view of the file, or a copy where the rows are stored in another order."""
-        return self.stored if self.order is None else self.stored[self.order]
+    def blocks(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows start:stop as uint8 [rows, bytes per row], owned. Raises BadModelFile when the file changed since it was opened."""
+        stop = self.shape[0] if stop is None else min(stop, self.shape[0])
+        if self.order is None or start >= stop:
+            return self.read(start, stop)
+        wanted = self.order[start:stop]
+        first = int(wanted.min())
+        return self.read(first, int(wanted.max()) + 1)[wanted - first]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of a file before it is read; `read` gives its raw rows, uint8 [rows, bytes per row]."""
+    """A tensor of a file before it is read; `read` (start, stop) gives raw rows of it, uint8 [rows, bytes per row]."""
 
     shape: tuple[int, ...]
     storage: Kind
-    read: Callable[[], np.ndarray]
+    read: Callable[[int, int], np.ndarray]
 
 
 @dataclass(frozen=True)
 class FileCheckpoint:
-    """A Checkpoint over files. entries: by our tensor names; files: whose bytes make the model_id."""
+    """A Checkpoint over files. entries: by our tensor names; sources: whose bytes make the model_id."""
 
     config: ModelConfig
     entries: Mapping[str, Entry]
-    files: tuple[Path, ...]
+    sources: tuple[ModelFile, ...]
     are_pairs_interleaved: bool  # rows of q and k as llama GGUF files store them
 
     @cached_property
     def model_id(self) -> str:
         """SHA-256 (hex) of the file, or for a folder of the names and SHA-256 of its files. 0.06 s per 100 MB, once."""
-        if len(self.files) == 1:
-            return _digest(self.files[0])
-        lines = "".join(f"{path.name} {_digest(path)}\n" for path in self.files)
+        if len(self.sources) == 1:
+            return self.sources[0].sha256()
+        lines = "".join(f"{source.path.name} {source.sha256()}\n" for source in self.sources)
         return hashlib.sha256(lines.encode()).hexdigest()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(source.path for source in self.sources)
 
     def tensor(self, name: str) -> StoredTensor:
         """The tensor of that name (see core.formats.Checkpoint). Raises UnknownName."""
         entry = self.entries.get(name)
         if entry is None:
             raise UnknownName("tensor", name, self.entries)
-        return StoredTensor(name, entry.shape, entry.storage, entry.read(), self._order(name))
+        return StoredTensor(name, entry.shape, entry.storage, entry.read, self._order(name))
 
     def _order(self, name: str) -> np.ndarray | None:
         config, part = self.config, name.removesuffix(".bias").rpartition(".")[2]
@@ -129,22 +139,22 @@ def gguf_checkpoint(gguf: Gguf) -> FileCheckpoint:
     used = {name: entry for name, entry in entries.items() if not name.endswith(".attn_rot_embd.weight")}  # a table in old files; rope is computed
     _check_size(source, config, used)
     selected = _select(source, config, used, gguf_places(config))
-    return FileCheckpoint(config, selected, (gguf.path,), FAMILIES[config.arch].is_interleaved)
+    return FileCheckpoint(config, selected, (gguf.file,), FAMILIES[config.arch].is_interleaved)
 
 
 def _open_folder(folder: Path) -> FileCheckpoint:
     values = read_json(folder / "config.json")
-    shards = _shards(folder)
+    shards = [ModelFile(path) for path in _shards(folder)]
     entries = _read_shards(shards)
     config = hf_config(str(folder / "config.json"), values, frozenset(entries))
     unread = ("rotary_emb.inv_freq", "lm_head.weight") if config.is_head_tied else ("rotary_emb.inv_freq",)
     used = {name: entry for name, entry in entries.items() if not name.endswith(unread)}
-    files = [path for name in IDENTITY_FILES if (path := folder / name).exists()] + shards
+    sources = [ModelFile(path) for name in IDENTITY_FILES if (path := folder / name).exists()] + shards
     _check_size(str(folder), config, used)
     selected = _select(str(folder), config, used, hf_places(config))
     if FAMILIES[config.arch].is_norm_offset:
         selected = {name: _plus_one(entry) if name.endswith("norm") else entry for name, entry in selected.items()}
-    return FileCheckpoint(config, selected, tuple(files), False)
+    return FileCheckpoint(config, selected, tuple(sources), False)
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -180,7 +190,7 @@ def _select(source: str, config: ModelConfig, entries: Mapping[str, Entry], plac
         if len(shape) == 1:
             entry = Entry(shape, entry.storage, partial(_vector_rows, entry))
         elif not place.is_whole:
-            entry = Entry(shape, entry.storage, partial(_some_rows, entry, place.start, place.start + place.rows))
+            entry = Entry(shape, entry.storage, partial(_part_rows, entry, place.start))
         selected[name] = entry
         used.add(place.stored)
     left = entries.keys() - used
@@ -189,21 +199,25 @@ def _select(source: str, config: ModelConfig, entries: Mapping[str, Entry], plac
     return selected
 
 
-def _vector_rows(entry: Entry) -> np.ndarray:
-    return entry.read().reshape(-1, entry.storage.nbytes)
+def _vector_rows(entry: Entry, start: int, stop: int) -> np.ndarray:
+    return entry.read(0, 1).reshape(-1, entry.storage.nbytes)[start:stop]
 
 
-def _some_rows(entry: Entry, start: int, stop: int) -> np.ndarray:
-    return entry.read()[start:stop]
+def _part_rows(entry: Entry, first: int, start: int, stop: int) -> np.ndarray:
+    return entry.read(first + start, first + stop)
 
 
 def _plus_one(entry: Entry) -> Entry:
     """A vector plus 1, in float32."""
-    return Entry(entry.shape, KINDS["F32"], lambda: (dequantize(entry.storage, entry.read()) + np.float32(1)).view(np.uint8))
+
+    def rows(start: int, stop: int) -> np.ndarray:
+        return (dequantize(entry.storage, entry.read(start, stop)) + np.float32(1)).view(np.uint8)
+
+    return Entry(entry.shape, KINDS["F32"], rows)
 
 
 def _numbers(entry: Entry) -> tuple[float, ...]:
-    return tuple(dequantize(entry.storage, entry.read()).ravel()[:MAX_FACTORS].tolist())
+    return tuple(dequantize(entry.storage, entry.read(0, 1)).ravel()[:MAX_FACTORS].tolist())
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -222,31 +236,35 @@ def _shards(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def _read_shards(shards: list[Path]) -> dict[str, Entry]:
+def _read_shards(shards: list[ModelFile]) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
-    for path in shards:
+    for shard in shards:
+        path = shard.path
         try:
             file = safetensors.safe_open(path, framework="pt")
             found = {name: (tuple(view.get_shape()), view.get_dtype()) for name in file.keys() if (view := file.get_slice(name)) is not None}  # noqa: SIM118
         except (safetensors.SafetensorError, OSError) as error:
             raise BadModelFile(f"{path}: cannot be read: {error}") from error
+        starts = _tensor_starts(shard)
         for name, (shape, dtype) in found.items():
             if name in entries:
                 raise BadModelFile(f"{path}: tensor {name!r} is in another shard too")
             if dtype not in ("F32", "F16", "BF16"):
                 raise Unsupported(f"{path}: tensor {name!r} is stored as {dtype}; F32, F16 and BF16 are supported")
-            entries[name] = Entry(shape, KINDS[dtype], partial(_safetensor_rows, file, name))
+            entries[name] = Entry(shape, KINDS[dtype], partial(_safetensor_rows, shard, starts[name], shape[-1:], KINDS[dtype]))
     return entries
 
 
-def _safetensor_rows(file: safetensors.safe_open, name: str) -> np.ndarray:
-    tensor = file.get_tensor(name)
-    return tensor.reshape(-1, tensor.shape[-1]).view(torch.uint8).numpy()
-
-
-def _digest(path: Path) -> str:
+def _tensor_starts(shard: ModelFile) -> dict[str, int]:
+    """First byte of each tensor. The library, which has checked the header just before, does not say: u64 length, then JSON."""
+    length = int.from_bytes(shard.read(0, min(8, shard.size)), "little")
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise BadModelFile(f"{path}: cannot be read: {error}") from error
+        header = json.loads(shard.read(8, min(length, shard.size)).tobytes())
+        return {name: 8 + length + int(info["data_offsets"][0]) for name, info in header.items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadModelFile(f"{shard.path}: its header cannot be read: {error}") from error
+
+
+def _safetensor_rows(shard: ModelFile, at: int, columns: tuple[int, ...], storage: Kind, start: int, stop: int) -> np.ndarray:
+    nbytes = storage.row_nbytes(*columns)
+    return shard.read(at + start * nbytes, (stop - start) * nbytes).reshape(-1, nbytes)

@@ -1,4 +1,4 @@
-"""Reads GGUF version 2 and 3 files through a memory map. Little endian; nothing is decoded or copied but the header.
+"""Reads GGUF version 2 and 3 files. Little endian; nothing is read but the header, which is mapped for as long as that takes.
 
     magic "GGUF" | u32 version | u64 tensors | u64 pairs | pairs: key, u32 type, value | tensor infos | padding | tensor data
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from ponder.core.errors import BadModelFile, Unsupported
 from ponder.models.dequantize import KINDS, Kind
+from ponder.models.files import ModelFile
 
 MAX_DEPTH = 4  # arrays of arrays
 MAX_DIMS = 4
@@ -45,24 +46,31 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Gguf:
-    """A read header and the map of the file. metadata values: int, float, bool, str, list of str, numpy array of numbers."""
+    """A read header and the open file. metadata values: int, float, bool, str, list of str, numpy array of numbers."""
 
-    path: Path
+    file: ModelFile
     metadata: dict[str, object]
     tensors: dict[str, TensorInfo]
-    data: np.ndarray  # uint8 [file size], read-only, mapped
 
-    def blocks(self, name: str) -> np.ndarray:
-        """Raw storage of a tensor as uint8 [rows, bytes per row], a view of the map. A vector is one row."""
+    @property
+    def path(self) -> Path:
+        return self.file.path
+
+    def blocks(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Raw storage of rows start:stop of a tensor as uint8 [rows, bytes per row], read now. A vector is one row.
+
+        Raises BadModelFile when the file changed since it was opened.
+        """
         info = self.tensors[name]
-        rows = math.prod(info.shape[:-1])
-        return self.data[info.offset : info.offset + info.nbytes].reshape(rows, info.nbytes // rows)
+        num_rows = math.prod(info.shape[:-1])
+        nbytes, stop = info.nbytes // num_rows, num_rows if stop is None else min(stop, num_rows)
+        return self.file.read(info.offset + start * nbytes, max(0, stop - start) * nbytes).reshape(-1, nbytes)
 
 
 def read_gguf(path: Path) -> Gguf:
     """The header of the GGUF file at `path`. Raises BadModelFile, or Unsupported for tensor types and versions we do not read."""
-    data = map_file(path)
-    head = _Cursor(path, memoryview(data))
+    file = ModelFile(path)
+    head = _Cursor(path, _mapped(file))
     if bytes(head.take(4, "magic")) != b"GGUF":
         raise BadModelFile(f"{path}: does not begin with 'GGUF'; not a GGUF file")
     _check_version(path, head.u32("version"))
@@ -72,19 +80,16 @@ def read_gguf(path: Path) -> Gguf:
     if _number(metadata.get("split.count"), 1) > 1:
         raise Unsupported(f"{path}: one part of a split model; join the parts into one file first")
     tensors = _read_infos(head, num_tensors, _alignment(path, metadata))
-    _check_overlap(path, tensors, len(data))
-    return Gguf(path, metadata, tensors, data)
+    _check_overlap(path, tensors, file.size)
+    file.check()
+    return Gguf(file, metadata, tensors)
 
 
-def map_file(path: Path) -> np.ndarray:
-    """uint8 [file size], read-only and mapped, not read. Raises BadModelFile when there is no readable, non-empty file."""
-    if not path.is_file():
-        raise BadModelFile(f"{path}: no such file" if not path.exists() else f"{path}: not a regular file")
+def _mapped(file: ModelFile) -> memoryview:
     try:
-        with path.open("rb") as file:
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
-    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-        raise BadModelFile(f"{path}: cannot be read: {error}") from error
+        return memoryview(mmap.mmap(file.descriptor, file.size, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as error:  # ValueError: the file became shorter just now
+        raise BadModelFile(f"{file.path}: cannot be read: {error}") from error
 
 
 class _Cursor:
