@@ -21,6 +21,7 @@ from ponder.core.errors import BadField, BadModelFile, Unsupported
 from ponder.models.fetch import MODELS, model_path
 from ponder.models.gguf import read_gguf
 from ponder.models.tokenizer import TextTokenizer, gguf_tokenizer, open_tokenizer
+from ponder.models.vocabulary import WORDS as KNOWN_WORDS
 
 QWEN = model_path(MODELS["qwen2.5-coder-0.5b"])
 needs_qwen = pytest.mark.skipif(not QWEN.is_file(), reason="qwen2.5-coder-0.5b is not in the cache; 491 MB are not pulled for a test")
@@ -237,13 +238,13 @@ def test_user_defined_tokens_are_always_found(tmp_path: Path):
     assert 2 not in tokenizer.encode("abc</s>")
 
 
-@pytest.mark.parametrize("pre", ["default", "gpt-2", "smollm", "qwen2", "llama-bpe", "deepseek-r1-qwen", "starcoder", "refact", "llama3", "llama-v3"])
+@pytest.mark.parametrize("pre", KNOWN_WORDS)
 def test_every_pre_tokenizer_keeps_the_text(tmp_path: Path, pre: str):
     """Cuts are a partition of the text, whatever it is; Llama 3 adds bos by default."""
     tokenizer = made(tmp_path, {"tokenizer.ggml.pre": pre})
     for text in documents(20)[-60:]:
         assert "".join(text[start:stop] for start, stop in cuts(tokenizer, text)) == text
-    assert (tokenizer.bos_id == 1) == pre.startswith("llama")
+    assert (tokenizer.bos_id == 1) == (pre.startswith("llama") or pre == "tekken")
 
 
 def cuts(tokenizer: TextTokenizer, text: str) -> list[tuple[int, int]]:
@@ -256,6 +257,10 @@ WORDS = {
     "smollm": ("x12  foo!!", ["x", "1", "2", " ", " foo", "!!"]),
     "qwen2": ("x12 I'LL\n\n(foo", ["x", "1", "2", " I", "'LL", "\n\n", "(foo"]),
     "llama-bpe": ("x1234 I'LL\n\n(foo", ["x", "123", "4", " I", "'LL", "\n\n", "(foo"]),
+    "dbrx": ("x1234 I'LL\n\n(foo", ["x", "123", "4", " I", "'LL", "\n\n", "(foo"]),
+    "tekken": ("fooBar12 He'll ÀÉx//\n", ["foo", "Bar", "1", "2", " He", "'ll", " ÀÉx", "//\n"]),
+    "gpt-4o": ("fooBar1234 He'll ÀÉx//\n", ["foo", "Bar", "123", "4", " He'll", " ÀÉx", "//\n"]),
+    "olmo": ("x1234  foo!!", ["x", "1234", " ", " foo", "!!"]),
 }
 
 
@@ -322,7 +327,7 @@ def test_bad_templates_give_one_line(tmp_path: Path, text: str):
 BAD_METADATA = {
     "tokenizer model 'bert'": {"tokenizer.ggml.model": "bert"},
     "tokenizer model None": {"tokenizer.ggml.model": None},
-    "pre-tokenizer 'tekken'": {"tokenizer.ggml.pre": "tekken"},
+    "pre-tokenizer 'viking'": {"tokenizer.ggml.pre": "viking"},
     "tokens must be a list": {"tokenizer.ggml.tokens": "abc"},
     "one integer for each of 24": {"tokenizer.ggml.token_type": np.ones(3, dtype=np.int32)},
     "merges must be a list": {"tokenizer.ggml.merges": None},
@@ -345,8 +350,8 @@ def test_bad_vocabularies_are_named(tmp_path: Path, message: str):
 
 
 def test_unsupported_is_its_own_kind(tmp_path: Path):
-    with pytest.raises(Unsupported, match="supported are default, gpt-2, smollm"):
-        made(tmp_path, {"tokenizer.ggml.pre": "tekken"})
+    with pytest.raises(Unsupported, match="supported are default, gpt-2, olmo, smollm"):
+        made(tmp_path, {"tokenizer.ggml.pre": "viking"})
 
 
 def test_mistakes_of_the_caller(tmp_path: Path):

@@ -119,6 +119,8 @@ def open_model(path: Path) -> tuple[FileCheckpoint, TextTokenizer]:
 def folder_tokenizer(folder: Path, now: datetime | None = None) -> TextTokenizer:
     """The tokenizer of a Hugging Face folder with a tokenizer.json. Raises BadModelFile, Unsupported."""
     path = folder / "tokenizer.json"
+    if not path.exists() and (folder / "tokenizer.model").exists():
+        raise Unsupported(f"{folder}: holds tokenizer.model but no tokenizer.json; save its tokenizer with transformers, which writes tokenizer.json")
     settings = read_json(path)
     try:
         core = tokenizers.Tokenizer.from_file(str(path))

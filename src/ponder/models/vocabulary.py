@@ -21,10 +21,15 @@ MAX_TOKEN_LEN = 1024  # characters of a SentencePiece token; bounds the search f
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"  # words are cut where a capital follows a small letter
+SUFFIX, REST = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?", r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TEKKEN = rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*|\p{{N}}|{REST}"
+GPT4O = rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{SUFFIX}|\p{{N}}{{1,3}}|{REST}"
 # tokenizer.ggml.pre -> patterns that cut the text one after the other; what lies between matches is a word too
 WORDS = {
     "default": (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
     "gpt-2": (GPT2,),
+    "olmo": (GPT2,),
     "smollm": (r"\p{N}", GPT2),
     "starcoder": (r"\p{N}", GPT2),
     "refact": (r"\p{N}", GPT2),
@@ -33,8 +38,13 @@ WORDS = {
     "llama-bpe": (LLAMA3,),
     "llama3": (LLAMA3,),
     "llama-v3": (LLAMA3,),
+    "dbrx": (LLAMA3,),  # OLMo2, Phi-4
+    "smaug-bpe": (LLAMA3,),  # SmolLM3
+    "tekken": (TEKKEN,),  # Mistral Nemo
+    "gpt-4o": (GPT4O,),  # Phi-4-mini
 }
-LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")  # take whole words from the vocabulary first, and add bos
+LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3", "tekken")  # take whole words from the vocabulary first, and add bos
+PLAIN_SPECIALS = ("<unk>", "<s>", "<|endoftext|>")  # of Phi-3; its other special tokens swallow the white space after them
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,9 @@ def read_vocabulary(source: str, metadata: Mapping[str, object]) -> Vocabulary:
     usable = {text: i for text, i in ids.items() if types[i] != UNUSED}
     try:
         core = _sentencepiece(source, metadata, usable, types) if is_spm else _byte_level(source, metadata, usable, str(pre))
-        core.add_tokens([_added(texts[i], types[i]) for i in np.flatnonzero(np.isin(types, (UNKNOWN, CONTROL, USER_DEFINED))) if texts[i]])
+        is_phi3 = is_spm and metadata.get("general.architecture") == "phi3"
+        special = [i for i in np.flatnonzero(np.isin(types, (UNKNOWN, CONTROL, USER_DEFINED))) if texts[i]]
+        core.add_tokens([_added(texts[i], types[i], is_greedy=is_phi3 and texts[i] not in PLAIN_SPECIALS) for i in special])
     except (BadModelFile, MemoryError):
         raise
     except Exception as error:  # the library raises bare Exception
@@ -161,9 +173,12 @@ def _merges(ids: Mapping[str, int], scores: np.ndarray) -> list[tuple[str, str]]
     return merges
 
 
-def _added(text: str, kind: int) -> AddedToken:
-    """A token that is found in the text before words are cut; control tokens only where the caller asks for them."""
-    return AddedToken(text, normalized=False, special=kind != USER_DEFINED)
+def _added(text: str, kind: int, *, is_greedy: bool) -> AddedToken:
+    """A token that is found in the text before words are cut; control tokens only where the caller asks for them.
+
+    is_greedy: it takes the white space after it along.
+    """
+    return AddedToken(text, normalized=False, special=kind != USER_DEFINED, rstrip=is_greedy)
 
 
 def _piece(text: str, kind: int, is_spm: bool) -> bytes:
