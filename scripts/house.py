@@ -26,7 +26,7 @@ SHARED = {  # technique folder -> files in it that are shared parts of the room,
     "infer": {"__init__", "ops", "compose"},
     "infer/resample": {"__init__"},
     "verify": {"__init__", "answers", "measure", "coverage", "math_process", "math_worker", "sandbox", "sandbox_child"},
-    "accelerate/weights": {"__init__"},
+    "accelerate/weights": {"__init__", "codes"},
 }
 CATALOGUE = {  # technique folder -> dicts of catalogue.py that name its techniques
     "infer": ("STRATEGIES",),

@@ -11,6 +11,8 @@ from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.accelerate.weights.dense import Bf16, Bf16Head, Float32
 from ponder.accelerate.weights.int4 import Int4
 from ponder.accelerate.weights.int8 import Int8, Int8Head
+from ponder.accelerate.weights.int8_dynamic import Int8Dynamic
+from ponder.accelerate.weights.mixed import Mixed
 from ponder.core.asks import AnswerReader, WholeText
 from ponder.core.errors import UnknownName
 from ponder.core.formats import WeightFormat
@@ -96,6 +98,8 @@ SCORERS = {  # those that know the reference: tasks use them, strategies never s
 WEIGHTS: dict[str, WeightFormat] = {
     "int4": Int4(),
     "int8": Int8(),
+    "int8-dynamic": Int8Dynamic(),
+    "mixed": Mixed(few=Int4(), many=Bf16()),
     "bf16": Bf16(),
     "fp32": Float32(),
 }
@@ -103,6 +107,8 @@ WEIGHTS: dict[str, WeightFormat] = {
 HEADS: dict[str, WeightFormat] = {  # the output head's format beside each: logits in float32
     "int4": Int8Head(),
     "int8": Int8Head(),
+    "int8-dynamic": Int8Head(),
+    "mixed": Int8Head(),
     "bf16": Bf16Head(),
     "fp32": Float32(),
 }

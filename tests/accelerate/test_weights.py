@@ -7,13 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from ponder.accelerate.weights.codes import GROUP, MAX_VALUES, spans, stored_groups
 from ponder.accelerate.weights.dense import Bf16, Bf16Head, Float32
-from ponder.accelerate.weights.int4 import GROUP, Int4, unpack
+from ponder.accelerate.weights.int4 import Int4, interleaved
 from ponder.accelerate.weights.int8 import Int8, Int8Head
+from ponder.accelerate.weights.int8_dynamic import Int8Dynamic
 from ponder.core.errors import Unsupported
+from ponder.models.dequantize import KINDS, dequantize
 
-FORMATS = [Float32(), Bf16(), Bf16Head(), Int8(), Int8Head(), Int4()]
-ROW_COUNTS = (1, 2, 3, 5, 8, 16, 17, 33, 64, 100, 256, 511)
+FORMATS = [Float32(), Bf16(), Bf16Head(), Int8(), Int8Dynamic(), Int8Head(), Int4()]
+ROW_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 15, 16, 17, 31, 33, 64, 65, 100, 128, 256, 511)
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,8 @@ class InMemory:
     def dense(self, start: int = 0, stop: int | None = None) -> Tensor:
         return self.weight[start:stop].clone()
 
-    def blocks(self) -> np.ndarray:
-        return self.weight.numpy().view(np.uint8)
+    def blocks(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        return self.weight[start:stop].numpy().view(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class Blocks:
     def dense(self, start: int = 0, stop: int | None = None) -> Tensor:
         raise AssertionError("blocks that the kernel takes as they are went through float32")
 
-    def blocks(self) -> np.ndarray:
-        return self.stored
+    def blocks(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        return self.stored[start:stop]
 
 
 def dtype_of(fmt: object) -> torch.dtype:
@@ -108,20 +111,52 @@ def test_the_row_law_has_teeth():
     assert rows_depend(lambda rows: torch.nn.functional.linear(rows, w.bfloat16()), x.bfloat16()) == [1]
 
 
-@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1"])
+def random_blocks(kind: str, rows: int, columns: int) -> np.ndarray:
+    """uint8 [rows, bytes per row] of random codes under scales and minima of ordinary size."""
+    rng, storage = np.random.default_rng(2), KINDS[kind]
+    stored = rng.integers(0, 256, (rows * columns // storage.values, storage.nbytes), dtype=np.uint8)
+    num_halves = 1 if kind == "Q4_0" else 2
+    stored[:, : 2 * num_halves] = rng.uniform(0.01, 0.02, (len(stored), num_halves)).astype(np.float16).view(np.uint8)
+    return stored.reshape(rows, -1)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q4_K"])
 def test_int4_takes_stored_blocks_as_they_are(kind: str):
-    rng = np.random.default_rng(2)
-    rows, groups = 16, 3
-    header = rng.normal(size=(rows, groups, 2 if kind == "Q4_1" else 1)).astype(np.float16)
-    nibbles = rng.integers(0, 256, (rows, groups, 16), dtype=np.uint8)
-    stored = np.concatenate([header.view(np.uint8).reshape(rows, groups, -1), nibbles], -1).reshape(rows, -1)
-    codes = np.concatenate([nibbles & 15, nibbles >> 4], -1).astype(np.float32)
-    d = header[..., :1].astype(np.float32)
-    wanted = torch.from_numpy(codes * d + header[..., 1:].astype(np.float32) if kind == "Q4_1" else (codes - 8) * d).reshape(rows, -1)
-    packed = Int4().pack((Blocks(stored, kind, (rows, groups * GROUP)),))
-    found = packed.apply(torch.eye(groups * GROUP, dtype=torch.bfloat16)).float().t()
-    assert (found - wanted).abs().max() <= 2.0**-7 * wanted.abs().max()
-    assert torch.equal(unpack(stored, kind)[0], torch.from_numpy(codes).reshape(rows, -1).to(torch.uint8))
+    """The file's weights but for bfloat16 in scales and zeros; `Blocks` has no float32 to offer."""
+    stored = random_blocks(kind, 80, 512)
+    wanted = torch.from_numpy(dequantize(KINDS[kind], stored))
+    packed = Int4().pack((Blocks(stored, kind, (80, 512)),))
+    found = packed.apply(torch.eye(512, dtype=torch.bfloat16)).float().t()
+    grouped = lambda w: w.view(80, -1, GROUP)
+    largest = grouped(wanted).abs().amax(-1, keepdim=True)
+    assert ((grouped(found) - grouped(wanted)).abs() <= 2.0**-7 * largest + 2.0**-9 * 15 * 0.02).all()
+    groups = stored_groups(stored, kind)
+    shift = grouped(wanted) - grouped(groups.codes).float() * groups.scales.float()[..., None]
+    assert (shift.amax(-1) - shift.amin(-1)).max() <= 15 * 2.0**-8 * groups.scales.float().max(), "codes are not the file's"
+
+
+def test_swapped_nibbles_are_not_the_stored_blocks():
+    stored = random_blocks("Q4_K", 16, 256)
+    swapped = stored.reshape(-1, 144).copy()
+    swapped[:, 16:] = swapped[:, 16:] >> 4 | swapped[:, 16:] << 4
+    wanted = torch.from_numpy(dequantize(KINDS["Q4_K"], stored))
+    near, far = ((stored_groups(raw.reshape(16, -1), "Q4_K").dense() - wanted).abs().max() / wanted.abs().max() for raw in (stored, swapped))
+    assert near < 0.01 < 0.5 < far
+
+
+@pytest.mark.parametrize("rows", [16, 80, 4096 + 48])
+def test_the_kernels_layout_may_be_made_in_steps(rows: int):
+    codes = torch.randint(0, 16, (rows, 512), dtype=torch.uint8)
+    assert rows < 4000 or rows * 512 > MAX_VALUES, "no second step"
+    assert torch.equal(interleaved(codes), torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1))
+
+
+@pytest.mark.parametrize("shape", [(1, 32), (7, 1 << 21), (5000, 640)])
+def test_spans_cover_all_rows_once_and_stay_small(shape: tuple[int, int]):
+    part = Blocks(np.empty(0), "F32", shape)
+    found = list(spans(part))
+    assert [row for start, stop in found for row in range(start, stop)] == list(range(shape[0]))
+    assert all((stop - start) * shape[1] <= MAX_VALUES or stop - start == 1 for start, stop in found)
 
 
 def test_int4_refuses_shapes_that_the_kernel_cannot_do():

@@ -251,7 +251,7 @@ def _read_shards(shards: list[ModelFile]) -> dict[str, Entry]:
                 raise BadModelFile(f"{path}: tensor {name!r} is in another shard too")
             if dtype not in ("F32", "F16", "BF16"):
                 raise Unsupported(f"{path}: tensor {name!r} is stored as {dtype}; F32, F16 and BF16 are supported")
-            entries[name] = Entry(shape, KINDS[dtype], partial(_safetensor_rows, shard, starts[name], shape[-1:], KINDS[dtype]))
+            entries[name] = Entry(shape, KINDS[dtype], _rows_at(shard, starts[name], KINDS[dtype].row_nbytes((shape or (1,))[-1])))
     return entries
 
 
@@ -265,6 +265,6 @@ def _tensor_starts(shard: ModelFile) -> dict[str, int]:
         raise BadModelFile(f"{shard.path}: its header cannot be read: {error}") from error
 
 
-def _safetensor_rows(shard: ModelFile, at: int, columns: tuple[int, ...], storage: Kind, start: int, stop: int) -> np.ndarray:
-    nbytes = storage.row_nbytes(*columns)
-    return shard.read(at + start * nbytes, (stop - start) * nbytes).reshape(-1, nbytes)
+def _rows_at(shard: ModelFile, at: int, nbytes: int) -> Callable[[int, int], np.ndarray]:
+    """`read` of an Entry whose rows of `nbytes` each begin at byte `at`."""
+    return lambda start, stop: shard.read(at + start * nbytes, (stop - start) * nbytes).reshape(-1, nbytes)

@@ -14,20 +14,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ponder.accelerate.weights.codes import dense_rows
 from ponder.core.formats import LayerBody, LayerWeights, ModelConfig, RawTensor
-
-CHUNK = 2048  # rows decoded to float32 at a time
 
 
 def stack_rows(parts: tuple[RawTensor, ...], dtype: torch.dtype) -> Tensor:
     """[sum of out_features, in_features] of all parts in `dtype`, decoded a few rows at a time."""
     stacked = torch.empty(sum(part.shape[0] for part in parts), parts[0].shape[1], dtype=dtype)
     at = 0
-    for part in parts:
-        for start in range(0, part.shape[0], CHUNK):
-            stop = min(start + CHUNK, part.shape[0])
-            stacked[at + start : at + stop] = part.dense(start, stop)
-        at += part.shape[0]
+    for rows in dense_rows(parts):
+        stacked[at : at + len(rows)] = rows
+        at += len(rows)
     return stacked
 
 

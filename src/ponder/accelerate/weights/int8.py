@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ponder.accelerate.weights.codes import row_codes
 from ponder.core.formats import LayerBody, LayerWeights, ModelConfig, RawTensor
 
-CHUNK = 2048  # rows decoded to float32 at a time
 PACKED_ROWS = 16  # number of input rows that the packed head is tuned for
 FINE = 254  # steps of the second activation term in one of the first
 
@@ -83,19 +83,3 @@ class Int8Head:
 
     def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
         return None
-
-
-def row_codes(parts: tuple[RawTensor, ...], scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """int8 codes [rows, in] and scales [rows] of all parts, stacked; decoded a few rows at a time."""
-    blocks = [
-        quantise(part.dense(start, min(start + CHUNK, part.shape[0])), scale_dtype) for part in parts for start in range(0, part.shape[0], CHUNK)
-    ]
-    return torch.cat([codes for codes, _ in blocks]), torch.cat([scales for _, scales in blocks])
-
-
-def quantise(weight: Tensor, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """float32 [rows, in] -> int8 codes [rows, in], scales [rows]. A row of zeros gets scale 1."""
-    largest = weight.abs().amax(1)
-    scales = torch.where(largest > 0, largest / 127, torch.ones_like(largest)).to(scale_dtype)
-    codes = (weight / scales.float()[:, None]).round_().clamp_(-127, 127)
-    return codes.to(torch.int8), scales

@@ -1,0 +1,110 @@
+"""Two copies of a matrix, and the number of rows chooses: int4 for few, bfloat16 for many, within a memory limit.
+
+Paper      none.
+Equation   y = few(x) below `switch_rows` rows, many(x) from there on; both of w = (code - 8) scale + zero, rounded to bfloat16 in the second.
+Shapes     W [out, in]; x [rows, in] -> y [rows, out], both bfloat16.
+Guarantee  approximate: int4's error, and the rounding to bfloat16 of each weight more where many rows meet. A row's result is the same bits in
+           any company on one side of the switch; across it the results differ by at most 2^-7 of sum |x w|. Where no bit may depend on
+           neighbours, take Int4 or Bf16.
+Cost       0.625 bytes a weight, 2 more for each copy; at most `max_bytes` for the copies of a model, largest matrices first: they gain most per byte.
+Choose     one server for single questions and for crowds, without a compiled kernel.
+Differs    the switch is a constant, not calibrated at load: a timing would make results depend on the machine's mood. On two models and eight
+           shapes int4 wins up to 4 rows (its kernel takes rows by fours), packed bfloat16 from 6: benchmarks/results/weight_formats.jsonl.
+"""
+
+import weakref
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from ponder.accelerate.weights.codes import groups_of
+from ponder.core.errors import BadField
+from ponder.core.formats import LayerBody, LayerWeights, Linear, ModelConfig, RawTensor, WeightFormat
+
+SWITCH_ROWS = 5
+
+
+@dataclass(eq=False)
+class MixedLinear:
+    """A matrix for few rows; the copy for many is made when all matrices are known."""
+
+    few: Linear
+    switch_rows: int
+    parts: tuple[RawTensor, ...]  # what the copy is made of, empty afterwards
+    num_weights: int
+    many: Linear | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.few.nbytes + (self.many.nbytes if self.many is not None else 0)
+
+    def apply(self, x: Tensor) -> Tensor:
+        return (self.few if self.many is None or len(x) < self.switch_rows else self.many).apply(x)
+
+
+@dataclass(frozen=True)
+class FourBitValues:
+    """A RawTensor of the values that int4 gives to another."""
+
+    raw: RawTensor
+    kind: str = "groups"
+
+    @property
+    def name(self) -> str:
+        return self.raw.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.raw.shape
+
+    def dense(self, start: int = 0, stop: int | None = None) -> Tensor:
+        return groups_of(self.raw, start, self.shape[0] if stop is None else stop).dense()
+
+    def blocks(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        return self.dense(start, stop).numpy().view(np.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """few: int4. many: a format for the same values. `fuse` of a model's first layer makes the copies, when all its matrices are packed."""
+
+    few: WeightFormat
+    many: WeightFormat
+    max_bytes: int = 1 << 30  # of all copies of a model
+    switch_rows: int = SWITCH_ROWS  # from so many rows on the copy multiplies
+    error: float = 0.084  # int4's and the rounding to bfloat16
+    waiting: list[weakref.ref[MixedLinear]] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 0:
+            raise BadField(f"mixed weights: max_bytes is {self.max_bytes}; must be at least 0, which makes no copies")
+        if self.switch_rows < 2:
+            raise BadField(f"mixed weights: switch_rows is {self.switch_rows}; must be at least 2: for a copy that is always used, take its format")
+
+    @property
+    def name(self) -> str:
+        """Differs where results do."""
+        return f"mixed-{self.few.name}-{self.many.name}-{self.max_bytes}-{self.switch_rows}"
+
+    def pack(self, parts: tuple[RawTensor, ...]) -> MixedLinear:
+        """Raises Unsupported as `few` does."""
+        num_weights = sum(part.shape[0] for part in parts) * parts[0].shape[1]
+        matrix = MixedLinear(self.few.pack(parts), self.switch_rows, tuple(map(FourBitValues, parts)), num_weights)
+        self.waiting.append(weakref.ref(matrix))
+        return matrix
+
+    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
+        self.make_copies()
+        return None
+
+    def make_copies(self) -> None:
+        """Gives the matrices packed so far their copies, in order of size, as far as the limit reaches; the others stay as they are."""
+        matrices = sorted((m for ref in self.waiting if (m := ref()) is not None), key=lambda m: -m.num_weights)
+        self.waiting.clear()
+        left = self.max_bytes
+        for matrix in matrices:
+            if 2 * matrix.num_weights <= left:
+                matrix.many = self.many.pack(matrix.parts)
+                left -= matrix.many.nbytes
+            matrix.parts = ()
