@@ -24,6 +24,7 @@ import torch
 import xllamacpp
 from lib.rows import append
 
+from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.accelerate.weights.dense import Bf16, Bf16Head
 from ponder.accelerate.weights.int4 import Int4
 from ponder.accelerate.weights.int8 import Int8Head
@@ -50,7 +51,7 @@ def cases(round_number: int) -> dict[str, list[str]]:
 
 
 def ponder_engine(path: Path, tokenizer: TextTokenizer, weights: WeightFormat, head: WeightFormat) -> Generate:
-    process = LocalProcess(load(open_checkpoint(path), weights, head), tokenizer)
+    process = LocalProcess(load(open_checkpoint(path), weights, head), tokenizer, Sarathi())
 
     def generate(questions: list[str], num_tokens: int) -> int:
         for seed, question in enumerate(questions):

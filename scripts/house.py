@@ -26,12 +26,14 @@ SHARED = {  # technique folder -> files in it that are shared parts of the room,
     "infer": {"__init__", "ops", "compose"},
     "infer/resample": {"__init__"},
     "verify": {"__init__", "answers", "measure", "coverage", "math_process", "math_worker", "sandbox", "sandbox_child"},
+    "accelerate/schedule": {"__init__"},
     "accelerate/weights": {"__init__", "codes"},
 }
 CATALOGUE = {  # technique folder -> dicts of catalogue.py that name its techniques
     "infer": ("STRATEGIES",),
     "infer/resample": ("RESAMPLERS",),
     "verify": ("VERIFIERS", "SCORERS"),
+    "accelerate/schedule": ("SCHEDULERS",),
     "accelerate/weights": ("WEIGHTS",),
 }
 TECHNIQUE_PACKAGES = {"torch", "numpy", "math_verify", "reasoning_gym", "sympy"}  # third-party imports open to techniques
@@ -40,7 +42,7 @@ HEADINGS = ("Paper", "Equation", "Shapes", "Guarantee", "Cost", "Choose", "Diffe
 HEADING = re.compile(rf"^\**({'|'.join(HEADINGS)})\**:?[ \n]+", re.MULTILINE)
 GUARANTEES = {"exact", "unbiased", "biased", "approximate"}
 BANNED_NAMES = {"utils", "util", "common", "base", "manager", "helpers", "helper", "misc"}
-SMALL_ROOMS, SMALL_LINES = ("core", "engine", "run", "infer"), 4000  # without technique files
+SMALL_ROOMS, SMALL_LINES = ("core", "engine", "run", "infer"), 5500  # without technique files
 TEXT_FILES = {".py", ".md", ".toml", ".lock", ".jsonl", ".json", ".sh", ".yml", ".txt", ".typed", ""}
 FOREIGN = re.compile(r"/(?:work|opt|root|farm|home)/|\.librar[y]/|pypi\.org|pythonhosted\.org")
 

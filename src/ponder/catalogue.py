@@ -1,6 +1,6 @@
 """Names and the objects they stand for. The only place where strings become techniques; one dict literal per role."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,11 +17,11 @@ from ponder.core.asks import AnswerReader, WholeText
 from ponder.core.errors import UnknownName
 from ponder.core.formats import WeightFormat
 from ponder.core.roles import Resampler, Strategy, Verifier
+from ponder.core.schedule import Scheduler
 from ponder.core.votes import by_path_probability, by_verdict, one_each
 from ponder.engine.open import open_process
 from ponder.engine.pages import INT8, PLAIN, KVFormat
-from ponder.engine.process import LocalProcess
-from ponder.engine.schedule import Scheduler
+from ponder.engine.process import LocalProcess, Settings
 from ponder.infer.beam import Beam
 from ponder.infer.best_of_n import BestOfN
 from ponder.infer.diverse_beam import DiverseBeam
@@ -148,18 +148,18 @@ def strategy(spec: str) -> Strategy:
 
 def open_model(
     path: Path, weights: str = "int4", threads: int | None = None, *, scheduler: str = "sarathi", kv: str = "plain",
-    kv_bytes: int = 1 << 31, max_rows: int = 64, chunk: int = 512,
+    settings: Settings | None = None,
 ) -> LocalProcess:  # fmt: skip
     """The model at `path` as a running process. Raises UnknownName for a format or scheduler, BadModelFile, Unsupported.
 
-    kv_bytes: bound on keys and values; max_rows: most sequences computed at once; chunk: tokens that a step should not exceed.
+    settings: bounds of the process; `kv` overrides its KV format.
     """
     for kind, name, table in (("weight format", weights, WEIGHTS), ("scheduler", scheduler, SCHEDULERS), ("KV format", kv, KV_FORMATS)):
         if name not in table:
             raise UnknownName(kind, name, table)  # type: ignore[arg-type]
     return open_process(
         path, weights=WEIGHTS[weights], head=HEADS[weights], dtype=torch.float32 if weights == "fp32" else torch.bfloat16, threads=threads,
-        scheduler=SCHEDULERS[scheduler], kv_format=KV_FORMATS[kv], kv_bytes=kv_bytes, max_rows=max_rows, chunk=chunk,
+        scheduler=SCHEDULERS[scheduler], settings=replace(settings or Settings(), kv_format=KV_FORMATS[kv]),
     )  # fmt: skip
 
 

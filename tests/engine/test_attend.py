@@ -1,5 +1,6 @@
 """Attention over pages: both kernels against plain softmax, equal bits whatever runs beside, trees, windows, dropped keys, merging."""
 
+import itertools
 import math
 import random
 from dataclasses import replace
@@ -21,7 +22,9 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 
 
-def make(is_native: bool, config: ModelConfig = CONFIG, kv: KVFormat = PLAIN, dtype: torch.dtype = torch.bfloat16, is_shared: bool = True) -> Attention:
+def make(
+    is_native: bool, config: ModelConfig = CONFIG, kv: KVFormat = PLAIN, dtype: torch.dtype = torch.bfloat16, is_shared: bool = True
+) -> Attention:
     pool = Pool((config.num_layers, config.num_kv_heads, config.head_dim), dtype, 1 << 25, kv)
     found = Attention(config, pool, is_native=is_native, is_shared=is_shared)
     assert (found.kernel is not None) == (is_native and dtype == torch.bfloat16)
@@ -208,14 +211,20 @@ def test_heads_may_keep_different_keys(is_native: bool, window: int | None):
         assert sequence.reserve(at + 1)
         assert neighbour.reserve(neighbour.num_tokens + 1)
         start = neighbour.num_tokens
-        rows = {id(sequence): (q[at : at + 1], k[at : at + 1], v[at : at + 1]), id(neighbour): tuple(x[start:] for x in rows_of(config, 2, start + 1))}
+        rows = {
+            id(sequence): (q[at : at + 1], k[at : at + 1], v[at : at + 1]),
+            id(neighbour): tuple(x[start:] for x in rows_of(config, 2, start + 1)),
+        }
         found = run(attention, [Span(sequence, at, at + 1, 100), Span(neighbour, start, start + 1, 50)], rows)[id(sequence)]  # type: ignore[arg-type]
         for head in range(2):
             places = [*kept[head], *range(100, at + 1)]
             seen = torch.tensor([[p > at - window for p in places]]) if window else torch.ones(1, len(places), dtype=torch.bool)
             one = replace(config, num_heads=3, num_kv_heads=1)
             mine = slice(head * 3, head * 3 + 3)
-            error = found[0].view(6, -1)[mine].flatten().double() - wanted(one, q[at : at + 1, mine], k[places, head : head + 1], v[places, head : head + 1], seen)[0]
+            error = (
+                found[0].view(6, -1)[mine].flatten().double()
+                - wanted(one, q[at : at + 1, mine], k[places, head : head + 1], v[places, head : head + 1], seen)[0]
+            )
             assert error.abs().max() < 0.06
 
 
@@ -234,7 +243,7 @@ def test_lse_and_merging():
     at = torch.arange(600, 700).repeat_interleave(3)
     for cuts in ([0, 700], [0, 64, 700], [0, 1, 300, 650, 700]):
         pieces = []
-        for a, b in zip(cuts, cuts[1:]):
+        for a, b in itertools.pairwise(cuts):
             mask = torch.where(torch.arange(a, b) <= at[:, None], 0.0, -math.inf)
             pieces.append(attention_reference(q_BKME, keys[:, :, a:b], values[:, :, a:b], mask))
         merged, merged_lse = merge(pieces)
@@ -279,7 +288,7 @@ def test_shared_runs_are_a_tree():
         mine = sorted((r for r in runs if r[0] <= i < r[1]), key=lambda r: r[5])
         assert mine[0][3] == 0
         assert mine[-1][4] == -1
-        assert all(a[4] == b[3] and a[5] + 1 == b[5] for a, b in zip(mine, mine[1:]))
+        assert all(a[4] == b[3] and a[5] + 1 == b[5] for a, b in itertools.pairwise(mine))
         assert len(mine) == (1 if span.sequence is other else 2 if span.sequence is members[4] else 3)
     assert {(r[1] - r[0], r[3], r[4]) for r in runs if r[4] >= 0} == {(5, 0, 5), (2, 5, 9)}
     assert all(r[3:] == (0, -1, 0) for r in shared_runs(spans, False))

@@ -1,6 +1,7 @@
 """Pages and sequences against a naive store, under ten thousand random forks, extensions, drops and releases."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,8 +144,7 @@ def test_trimmed_memory_is_given_back_and_comes_back_as_zeros():
 
 
 def resident() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
 
 
 def test_int8_errs_by_half_a_step():

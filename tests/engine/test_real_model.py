@@ -8,13 +8,14 @@ import pytest
 import torch
 import transformers
 
+from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.accelerate.weights.dense import Bf16, Bf16Head, Float32
 from ponder.accelerate.weights.int4 import Int4
 from ponder.accelerate.weights.int8 import Int8, Int8Head
 from ponder.core.asks import GREEDY, Expand, Extend, Extension, Prefix, Sampling, Score, chat
 from ponder.core.formats import WeightFormat
 from ponder.engine.open import open_process
-from ponder.engine.process import LocalProcess
+from ponder.engine.process import LocalProcess, Settings
 from ponder.models.checkpoint import HF_NAMES, FileCheckpoint, open_checkpoint
 from ponder.models.decoder import load
 from ponder.models.tokenizer import TextTokenizer, open_tokenizer
@@ -70,13 +71,13 @@ def greedy(process: LocalProcess) -> list[Extension]:
 
 def test_greedy_text_equals_transformers(model, oracle):
     checkpoint, tokenizer = model
-    exact = LocalProcess(load(checkpoint, Float32(), None, torch.float32), tokenizer)
+    exact = LocalProcess(load(checkpoint, Float32(), None, torch.float32), tokenizer, Sarathi())
     answers = greedy(exact)
     assert sum(len(a.prefix.tokens) for a in answers) > 120
     assert max(shortfalls(oracle, exact, answers)) < 1e-3
     assert "Paris" in answers[0].prefix.text
     del exact
-    rounded = LocalProcess(load(checkpoint, Bf16(), Bf16Head()), tokenizer)
+    rounded = LocalProcess(load(checkpoint, Bf16(), Bf16Head()), tokenizer, Sarathi())
     missing = shortfalls(oracle, rounded, greedy(rounded))
     assert max(missing) < 0.5
     assert sum(x == 0 for x in missing) > 0.95 * len(missing)
@@ -88,13 +89,13 @@ def test_an_answer_is_the_same_whatever_runs_beside_it(model, weights: WeightFor
     checkpoint, tokenizer = model
     decoder = load(checkpoint, weights, Bf16Head() if isinstance(weights, Bf16) else Int8Head())
     asks = [Extend(prefix=Prefix(chat(q, max_tokens=14)), seed=i, sampling=Sampling(temperature=0.9)) for i, q in enumerate(QUESTIONS)]
-    alone = [answer_turn([ask], LocalProcess(decoder, tokenizer))[0].prefix for ask in asks]
-    crowd = LocalProcess(decoder, tokenizer, chunk=50)
+    alone = [answer_turn([ask], LocalProcess(decoder, tokenizer, Sarathi()))[0].prefix for ask in asks]
+    crowd = LocalProcess(decoder, tokenizer, Sarathi(), Settings(chunk=50))
     others = [Expand(prefix=Prefix(asks[0].prefix.prompt), num=5), Score(prefix=Prefix(asks[1].prefix.prompt), options=(" Yes, it is.", " No"))]
     for _ in ("computed", "cached"):
         assert [a.prefix for a in answer_turn([*asks, *others], crowd)[: len(asks)]] == alone
     halves = [a.prefix for a in answer_turn([replace(ask, max_tokens=5) for ask in asks], crowd)]
-    for process in (crowd, LocalProcess(decoder, tokenizer, kv_bytes=0, max_rows=3)):
+    for process in (crowd, LocalProcess(decoder, tokenizer, Sarathi(), Settings(kv_bytes=1 << 25, max_rows=3))):
         open_ends = [(ask, half, whole) for ask, half, whole in zip(asks, halves, alone) if not half.is_final]
         assert [a.prefix for a in answer_turn([replace(ask, prefix=half) for ask, half, _ in open_ends], process)] == [
             whole for _, _, whole in open_ends

@@ -9,7 +9,7 @@ from torch import Tensor
 from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.accelerate.weights.dense import Bf16, Bf16Head, Float32
 from ponder.core.formats import ModelConfig
-from ponder.engine.process import LocalProcess
+from ponder.engine.process import LocalProcess, Settings
 from ponder.models.checkpoint import HF_NAMES
 from ponder.models.decoder import Decoder, load
 
@@ -98,4 +98,4 @@ def tiny_decoder(family: str = "llama", *, is_exact: bool = False, context_len: 
 
 
 def tiny_process(decoder: Decoder, *, max_rows: int = 64, kv_bytes: int = 1 << 24, chunk: int = 512) -> LocalProcess:
-    return LocalProcess(decoder, ByteTokenizer(), Sarathi(), max_rows=max_rows, kv_bytes=kv_bytes, chunk=chunk)
+    return LocalProcess(decoder, ByteTokenizer(), Sarathi(), Settings(max_rows=max_rows, kv_bytes=kv_bytes, chunk=chunk))

@@ -13,8 +13,10 @@ Grouped heads are never expanded. A tree's tokens (speculation) see the keys bef
 Shapes: T flat tokens, B batch of a call, H query heads, K key heads, G = H / K, E head width, C padded keys, M query rows.
 """
 
+import abc
 import math
-from collections.abc import Iterable, Sequence as Seq
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,7 +27,8 @@ from torch import Tensor
 
 from ponder.core.formats import ModelConfig
 from ponder.engine.pages import PAGE, Pool, Sequence
-from ponder.native.attention import BLOCK as NATIVE_BLOCK, Kernel, Tokens, open_kernel
+from ponder.native.attention import BLOCK as NATIVE_BLOCK
+from ponder.native.attention import Kernel, Tokens, open_kernel
 
 BLOCK = 16  # prompt tokens whose query rows are computed together (PyTorch)
 NUM_TAIL_BITS = 64
@@ -90,7 +93,7 @@ class Attention:
         return self.known[1]
 
 
-class StepPlan:
+class StepPlan(abc.ABC):
     """The attention of one step; its `attend` is what Decoder.forward calls. Flat tokens are in the order of the spans."""
 
     def __init__(self, attention: Attention, spans: Seq[Span]) -> None:
@@ -100,9 +103,9 @@ class StepPlan:
         self.positions = torch.from_numpy(np.concatenate([span.positions for span in spans]) if has_trees else self.places)
         self.has_trees = has_trees
 
+    @abc.abstractmethod
     def attend(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
         """Writes k and v into their pages and returns what every token reads, [T, H * E]."""
-        raise NotImplementedError
 
 
 class NativePlan(StepPlan):
@@ -132,13 +135,13 @@ class NativePlan(StepPlan):
         )
 
     def attend(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
-        return self.plan.run(layer, self.config.window(layer) or 0, self.config.attn_softcap or 0.0, q_THE, k_TKE, v_TKE)
+        return self.plan.run(layer, q_THE, k_TKE, v_TKE, window=self.config.window(layer) or 0, softcap=self.config.attn_softcap or 0.0)
 
     def attend_with_lse(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> tuple[Tensor, Tensor]:
         """attend, and the log of the sum of exponentiated scores, float32 [T, H]."""
         lse = torch.empty(q_THE.shape[:2], dtype=torch.float32)
-        out = self.plan.run(layer, self.config.window(layer) or 0, self.config.attn_softcap or 0.0, q_THE, k_TKE, v_TKE, lse)
-        return out, lse
+        cap = self.config.attn_softcap or 0.0
+        return self.plan.run(layer, q_THE, k_TKE, v_TKE, window=self.config.window(layer) or 0, softcap=cap, lse_TH=lse), lse
 
     def _tails(self) -> tuple[np.ndarray, np.ndarray]:
         longest = max(span.stop - span.start for span in self.spans if span.parents is not None)
@@ -205,7 +208,7 @@ class TorchPlan(StepPlan):
         q_BKME = q_THE.reshape(num, call.rows_each, config.num_kv_heads, -1, config.head_dim).transpose(1, 2).flatten(2, 3)
         mask = self._mask(call, layer, q_BKME.shape[2] // call.rows_each)
         if config.attn_softcap is not None:
-            out_BKME = attention_reference(q_BKME, keys, values, mask, config.attn_softcap)[0]
+            out_BKME = attention_reference(q_BKME, keys, values, mask, softcap=config.attn_softcap)[0]
         else:
             out_BKME = attend_group(q_BKME, keys, values, mask)
         out_TX = out_BKME.unflatten(2, (call.rows_each, -1)).transpose(1, 2).reshape(size, -1)
@@ -250,7 +253,7 @@ def attend_group(q_BKME: Tensor, k_BKCE: Tensor, v_BKCE: Tensor, mask: Tensor) -
     return attention(F.pad(q_BKME, (0, 0, 0, 1)), k_BKCE, v_BKCE, F.pad(mask, (0, 0, 0, 1)))[0][:, :, :3]
 
 
-def attention_reference(q_BKME: Tensor, k_BKCE: Tensor, v_BKCE: Tensor, mask: Tensor, softcap: float | None = None) -> tuple[Tensor, Tensor]:
+def attention_reference(q_BKME: Tensor, k_BKCE: Tensor, v_BKCE: Tensor, mask: Tensor, *, softcap: float | None = None) -> tuple[Tensor, Tensor]:
     """The same in plain float32: slow, obvious, the oracle of the tests. A row that sees nothing reads zeros, with lse -inf."""
     scores = q_BKME.float() @ k_BKCE.float().transpose(-1, -2) / math.sqrt(q_BKME.shape[-1])
     if softcap is not None:
@@ -329,7 +332,7 @@ def _calls(spans: Seq[Span]) -> Iterable[Call]:
     singles: list[Span] = []
     for span in spans:
         if singles and not (span.is_single and padded_len(singles[-1].stop) == padded_len(span.stop)):
-            yield _call(singles, lo, lo + len(singles), padded_len(singles[0].stop), np.array([[s.stop] for s in singles]))
+            yield _call(singles, lo, lo + len(singles), padded_len(singles[0].stop), limits=np.array([[s.stop] for s in singles]))
             lo, singles = lo + len(singles), []
         if span.is_single:
             singles.append(span)
@@ -337,7 +340,7 @@ def _calls(spans: Seq[Span]) -> Iterable[Call]:
         yield from _span_calls(span, lo)
         lo += span.stop - span.start
     if singles:
-        yield _call(singles, lo, lo + len(singles), padded_len(singles[0].stop), np.array([[s.stop] for s in singles]))
+        yield _call(singles, lo, lo + len(singles), padded_len(singles[0].stop), limits=np.array([[s.stop] for s in singles]))
 
 
 def _span_calls(span: Span, lo: int) -> Iterable[Call]:
@@ -346,18 +349,18 @@ def _span_calls(span: Span, lo: int) -> Iterable[Call]:
         length, num = padded_len(span.stop), span.stop - span.start
         tails = np.zeros((num, length), bool)
         tails[:, span.start : span.stop] = span.sees()
-        yield _call([span], lo, lo + num, length, np.full((num, 1), span.start), tails)
+        yield _call([span], lo, lo + num, length, limits=np.full((num, 1), span.start), tails=tails)
         return
     for start, stop, length in _pieces(span.start, min(span.stop, span.num_prompt), BLOCK):
         whole = np.arange(start // BLOCK * BLOCK, -(-stop // BLOCK) * BLOCK)
-        yield _call([span], lo, lo + stop - start, length, whole.reshape(-1, BLOCK) + 1, before=start % BLOCK)
+        yield _call([span], lo, lo + stop - start, length, limits=whole.reshape(-1, BLOCK) + 1, before=start % BLOCK)
         lo += stop - start
     for start, stop, length in _pieces(max(span.start, span.num_prompt), span.stop, 1):
-        yield _call([span], lo, lo + stop - start, length, np.arange(start, stop)[:, None] + 1)
+        yield _call([span], lo, lo + stop - start, length, limits=np.arange(start, stop)[:, None] + 1)
         lo += stop - start
 
 
-def _call(spans: Seq[Span], lo: int, hi: int, length: int, limits: np.ndarray, tails: np.ndarray | None = None, before: int = 0) -> Call:
+def _call(spans: Seq[Span], lo: int, hi: int, length: int, *, limits: np.ndarray, tails: np.ndarray | None = None, before: int = 0) -> Call:
     pages = []
     for span in spans:
         row = span.sequence.table[:, :, : length // PAGE]

@@ -24,7 +24,7 @@ from ponder.engine.pages import PAGE, Ids, Pool, Sequence
 
 @dataclass(eq=False)
 class Node:
-    """Tokens start..start + len(tokens) of the prefixes through it. `hidden` is the final hidden row [D] of the last token, where that was asked for."""
+    """Tokens start..start + len(tokens) of the prefixes through it. `hidden`: final hidden row [D] of the last, where asked for."""
 
     tokens: tuple[int, ...]
     start: int

@@ -5,9 +5,8 @@ from pathlib import Path
 import torch
 
 from ponder.core.formats import WeightFormat
-from ponder.engine.pages import PLAIN, KVFormat
-from ponder.engine.process import LocalProcess
-from ponder.engine.schedule import Scheduler
+from ponder.core.schedule import Scheduler
+from ponder.engine.process import LocalProcess, Settings
 from ponder.models.checkpoint import open_checkpoint
 from ponder.models.decoder import load
 from ponder.models.tokenizer import open_tokenizer
@@ -15,7 +14,7 @@ from ponder.models.tokenizer import open_tokenizer
 
 def open_process(
     path: Path, *, weights: WeightFormat, scheduler: Scheduler, head: WeightFormat | None = None, dtype: torch.dtype = torch.bfloat16,
-    threads: int | None = None, max_rows: int = 64, kv_bytes: int = 1 << 31, chunk: int = 512, kv_format: KVFormat = PLAIN,
+    threads: int | None = None, settings: Settings | None = None,
 ) -> LocalProcess:  # fmt: skip
     """A process for the model at `path` (GGUF file or Hugging Face folder). Raises BadModelFile, Unsupported.
 
@@ -24,4 +23,4 @@ def open_process(
     if threads is not None:
         torch.set_num_threads(threads)
     decoder = load(open_checkpoint(path), weights, head, dtype)
-    return LocalProcess(decoder, open_tokenizer(path), scheduler, max_rows=max_rows, kv_bytes=kv_bytes, chunk=chunk, kv_format=kv_format)
+    return LocalProcess(decoder, open_tokenizer(path), scheduler, settings)

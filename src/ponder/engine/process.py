@@ -8,7 +8,7 @@ the latest track is put back among the waiting, and what it loses is computed ag
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,12 +18,13 @@ from ponder.core.budget import Cost
 from ponder.core.errors import BadField, PromptTooLong
 from ponder.core.formats import Tokenizer
 from ponder.core.roles import Progress
+from ponder.core.schedule import Scheduler, Work
 from ponder.engine.attend import Attention, Span, in_order
 from ponder.engine.jobs import Count, ExpandJob, ExtendJob, Job, ScoreJob, Track, partial_answer
 from ponder.engine.kv import KVStore, common_len
-from ponder.engine.pages import PAGE, PLAIN, KVFormat, Pool, Sequence as Pages
+from ponder.engine.pages import PAGE, PLAIN, KVFormat, Pool
+from ponder.engine.pages import Sequence as Pages
 from ponder.engine.sampler import LogP, draw, most_likely
-from ponder.engine.schedule import Scheduler, Work
 from ponder.models.decoder import Decoder
 
 UNLIMITED = 1 << 60
@@ -31,26 +32,38 @@ HEAD_ROWS = 64  # scored positions that meet the output head at a time
 NUM_RENDERED = 4096  # prompts whose token ids are remembered
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Bounds of a process, and how it keeps and reads keys and values. Raises BadField."""
+
+    max_rows: int = 64  # most sequences computed at once
+    chunk: int = 512  # tokens that a step should not exceed, shared out by the scheduler
+    kv_bytes: int = 1 << 31  # bound on keys and values, stored and under way
+    kv_format: KVFormat = PLAIN
+    is_native: bool = True  # False: attention by PyTorch even where the compiled kernel can
+    is_shared: bool = True  # False: a shared prefix is read again for each who has it
+
+    def __post_init__(self) -> None:
+        for name, value in (("max_rows", self.max_rows), ("chunk", self.chunk), ("kv_bytes", self.kv_bytes)):
+            if value < 1:
+                raise BadField(f"{name}={value}: must be at least 1")
+
+
 class LocalProcess:
-    """Role Process (core.roles). Not thread-safe: one driver steps it.
+    """Role Process (core.roles). Not thread-safe: one driver steps it."""
 
-    max_rows: most sequences computed at once; chunk: tokens that a step should not exceed, shared out by the scheduler; kv_bytes:
-    bound on keys and values, stored and under way; is_native False: attention by PyTorch even where the compiled kernel can.
-    """
-
-    def __init__(
-        self, decoder: Decoder, tokenizer: Tokenizer, scheduler: Scheduler, *, max_rows: int = 64, kv_bytes: int = 1 << 31, chunk: int = 512,
-        kv_format: KVFormat = PLAIN, is_native: bool = True, is_shared: bool = True,
-    ) -> None:  # fmt: skip
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, scheduler: Scheduler, settings: Settings | None = None) -> None:
+        settings = settings or Settings()
         config = decoder.config
         self.decoder, self.tokenizer, self.scheduler = decoder, tokenizer, scheduler
-        self.max_rows, self.chunk = max_rows, chunk
+        self.max_rows, self.chunk = settings.max_rows, settings.chunk
         self.model_id, self.context_len = decoder.model_id, config.context_len
-        if kv_format is not PLAIN:
-            self.model_id += f"/kv-{kv_format.name}"
-        self.pool = Pool((config.num_layers, config.num_kv_heads, config.head_dim), decoder.dtype, kv_bytes, kv_format)
+        if settings.kv_format is not PLAIN:
+            self.model_id += f"/kv-{settings.kv_format.name}"
+        shape = (config.num_layers, config.num_kv_heads, config.head_dim)
+        self.pool = Pool(shape, decoder.dtype, settings.kv_bytes, settings.kv_format)
         self.store = KVStore(self.pool)
-        self.attention = Attention(config, self.pool, is_native=is_native, is_shared=is_shared)
+        self.attention = Attention(config, self.pool, is_native=settings.is_native, is_shared=settings.is_shared)
         self.count, self.num_calls = Count(), 0  # counted by the loop, whoever asked
         self.num_preempted = self.num_recomputed = 0  # tracks put back, and tokens computed again for them
         self.jobs: dict[int, Job] = {}

@@ -77,7 +77,9 @@ class Plan:
         self.step = step
         self.handle = kernel.lib.attention_plan(ctypes.byref(step))
 
-    def run(self, layer: int, window: int, softcap: float, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, lse_TH: Tensor | None = None) -> Tensor:
+    def run(
+        self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, *, window: int = 0, softcap: float = 0.0, lse_TH: Tensor | None = None
+    ) -> Tensor:
         """[T, H * E] bfloat16: writes k and v to their pages, then reads. Each token's heads must lie side by side.
 
         window: a token sees positions above its own - window; 0 for none. softcap: scores become cap * tanh(score / cap); 0 for none.

@@ -12,7 +12,7 @@ Differs    from SARATHI: prompts are not cut; a step may exceed its budget by on
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ponder.engine.schedule import Work
+from ponder.core.schedule import Work
 
 
 @dataclass(frozen=True, kw_only=True)

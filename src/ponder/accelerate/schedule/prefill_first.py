@@ -12,7 +12,7 @@ Differs    from first come: the two kinds of work never share a step.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ponder.engine.schedule import Work
+from ponder.core.schedule import Work
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ponder.core.errors import BadField
-from ponder.engine.schedule import Work, in_turn
+from ponder.core.schedule import Work, in_turn
 
 
 @dataclass(frozen=True, kw_only=True)
