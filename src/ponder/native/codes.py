@@ -49,8 +49,9 @@ def has_minima(kind: str, bits: int) -> bool:
     return kind in ("Q4_1", "Q4_K", "Q5_1", "Q5_K") if STORED_BITS.get(kind, 9) <= bits else bits < 8
 
 
-def codes_of(part: RawTensor, blocks: np.ndarray, start: int, stop: int, bits: int) -> Codes:
-    """Rows start:stop of `part`, whose blocks are `blocks`, in codes of `bits` bits. Exact where the kind is stored in no more."""
+def codes_of(part: RawTensor, blocks: np.ndarray, rows: tuple[int, int], bits: int) -> Codes:
+    """Rows from .. to of `part`, whose blocks are `blocks`, in codes of `bits` bits. Exact where the kind is stored in no more."""
+    start, stop = rows
     if STORED_BITS.get(part.kind, 9) > bits:
         return quantise(part.dense(start, stop).numpy(), bits)
     raw = np.ascontiguousarray(blocks[start:stop])

@@ -108,12 +108,18 @@ inline void multiply_rows(const Matrix &matrix, int block, const Rows &rows, int
     }
 }
 
+template <int BITS>
+inline void multiply_bits(const Matrix &matrix, int block, const Rows &rows, int tile, float *out) {
+    if (matrix.has_minima) multiply_rows<BITS, true>(matrix, block, rows, tile, out);
+    else multiply_rows<BITS, false>(matrix, block, rows, tile, out);
+}
+
 }  // namespace
 
 void multiply(const Matrix &matrix, int block, const Rows &rows, int tile, float *out) {
-    if (matrix.bits == 4) return matrix.has_minima ? multiply_rows<4, true>(matrix, block, rows, tile, out) : multiply_rows<4, false>(matrix, block, rows, tile, out);
-    if (matrix.bits == 5) return matrix.has_minima ? multiply_rows<5, true>(matrix, block, rows, tile, out) : multiply_rows<5, false>(matrix, block, rows, tile, out);
-    return matrix.has_minima ? multiply_rows<8, true>(matrix, block, rows, tile, out) : multiply_rows<8, false>(matrix, block, rows, tile, out);
+    if (matrix.bits == 4) multiply_bits<4>(matrix, block, rows, tile, out);
+    else if (matrix.bits == 5) multiply_bits<5>(matrix, block, rows, tile, out);
+    else multiply_bits<8>(matrix, block, rows, tile, out);
 }
 
 char *scratch(size_t nbytes) {

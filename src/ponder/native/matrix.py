@@ -74,7 +74,7 @@ def pack(part: RawTensor, bits: int) -> Matrix:
     powers = np.ones(num_blocks * OUTPUTS, np.float32)
     blocks = part.blocks()
     for start, stop in row_chunks(part):
-        found = pad(codes_of(part, blocks, start, stop, bits))
+        found = pad(codes_of(part, blocks, (start, stop), bits))
         at = slice(start // OUTPUTS, -(-stop // OUTPUTS))
         largest = np.abs(found.scales) if found.minima is None else np.maximum(np.abs(found.scales), np.abs(found.minima))
         power = powers[start : start + len(largest)] = row_scales(largest)

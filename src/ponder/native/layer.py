@@ -1,0 +1,72 @@
+"""The compiled layer body (layer.cpp), seen from Python: one call before attention, one after.
+
+Shapes: T flat tokens, D width, H query heads, K key heads, E head width, J = H + 2 K, X = H * E.
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from ponder.core.formats import LayerWeights, ModelConfig
+from ponder.native.matrix import MatrixStruct, NativeLinear, i32, pointer
+
+HONOURED = {"qk_norm", "has_pre_norms", "has_post_norms", "activation", "query_scale", "num_experts"}  # of core.formats.BODY_SETTINGS
+NORMS = ("attn_norm", "ffn_norm", "attn_post_norm", "ffn_post_norm", "q_norm", "k_norm")
+
+
+class LayerStruct(ctypes.Structure):
+    _fields_ = (
+        [(name, MatrixStruct) for name in ("q", "k", "v", "o", "gate", "up", "down")]
+        + [(name, pointer) for name in (*NORMS, "bias")]
+        + [(name, ctypes.c_float) for name in ("eps", "query_scale")]
+        + [(name, i32) for name in ("dim", "num_heads", "num_kv_heads", "head_dim", "ffn_dim", "is_gelu", "is_row_normed")]
+    )
+
+
+class NativeBody:
+    """A LayerBody, bfloat16 between layer and attention. Rows are computed each for itself, bit for bit."""
+
+    def __init__(self, struct: LayerStruct, linear: NativeLinear, held: object) -> None:
+        self.lib, self.struct, self.held = linear.lib, struct, held  # held: what the struct points to
+        self.address = ctypes.addressof(struct)
+        self.lib.layer_before.argtypes = [pointer, i32, pointer, pointer, pointer, pointer, i32]
+        self.lib.layer_after.argtypes = [pointer, i32, pointer, pointer, i32]
+        self.lib.layer_before.restype = self.lib.layer_after.restype = None
+        self.heads = (struct.num_heads, struct.num_kv_heads, struct.num_kv_heads)
+
+    def before(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv_TJE = torch.empty((len(x_TD), sum(self.heads), self.struct.head_dim), dtype=torch.bfloat16)
+        x_TD, cos, sin = x_TD.contiguous(), cos.contiguous(), sin.contiguous()
+        self.lib.layer_before(
+            self.address, len(x_TD), x_TD.data_ptr(), cos.data_ptr(), sin.data_ptr(), qkv_TJE.data_ptr(), torch.get_num_threads()
+        )
+        q_THE, k_TKE, v_TKE = qkv_TJE.split_with_sizes(self.heads, 1)
+        return q_THE, k_TKE, v_TKE
+
+    def after(self, x_TD: Tensor, out_TX: Tensor) -> Tensor:
+        x_TD, out_TX = x_TD.contiguous(), out_TX.contiguous()
+        self.lib.layer_after(self.address, len(x_TD), x_TD.data_ptr(), out_TX.data_ptr(), torch.get_num_threads())
+        return x_TD
+
+
+def fuse(layer: LayerWeights, config: ModelConfig) -> NativeBody | None:
+    """The body of a layer whose matrices are all NativeLinear, q, k, v and gate, up in parts; None where it has settings we do not honour."""
+    matrices = (layer.qkv, layer.o, layer.gate_up, layer.down)
+    if not all(isinstance(m, NativeLinear) for m in matrices) or layer.experts is not None or not config.unusual <= HONOURED:
+        return None
+    qkv, o, gate_up, down = matrices
+    assert isinstance(qkv, NativeLinear)
+    assert isinstance(o, NativeLinear)
+    assert isinstance(gate_up, NativeLinear)
+    assert isinstance(down, NativeLinear)
+    if (len(qkv.parts), len(gate_up.parts)) != (3, 2) or config.head_dim % 2:
+        return None
+    norms = [None if (norm := getattr(layer, name)) is None else norm.float().contiguous() for name in NORMS]
+    bias = None if layer.qkv_bias is None else layer.qkv_bias.float().contiguous()
+    parts = [part.struct for part in (*qkv.parts, *o.parts, *gate_up.parts, *down.parts)]
+    struct = LayerStruct(
+        *parts, *(None if x is None else x.data_ptr() for x in (*norms, bias)), config.norm_eps, config.query_scale, config.dim, config.num_heads,
+        config.num_kv_heads, config.head_dim, gate_up.parts[0].struct.rows, config.activation == "gelu", config.qk_norm == "row",
+    )  # fmt: skip
+    return NativeBody(struct, qkv, (qkv, o, gate_up, down, norms, bias))
