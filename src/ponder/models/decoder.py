@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponder.core.errors import BadField, Unsupported
-from ponder.core.formats import Checkpoint, ExpertWeights, FeedForward, LayerBody, LayerWeights, Linear, ModelConfig, RawTensor, WeightFormat
+from ponder.core.formats import Checkpoint, ExpertWeights, FeedForward, LayerBody, LayerWeights, Linear, ModelConfig, WeightFormat
+from ponder.models.embedding import Embedding, load_embedding
 from ponder.models.families import FAMILIES
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q_THE, k_TKE, v_TKE) -> out_TX with X = H * E
 
-EMBED_CHUNK = 4096  # rows of the embedding decoded to float32 at a time
 ROUTER_CHUNK = 256  # rows routed at a time
 
 
@@ -32,7 +32,7 @@ class Decoder:
     config: ModelConfig
     model_id: str  # of the checkpoint, the formats and dtype: equal only for equal results
     dtype: torch.dtype  # of activations between matrices; the residual stream is float32
-    embed_VD: Tensor
+    embed: Embedding
     layers: tuple[LayerWeights, ...]
     bodies: tuple[LayerBody, ...]  # what computes each layer
     norm: Tensor
@@ -44,7 +44,7 @@ class Decoder:
     def nbytes(self) -> int:
         """Bytes of the packed weights, embedding and head included."""
         packed = sum(linear.nbytes for layer in self.layers for linear in linears(layer))
-        return packed + self.head.nbytes + self.embed_VD.nbytes
+        return packed + self.head.nbytes + self.embed.nbytes
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Hidden rows after the final norm, [T, D] in `dtype`, of tokens [T] at absolute positions [T] (int64).
@@ -52,7 +52,7 @@ class Decoder:
         `attend` is called once per layer, in order, with rotated q and k. Row i depends on token i and on what `attend`
         returns for it alone, bit for bit where the weight format keeps that promise.
         """
-        x_TD = self.embed_VD[tokens].float()
+        x_TD = self.embed.rows(tokens)
         if self.config.embed_scale != 1:
             x_TD = x_TD * self.config.embed_scale
         angles = [(cos[positions], sin[positions]) for cos, sin in self.tables]
@@ -199,7 +199,7 @@ def load(
         config=config,
         model_id=f"{checkpoint.model_id}/{weights.name}/{head.name}/{str(dtype).removeprefix('torch.')}{rope}",
         dtype=dtype,
-        embed_VD=load_rows(checkpoint.tensor("embed"), dtype),
+        embed=load_embedding(checkpoint.tensor("embed"), dtype),
         layers=layers,
         bodies=tuple(weights.fuse(layer, config) or PlainBody(layer, config, dtype) for layer in layers),
         norm=load_vector(checkpoint, "norm"),
@@ -261,15 +261,6 @@ def load_experts(checkpoint: Checkpoint, pack: Callable[..., Linear], prefix: st
 
 def load_vector(checkpoint: Checkpoint, name: str) -> Tensor:
     return checkpoint.tensor(name).dense().reshape(-1)
-
-
-def load_rows(raw: RawTensor, dtype: torch.dtype) -> Tensor:
-    """A matrix in `dtype`, decoded a few thousand rows at a time."""
-    rows = torch.empty(raw.shape, dtype=dtype)
-    for start in range(0, len(rows), EMBED_CHUNK):
-        stop = min(start + EMBED_CHUNK, len(rows))
-        rows[start:stop] = raw.dense(start, stop)
-    return rows
 
 
 def rotary_kind(config: ModelConfig, layer: int) -> str:
