@@ -96,7 +96,7 @@ CASES = {
         rope_parameters={"rope_type": "default", "rope_theta": 2e3},
     ),
     "olmo2": case("Olmo2"),
-    "olmoe": case("Olmoe", {"expert_count": 6, "expert_used_count": 2}, num_experts=6, num_experts_per_tok=2),
+    "olmoe": case("Olmoe", {"expert_count": 6, "expert_used_count": 2}, num_experts=6, num_experts_per_tok=2, num_key_value_heads=4),
     "olmoe-normed": case(
         "Olmoe", {"expert_count": 6, "expert_used_count": 2, "expert_weights_norm": True}, num_experts=6, num_experts_per_tok=2, norm_topk_prob=True
     ),
