@@ -11,6 +11,9 @@ from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.accelerate.weights.dense import Bf16, Bf16Head, Float32
 from ponder.accelerate.weights.int4 import Int4
 from ponder.accelerate.weights.int8 import Int8, Int8Head
+from ponder.accelerate.weights.native import Native, NativeHead
+from ponder.accelerate.weights.native4 import Native4
+from ponder.accelerate.weights.native8 import Native8
 from ponder.accelerate.weights.int8_dynamic import Int8Dynamic
 from ponder.accelerate.weights.mixed import Mixed
 from ponder.core.asks import AnswerReader, WholeText
@@ -96,6 +99,9 @@ SCORERS = {  # those that know the reference: tasks use them, strategies never s
 }
 
 WEIGHTS: dict[str, WeightFormat] = {
+    "native": Native(narrow=Int4(), wide=Bf16()),
+    "native4": Native4(fallback=Int4()),
+    "native8": Native8(fallback=Bf16()),
     "int4": Int4(),
     "int8": Int8(),
     "int8-dynamic": Int8Dynamic(),
@@ -105,6 +111,9 @@ WEIGHTS: dict[str, WeightFormat] = {
 }
 
 HEADS: dict[str, WeightFormat] = {  # the output head's format beside each: logits in float32
+    "native": NativeHead(fallback=Int8Head()),
+    "native4": NativeHead(fallback=Int8Head()),
+    "native8": NativeHead(fallback=Int8Head()),
     "int4": Int8Head(),
     "int8": Int8Head(),
     "int8-dynamic": Int8Head(),

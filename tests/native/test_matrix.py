@@ -61,7 +61,7 @@ def activations(rows: int, columns: int, seed: int = 1) -> Tensor:
 
 def oracle(part: Stored, bits: int, x: Tensor) -> Tensor:
     """float64 [rows, out]: quantised rows times codes, group by group. The codes of x are made in float32, as the kernel makes them."""
-    found = codes_of(part, part.blocks(), (0, part.shape[0]), bits)
+    ((_, found),) = codes_of(part, bits)
     groups = found.scales.shape[1]
     x = torch.nn.functional.pad(x.float(), (0, groups * GROUP - x.shape[1])).view(len(x), groups, GROUP)
     top = x.abs().amax(-1, keepdim=True)

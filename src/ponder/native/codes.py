@@ -12,6 +12,7 @@ Shapes     codes uint8 [rows, columns padded to 32]; scales, minima float32 [row
     others     8     no      scale largest / 127 of the group: half a step, 1/254 of its largest weight. (Q6_K has groups of 16.)
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,17 +47,25 @@ def row_chunks(part: RawTensor) -> list[tuple[int, int]]:
 
 def has_minima(kind: str, bits: int) -> bool:
     """Whether `codes_of` gives minima."""
-    return kind in ("Q4_1", "Q4_K", "Q5_1", "Q5_K") if STORED_BITS.get(kind, 9) <= bits else bits < 8
+    return kind in ("Q4_1", "Q4_K", "Q5_1", "Q5_K") if is_kept(kind, bits) else bits < 8
 
 
-def codes_of(part: RawTensor, blocks: np.ndarray, rows: tuple[int, int], bits: int) -> Codes:
-    """Rows from .. to of `part`, whose blocks are `blocks`, in codes of `bits` bits. Exact where the kind is stored in no more."""
-    start, stop = rows
-    if STORED_BITS.get(part.kind, 9) > bits:
-        return quantise(part.dense(start, stop).numpy(), bits)
-    raw = np.ascontiguousarray(blocks[start:stop])
-    own = STORED_BITS[part.kind]
-    found = BLOCKS[part.kind](raw.reshape(len(raw), -1, BLOCK_NBYTES[part.kind]))
+def is_kept(kind: str, bits: int) -> bool:
+    """Whether codes of `bits` bits hold what the blocks of a kind hold."""
+    return STORED_BITS.get(kind, 9) <= bits
+
+
+def codes_of(part: RawTensor, bits: int) -> Iterator[tuple[int, Codes]]:
+    """(first row, codes of `bits` bits) of runs of rows; exact where `is_kept`."""
+    blocks = part.blocks() if is_kept(part.kind, bits) else None
+    for start, stop in row_chunks(part):
+        yield start, quantise(part.dense(start, stop).numpy(), bits) if blocks is None else unpack(part.kind, blocks[start:stop], bits)
+
+
+def unpack(kind: str, blocks: np.ndarray, bits: int) -> Codes:
+    """Stored blocks uint8 [rows, bytes per row] as codes of at least as many bits as they have."""
+    raw, own = np.ascontiguousarray(blocks), STORED_BITS[kind]
+    found = BLOCKS[kind](raw.reshape(len(raw), -1, BLOCK_NBYTES[kind]))
     if found.minima is None and own < bits:
         return Codes(found.codes + np.uint8((1 << bits - 1) - (1 << own - 1)), found.scales, None)
     return found

@@ -38,9 +38,7 @@ class NativeBody:
     def before(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv_TJE = torch.empty((len(x_TD), sum(self.heads), self.struct.head_dim), dtype=torch.bfloat16)
         x_TD, cos, sin = x_TD.contiguous(), cos.contiguous(), sin.contiguous()
-        self.lib.layer_before(
-            self.address, len(x_TD), x_TD.data_ptr(), cos.data_ptr(), sin.data_ptr(), qkv_TJE.data_ptr(), torch.get_num_threads()
-        )
+        self.lib.layer_before(self.address, len(x_TD), x_TD.data_ptr(), cos.data_ptr(), sin.data_ptr(), qkv_TJE.data_ptr(), torch.get_num_threads())
         q_THE, k_TKE, v_TKE = qkv_TJE.split_with_sizes(self.heads, 1)
         return q_THE, k_TKE, v_TKE
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ponder.core.errors import BadField
 from ponder.core.formats import RawTensor
 from ponder.native.build import library
-from ponder.native.codes import GROUP, Codes, codes_of, has_minima, row_chunks, row_scales
+from ponder.native.codes import GROUP, Codes, codes_of, has_minima, row_scales
 
 OUTPUTS = 16  # of a block
 SLAB = 32 << 20  # bytes taken from the system at once, in large pages: with small ones a core reads weights at half the speed
@@ -72,10 +72,9 @@ def pack(part: RawTensor, bits: int) -> Matrix:
     codes = memory.take(num_blocks * num_groups * GROUP * OUTPUTS * bits // 8 + MARGIN)[:-MARGIN].reshape(num_blocks, num_groups, -1)
     scales = memory.take(num_blocks * num_groups * planes * OUTPUTS * 2).view(np.float16).reshape(num_blocks, num_groups, planes, OUTPUTS)
     powers = np.ones(num_blocks * OUTPUTS, np.float32)
-    blocks = part.blocks()
-    for start, stop in row_chunks(part):
-        found = pad(codes_of(part, blocks, (start, stop), bits))
-        at = slice(start // OUTPUTS, -(-stop // OUTPUTS))
+    for start, some in codes_of(part, bits):
+        found = pad(some)
+        at = slice(start // OUTPUTS, (start + len(found.codes)) // OUTPUTS)
         largest = np.abs(found.scales) if found.minima is None else np.maximum(np.abs(found.scales), np.abs(found.minima))
         power = powers[start : start + len(largest)] = row_scales(largest)
         codes[at] = interleave(found.codes, bits)
