@@ -2,12 +2,16 @@
 
 import json
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from models.gguf_writer import Stored, write
+from ponder.models.gguf import read_gguf
 
 
 @dataclass(frozen=True)
@@ -43,3 +47,11 @@ def serve(path: Path, context_len: int = 128) -> Iterator[Server]:
         yield Server(server.listening_address)
     finally:
         del server
+
+
+def rewritten(source: Path, target: Path, metadata: Mapping[str, object], tensors: Mapping[str, Stored] | None = None) -> Path:
+    """The GGUF file `source` with more metadata and other tensors. Floats become float32, which is what llama.cpp reads."""
+    gguf = read_gguf(source)
+    values = {key: np.float32(value) if isinstance(value, float) else value for key, value in (gguf.metadata | dict(metadata)).items()}
+    stored = {name: Stored(info.kind.name, info.shape, gguf.blocks(name)) for name, info in gguf.tensors.items()}
+    return write(target, values, stored | dict(tensors or {}))

@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from models.gguf_writer import Stored, write
-from models.llama_cpp import serve
+from models.llama_cpp import rewritten, serve
 from models.plain_attend import PlainAttend
 from models.tiny_families import IN_GGUF, VOCAB, save_gguf
 from ponder.accelerate.weights.dense import Float32
 from ponder.models.checkpoint import open_checkpoint
 from ponder.models.decoder import load
-from ponder.models.gguf import read_gguf
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TOKENIZER = {
@@ -35,10 +33,7 @@ GELU = {"gemma2", "gemma3"}  # llama.cpp looks it up in a table of float16
 
 @pytest.mark.parametrize("name", [name for name in IN_GGUF if name != "olmoe-normed"])  # neither does it read that of OLMoE
 def test_log_probabilities_equal_llama_cpp(tmp_path: Path, name: str):
-    gguf = read_gguf(save_gguf(name, tmp_path / "m.gguf", UNREAD.get(name)))
-    metadata = {key: np.float32(value) if isinstance(value, float) else value for key, value in (gguf.metadata | TOKENIZER).items()}
-    tensors = {n: Stored(info.kind.name, info.shape, gguf.blocks(n)) for n, info in gguf.tensors.items()}
-    path = write(tmp_path / "whole.gguf", metadata, tensors)
+    path = rewritten(save_gguf(name, tmp_path / "m.gguf", UNREAD.get(name)), tmp_path / "whole.gguf", TOKENIZER)
     decoder = load(open_checkpoint(path), Float32(), None, torch.float32, context_len=128)
     tokens = torch.randint(3, VOCAB, (40,), generator=torch.Generator().manual_seed(1))
     plan = PlainAttend(decoder.config)
