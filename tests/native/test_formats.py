@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from native.stored_tensors import in_float32, stored
 from ponder.accelerate.weights.dense import Bf16
 from ponder.accelerate.weights.int4 import Int4
 from ponder.accelerate.weights.int8 import Int8Head
@@ -18,16 +19,6 @@ from ponder.native.matrix import NativeLinear
 NATIVE, HEAD = Native(narrow=Int4(), wide=Bf16()), NativeHead(fallback=Int8Head())
 FORMATS = [NATIVE, HEAD, Native4(fallback=Int4()), Native8(fallback=Bf16())]
 needs_kernels = pytest.mark.skipif(library() is None, reason="no compiled kernels here")
-
-
-class InMemory:
-    """A RawTensor over a float32 matrix that says it was stored in another kind."""
-
-    def __init__(self, weight: Tensor, kind: str = "F32") -> None:
-        self.weight, self.shape, self.kind, self.name = weight, tuple(weight.shape), kind, "w"
-
-    def dense(self, start: int = 0, stop: int | None = None) -> Tensor:
-        return self.weight[start:stop].clone()
 
 
 @pytest.fixture
@@ -48,7 +39,7 @@ def test_error_is_as_stated(fmt: Native):
     weight[3] *= 1e-3
     weight[4, 7] = 5.0
     weight[5] = weight[5].abs()
-    found = worst(fmt.pack((InMemory(weight),)).apply, weight)  # type: ignore[arg-type]
+    found = worst(fmt.pack((in_float32(weight),)).apply, weight)
     assert fmt.error / 8 < found <= fmt.error
 
 
@@ -59,18 +50,18 @@ def test_names_tell_results_apart():
 
 @needs_kernels
 def test_the_head_gives_float32():
-    weight = InMemory(torch.randn(32, 64))
-    assert HEAD.pack((weight,)).apply(torch.randn(2, 64)).dtype == torch.float32  # type: ignore[arg-type]
-    assert NATIVE.pack((weight,)).apply(torch.randn(2, 64)).dtype == torch.bfloat16  # type: ignore[arg-type]
+    weight = in_float32(torch.randn(32, 64))
+    assert HEAD.pack((weight,)).apply(torch.randn(2, 64)).dtype == torch.float32
+    assert NATIVE.pack((weight,)).apply(torch.randn(2, 64)).dtype == torch.bfloat16
 
 
 def test_without_kernels_each_is_its_fallback(no_kernels: None):
-    dense, stored = InMemory(torch.randn(32, 64)), InMemory(torch.randn(32, 64), "Q4_K")
-    x = torch.randn(3, 64).bfloat16()
+    dense, narrow = in_float32(torch.randn(32, 64)), stored("Q4_K", 32, 256)
     cases = [(fmt, fallback, dense) for fmt, fallback in zip(FORMATS, (Bf16(), Int8Head(), Int4(), Bf16()), strict=True)]
-    for fmt, fallback, part in [*cases, (NATIVE, Int4(), stored)]:
-        packed = fmt.pack((part,))  # type: ignore[arg-type]
+    for fmt, fallback, part in [*cases, (NATIVE, Int4(), narrow)]:
+        packed = fmt.pack((part,))
         assert not isinstance(packed, NativeLinear)
-        assert torch.equal(packed.apply(x), fallback.pack((part,)).apply(x))  # type: ignore[arg-type]
+        x = torch.randn(3, part.shape[1]).bfloat16()
+        assert torch.equal(packed.apply(x), fallback.pack((part,)).apply(x))
     assert [fmt.name for fmt in FORMATS] == ["int4-or-bf16", "int8-head", "int4", "bf16"]
     assert NATIVE.error == Int4().error

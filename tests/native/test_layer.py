@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from native.stored_tensors import in_float32
 from ponder.accelerate.weights.dense import Bf16
 from ponder.core.formats import BODY_SETTINGS, ExpertWeights, LayerWeights, ModelConfig
 from ponder.models.decoder import PlainBody, rotary_table
@@ -33,23 +34,13 @@ CONFIGS = {
 COUNTS = (1, 2, 7, 8, 9, 17, 64, 128, 129, 140)
 
 
-class InMemory:
-    """A RawTensor over a float32 matrix."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.weight, self.shape, self.kind, self.name = weight, tuple(weight.shape), "F32", "w"
-
-    def dense(self, start: int = 0, stop: int | None = None) -> Tensor:
-        return self.weight[start:stop].clone()
-
-
 def layer_of(config: ModelConfig, seed: int = 0) -> LayerWeights:
     """Random weights; q, k, v and gate, up of different bits. Matrices give float32, so that PyTorch's body is exact around them."""
     rng = torch.Generator().manual_seed(seed)
 
     def matrix(columns: int, *parts: tuple[int, int]):
-        tensors = tuple(InMemory(torch.randn(rows, columns, generator=rng) / columns**0.5) for rows, _ in parts)
-        return pack_linear(tensors, tuple(bits for _, bits in parts), torch.float32)  # type: ignore[arg-type]
+        tensors = tuple(in_float32(torch.randn(rows, columns, generator=rng) / columns**0.5) for rows, _ in parts)
+        return pack_linear(tensors, tuple(bits for _, bits in parts), torch.float32)
 
     def norm(width: int, is_there: bool = True) -> Tensor | None:
         return 1 + torch.randn(width, generator=rng) / 4 if is_there else None
@@ -179,7 +170,7 @@ def test_no_tokens_are_no_tokens():
 
 def test_layers_it_does_not_know_are_declined():
     layer = layer_of(CONFIG)
-    dense = Bf16().pack((InMemory(torch.randn(96, 192)),))  # type: ignore[arg-type]
+    dense = Bf16().pack((in_float32(torch.randn(96, 192)),))
     assert fuse(replace(layer, o=dense), CONFIG) is None
     assert fuse(replace(layer, experts=ExpertWeights(torch.zeros(2, 96), (), None), gate_up=None, down=None), CONFIG) is None
     assert set(BODY_SETTINGS) <= HONOURED, "a new setting: honour it, or decline it"

@@ -1,15 +1,15 @@
 """The compiled products: equal to the same arithmetic in PyTorch, close to the weights, each row for itself."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from native.stored_tensors import Stored, stored
 from ponder.core.errors import BadField
-from ponder.models.dequantize import KINDS, dequantize
+from ponder.models.dequantize import KINDS
 from ponder.native.build import library
 from ponder.native.codes import GROUP, codes_of, halves, row_chunks, row_scales, stored_bits
 from ponder.native.matrix import NativeLinear, pack_linear
@@ -20,35 +20,6 @@ KIND_NAMES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_
 MODES = [(kind, bits) for kind in ("F32", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0") for bits in (4, 5, 8)]
 ADDED = {4: 1 / 15 + 0.003, 5: 1 / 31 + 0.003, 8: 1 / 254 + 0.0003}  # of a row's largest weight, where codes are made here
 ROUNDED = 0.001  # the same, where they are stored: scales and minima of K kinds rounded to float16
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A RawTensor over the blocks of a file."""
-
-    stored: np.ndarray
-    kind: str
-    shape: tuple[int, ...]
-    name: str = "w"
-
-    def dense(self, start: int = 0, stop: int | None = None) -> Tensor:
-        return torch.from_numpy(dequantize(KINDS[self.kind], self.stored[start:stop]))
-
-    def blocks(self) -> np.ndarray:
-        return self.stored
-
-
-def stored(kind: str, rows: int, columns: int, seed: int = 0) -> Stored:
-    """Random codes under scales such as files have."""
-    rng, layout = np.random.default_rng(seed), KINDS[kind]
-    if layout.values == 1:
-        w = rng.normal(size=(rows, columns)).astype(np.float32)
-        raw = {"F32": w, "F16": w.astype(np.float16), "BF16": (w.view(np.uint32) >> 16).astype(np.uint16)}[kind]
-        return Stored(raw.view(np.uint8), kind, (rows, columns))
-    raw = rng.integers(0, 256, (rows, columns // layout.values, layout.nbytes), dtype=np.uint8)
-    for at in {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}.get(kind, (0,)):
-        raw[..., at : at + 2] = rng.uniform(-0.1, 0.1, (*raw.shape[:2], 1)).astype(np.float16).view(np.uint8)
-    return Stored(raw.reshape(rows, -1), kind, (rows, columns))
 
 
 def activations(rows: int, columns: int, seed: int = 1) -> Tensor:

@@ -57,9 +57,11 @@ def is_kept(kind: str, bits: int) -> bool:
 
 def codes_of(part: RawTensor, bits: int) -> Iterator[tuple[int, Codes]]:
     """(first row, codes of `bits` bits) of runs of rows; exact where `is_kept`."""
-    blocks = part.blocks() if is_kept(part.kind, bits) else None
     for start, stop in row_chunks(part):
-        yield start, quantise(part.dense(start, stop).numpy(), bits) if blocks is None else unpack(part.kind, blocks[start:stop], bits)
+        if is_kept(part.kind, bits):
+            yield start, unpack(part.kind, part.blocks(start, stop), bits)
+        else:
+            yield start, quantise(part.dense(start, stop).numpy(), bits)
 
 
 def unpack(kind: str, blocks: np.ndarray, bits: int) -> Codes:
