@@ -132,7 +132,7 @@ def open_checkpoint(path: Path) -> FileCheckpoint:
 
 def gguf_checkpoint(gguf: Gguf) -> FileCheckpoint:
     """The model in an already read GGUF file. Raises BadModelFile, Unsupported."""
-    entries = {name: Entry(info.shape, info.kind, partial(gguf.blocks, name)) for name, info in gguf.tensors.items()}
+    entries = {name: Entry(info.shape, info.kind, _rows_at(gguf.file, info.offset, info.row_nbytes)) for name, info in gguf.tensors.items()}
     tables = {name: _numbers(entries.pop(f"{name}.weight")) for name in ROPE_TABLES if f"{name}.weight" in entries}
     source = str(gguf.path)
     config = gguf_config(source, gguf.metadata, {name: e.shape for name, e in entries.items()}, tables)
@@ -265,6 +265,6 @@ def _tensor_starts(shard: ModelFile) -> dict[str, int]:
         raise BadModelFile(f"{shard.path}: its header cannot be read: {error}") from error
 
 
-def _rows_at(shard: ModelFile, at: int, nbytes: int) -> Callable[[int, int], np.ndarray]:
+def _rows_at(file: ModelFile, at: int, nbytes: int) -> Callable[[int, int], np.ndarray]:
     """`read` of an Entry whose rows of `nbytes` each begin at byte `at`."""
-    return lambda start, stop: shard.read(at + start * nbytes, (stop - start) * nbytes).reshape(-1, nbytes)
+    return lambda start, stop: file.read(at + start * nbytes, (stop - start) * nbytes).reshape(-1, nbytes)

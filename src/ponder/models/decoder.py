@@ -19,6 +19,7 @@ from ponder.core.errors import BadField, Unsupported
 from ponder.core.formats import Checkpoint, ExpertWeights, FeedForward, LayerBody, LayerWeights, Linear, ModelConfig, WeightFormat
 from ponder.models.embedding import Embedding, load_embedding
 from ponder.models.families import FAMILIES
+from ponder.models.memory import give_back
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q_THE, k_TKE, v_TKE) -> out_TX with X = H * E
 
@@ -191,9 +192,11 @@ def load(
     if config.arch not in FAMILIES:
         raise Unsupported(f"model architecture {config.arch!r}: the decoder runs {', '.join(FAMILIES)}")
     head = head or weights
-    layers = tuple(load_layer(checkpoint, weights, i, dtype) for i in range(config.num_layers))
     kinds = [rotary_kind(config, i) for i in range(config.num_layers)]
     used = sorted(set(kinds))
+    tables = tuple(rotary_table(config, kind) for kind in used)
+    packed_head = head.pack((checkpoint.tensor("embed" if config.is_head_tied else "head"),))  # first: packing it takes twice its bytes
+    layers = tuple(load_layer(checkpoint, weights, i, dtype) for i in range(config.num_layers))
     rope = "" if config.rope_factors == checkpoint.config.rope_factors else "/long"
     return Decoder(
         config=config,
@@ -203,8 +206,8 @@ def load(
         layers=layers,
         bodies=tuple(weights.fuse(layer, config) or PlainBody(layer, config, dtype) for layer in layers),
         norm=load_vector(checkpoint, "norm"),
-        head=head.pack((checkpoint.tensor("embed" if config.is_head_tied else "head"),)),
-        tables=tuple(rotary_table(config, kind) for kind in used),
+        head=packed_head,
+        tables=tables,
         table_of=tuple(used.index(kind) for kind in kinds),
     )
 
@@ -221,6 +224,7 @@ def with_context(config: ModelConfig, context_len: int | None) -> ModelConfig:
 
 def load_layer(checkpoint: Checkpoint, weights: WeightFormat, index: int, dtype: torch.dtype) -> LayerWeights:
     config, prefix = checkpoint.config, f"layers.{index}."
+    give_back()
 
     def pack(*names: str) -> Linear:
         return weights.pack(tuple(checkpoint.tensor(prefix + name) for name in names))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CHUNK = 1 << 20  # values decoded at once: bounds the temporaries
+CHUNK = 1 << 17  # values decoded at once: bounds the temporaries
 SUPER = 256  # values of a K block
 
 

@@ -43,6 +43,11 @@ class TensorInfo:
     offset: int  # bytes from the start of the file
     nbytes: int
 
+    @property
+    def row_nbytes(self) -> int:
+        """A vector is one row."""
+        return self.kind.row_nbytes(self.shape[-1])
+
 
 @dataclass(frozen=True)
 class Gguf:
@@ -62,8 +67,8 @@ class Gguf:
         Raises BadModelFile when the file changed since it was opened.
         """
         info = self.tensors[name]
-        num_rows = math.prod(info.shape[:-1])
-        nbytes, stop = info.nbytes // num_rows, num_rows if stop is None else min(stop, num_rows)
+        num_rows, nbytes = math.prod(info.shape[:-1]), info.row_nbytes
+        stop = num_rows if stop is None else min(stop, num_rows)
         return self.file.read(info.offset + start * nbytes, max(0, stop - start) * nbytes).reshape(-1, nbytes)
 
 

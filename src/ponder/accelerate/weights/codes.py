@@ -15,7 +15,7 @@ from torch import Tensor
 from ponder.core.formats import RawTensor
 
 GROUP = 32  # weights that share a scale
-MAX_VALUES = 1 << 20  # weights decoded to float32 at a time
+MAX_VALUES = 1 << 18  # weights decoded to float32 at a time
 STORED = {"Q4_0": (32, 18), "Q4_1": (32, 20), "Q4_K": (256, 144)}  # kinds whose codes are taken as they are: weights and bytes of a block
 
 
@@ -89,10 +89,11 @@ def six_bit_pairs(packed: np.ndarray) -> tuple[Tensor, Tensor]:
 def range_groups(weight: Tensor) -> Groups:
     """Groups that span the range of each group of float32 [rows, in]."""
     grouped = weight.view(len(weight), -1, GROUP)
-    low, high = grouped.aminmax(dim=-1, keepdim=True)
+    low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
     scales = ((high - low) / 15).clamp(min=1e-12).bfloat16()
     zeros = (low + 8 * scales.float()).bfloat16()
-    codes = ((grouped - zeros.float()) / scales.float() + 8).round_().clamp_(0, 15)
+    steps = 1 / scales.float()
+    codes = torch.addcmul(8.5 - zeros.float() * steps, grouped, steps).clamp_(0, 15)  # rounded by the cast, which cuts off
     return Groups(codes.to(torch.uint8).view_as(weight), scales[..., 0], zeros[..., 0])
 
 
@@ -111,5 +112,5 @@ def quantised_rows(weight: Tensor, scale_dtype: torch.dtype) -> tuple[Tensor, Te
     """float32 [rows, in] -> int8 codes [rows, in], scales [rows]. A row of zeros gets scale 1."""
     largest = weight.abs().amax(1)
     scales = torch.where(largest > 0, largest / 127, torch.ones_like(largest)).to(scale_dtype)
-    codes = (weight / scales.float()[:, None]).round_().clamp_(-127, 127)
+    codes = (weight * (1 / scales.float())[:, None]).round_().clamp_(-127, 127)
     return codes.to(torch.int8), scales
