@@ -7,13 +7,15 @@ schema that they cannot honour: llguidance refuses `not`, `if`, uniqueItems, unk
 and the regex [^\s\S]; xgrammar takes all six. And its wheel stands alone (one for all Pythons, no further packages, 50 ms to
 import), where xgrammar brings transformers, pydantic and a runtime, and 2 s.
 
-End tokens are allowed exactly where the answer is complete, other control tokens never. Nothing here knows of probabilities.
-A grammar without any finite sentence is not found out: its answers end by their length.
+A token is allowed when its bytes lead towards a text of the form, however they split it, so that a form's mass is the sum over
+all its splits. End tokens are allowed exactly where the answer is complete, other control tokens never. A grammar without any
+finite sentence is not found out: its answers end by their length.
 
 Shapes: R rows, V tokens.
 """
 
 import json
+import re
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -30,7 +32,7 @@ from ponder.core.formats import Tokenizer
 
 NUM_STATES = 256  # prefixes whose matcher is kept
 NUM_FORMS = 64  # compiled forms that are kept
-SPACE = r"[ \t\n\r]{0,20}"  # between parts of a JSON value; without a bound some models never stop spacing
+SPACING = {"whitespace_pattern": r"[ \t\n\r]{0,20}", "json_allow_general_unicode_escapes": True}  # some models would never stop spacing
 
 
 class Matcher:
@@ -41,6 +43,7 @@ class Matcher:
         self.tokens = list(tokens)
         self.is_shared = True  # others derive theirs from this core: copied before it moves
         self.renewed_at: int | None = None  # number of tokens at which it was last derived from nothing
+        self.is_stuck = False  # the last mask was empty
 
     @property
     def is_complete(self) -> bool:
@@ -50,7 +53,7 @@ class Matcher:
     @property
     def is_dead(self) -> bool:
         """Whether nothing may follow and the answer may not end: the vocabulary cannot spell the form, or a limit was met."""
-        return bool(self.core.is_error() or (self.core.is_stopped() and not self.core.is_accepting()))
+        return bool(self.is_stuck or self.core.is_error() or (self.core.is_stopped() and not self.core.is_accepting()))
 
     def push(self, token: int) -> None:
         """Takes the next token; one that was not allowed makes the matcher dead. An end token changes nothing."""
@@ -59,7 +62,7 @@ class Matcher:
         if self.is_shared:
             self.core, self.is_shared = self.core.deep_copy(), False
         self.tokens.append(token)
-        self.core.consume_token(token)
+        self.core.consume_token(self.forms.first[token])
         self.renew()
 
     def renew(self) -> bool:
@@ -72,7 +75,7 @@ class Matcher:
         self.forms.forget(self.form)
         self.renewed_at = len(self.tokens)
         self.core, self.is_shared = self.forms.compiled(self.form).deep_copy(), False
-        self.core.consume_tokens(self.tokens)
+        self.core.consume_tokens([self.forms.first[token] for token in self.tokens])
         return True
 
     def allowed(self) -> Tensor:
@@ -93,9 +96,16 @@ class Forms:
         self.eos_ids = tokenizer.eos_ids
         self.ends = sorted(tokenizer.eos_ids)
         self.vocab_size = len(tokenizer.pieces)
-        self.core = LLTokenizer(TokenizerWrapper(_Pieces(tokenizer)), n_vocab=self.vocab_size, eos_token=self.ends)
+        pieces = [b"" if i in self.eos_ids else piece for i, piece in enumerate(tokenizer.pieces)]
+        ids = {piece: i for i, piece in reversed(list(enumerate(pieces)))}
+        self.first = [ids[piece] if piece else i for i, piece in enumerate(pieces)]  # of equal pieces llguidance knows one
+        self.twins = [i for i, j in enumerate(self.first) if i != j]
+        self.originals = [self.first[i] for i in self.twins]
+        known = [piece if i == j else b"" for i, (piece, j) in enumerate(zip(pieces, self.first))]
+        self.core = LLTokenizer(TokenizerWrapper(_Pieces(known, self.ends[0])), n_vocab=self.vocab_size, eos_token=self.ends)
         self.executor = LLExecutor()
-        self.text_bits = np.packbits([bool(piece) and i not in self.eos_ids for i, piece in enumerate(tokenizer.pieces)], bitorder="little")
+        bits = np.packbits([bool(piece) for piece in known], bitorder="little")
+        self.text_bits = np.pad(bits, (0, -len(bits) % 4)).view(np.int32)
         self.starts: OrderedDict[Form, LLMatcher] = OrderedDict()
         self.states: OrderedDict[tuple[Form, tuple[int, ...]], LLMatcher] = OrderedDict()
 
@@ -106,7 +116,7 @@ class Forms:
             before = self.states.get((form, tokens[:-1]))
             size = 0 if before is None else len(tokens) - 1
             found = (self.compiled(form) if before is None else before).deep_copy()
-            num_taken = size + found.try_consume_tokens(list(tokens[size:]))
+            num_taken = size + found.try_consume_tokens([self.first[token] for token in tokens[size:]])
             if num_taken < len(tokens) and not found.is_error():
                 raise BadField(
                     f"prefix token {tokens[num_taken]} at {num_taken}: form {_shown(form)} does not allow it there; extend a prefix made under it"
@@ -120,18 +130,24 @@ class Forms:
     def allowed(self, matchers: Sequence[Matcher]) -> Tensor:
         """bool [R, V]: tokens that may come next. A row without any belongs to a matcher that is dead by now."""
         cores = list({id(matcher.core): matcher.core for matcher in matchers}.values())  # several may stand at one place
-        bits = np.zeros((len(cores), -(-self.vocab_size // 32)), np.int32)
+        bits = np.zeros((len(cores), len(self.text_bits)), np.int32)
         self.executor.unsafe_compute_mask_ptr([(core, row) for row, core in enumerate(cores)], bits.ctypes.data, bits.shape[1] * 4, len(cores))
         if any([matcher.renew() for matcher in matchers]):
             return self.allowed(matchers)
-        text = bits.view(np.uint8)[:, : len(self.text_bits)] & self.text_bits
-        allowed = np.unpackbits(text, axis=1, count=self.vocab_size, bitorder="little").view(np.bool_)
+        bits &= self.text_bits
         rows = {id(core): row for row, core in enumerate(cores)}
         at = [rows[id(matcher.core)] for matcher in matchers]
-        for matcher, row in zip(matchers, at):
-            allowed[row, self.ends] = matcher.is_complete
-            allowed[row] &= not matcher.core.is_error()
-        return torch.from_numpy(allowed)[at]
+        if len(cores) < len(matchers):
+            bits = bits[at]
+        allowed = np.unpackbits(bits.view(np.uint8), axis=1, count=self.vocab_size, bitorder="little").view(np.bool_)
+        if self.twins:
+            allowed[:, self.twins] = allowed[:, self.originals]
+        for matcher, row, is_any in zip(matchers, allowed, bits.any(axis=1).tolist()):
+            if matcher.core.is_error():
+                row[:] = False
+            row[self.ends] = matcher.is_complete
+            matcher.is_stuck = not is_any and not matcher.is_complete
+        return torch.from_numpy(allowed)
 
     def compiled(self, form: Form) -> LLMatcher:
         """The matcher of `form` before its first token; not to be moved. Raises BadField."""
@@ -156,45 +172,49 @@ class Forms:
             del self.states[key]
 
 
-_FORMS: dict[int, tuple["weakref.ref[Tokenizer]", Forms]] = {}  # by identity: comparing vocabularies would take longer than using them
+_FORMS: dict[int, Forms] = {}  # by identity: comparing vocabularies would take longer than using them
 
 
 def forms_of(tokenizer: Tokenizer) -> Forms:
-    """The one Forms of `tokenizer`, made at the first call (0.1 to 0.4 s); it goes when the tokenizer goes."""
-    known = _FORMS.get(id(tokenizer))
-    if known is None or known[0]() is not tokenizer:
-        key = id(tokenizer)
-        known = (weakref.ref(tokenizer, lambda _: _FORMS.pop(key, None) and None), Forms(tokenizer))
-        _FORMS[key] = known
-    return known[1]
+    """The one Forms of `tokenizer`, made at the first call (0.1 s for 49k tokens, 0.35 s for 152k); it goes when the tokenizer goes."""
+    key = id(tokenizer)
+    if key not in _FORMS:
+        _FORMS[key] = Forms(tokenizer)
+        weakref.finalize(tokenizer, _FORMS.pop, key, None).atexit = False
+    return _FORMS[key]
 
 
 class _Pieces:
-    """A tokenizer as llguidance wants to see it. Its own ids of a text only matter where tokens are forced, which is not used."""
+    """A vocabulary as llguidance wants to see it. How it splits a text matters only to tokens that are forced, which nobody asks for."""
 
     bos_token_id = None
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.eos_token_id = min(tokenizer.eos_ids)
-        self.tokens = [b"" if i in tokenizer.eos_ids else piece for i, piece in enumerate(tokenizer.pieces)]
-        self.special_token_ids = [i for i, piece in enumerate(self.tokens) if not piece]
-        self.encode = tokenizer.encode
+    def __init__(self, tokens: list[bytes], eos_id: int) -> None:
+        self.tokens, self.eos_token_id = tokens, eos_id
+        self.special_token_ids = [i for i, piece in enumerate(tokens) if not piece]
+        self.ids = {piece: i for i, piece in enumerate(tokens) if len(piece) == 1}
 
     def __call__(self, text: str | bytes) -> list[int]:
-        return self.encode(text if isinstance(text, str) else text.decode(errors="replace"))
+        data = text.encode() if isinstance(text, str) else text
+        return [self.ids[bytes([byte])] for byte in data if bytes([byte]) in self.ids]
 
 
 def _grammar(form: Form) -> str:
-    """`form` as llguidance reads it."""
-    if isinstance(form, Regex):
-        return LLMatcher.grammar_from_regex(form.pattern)
+    """`form` as llguidance reads it. Without no_forcing, text that is certain would be split in one way only, which is not the model's."""
+    return LLMatcher.grammar_from_lark(f'{_lark(form)}\n%llguidance {{"no_forcing": true}}\n')
+
+
+def _lark(form: Form) -> str:
     if isinstance(form, Grammar):
-        return LLMatcher.grammar_from_lark(form.lark)
+        return form.lark
+    if isinstance(form, Regex):
+        return str(json.loads(LLMatcher.grammar_from_regex(form.pattern))["grammars"][0]["lark_grammar"])
     if isinstance(form, Choice):
-        return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in form.options))
+        return "start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in form.options)
     assert isinstance(form, Json | JsonSchema), form
     schema = _schema(form) if isinstance(form, JsonSchema) else {}
-    return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": SPACE})
+    own = schema.get("x-guidance", {})
+    return "start: %json " + json.dumps(schema | {"x-guidance": SPACING | own if isinstance(own, dict) else own})
 
 
 def _schema(form: JsonSchema) -> dict[str, object]:
@@ -223,6 +243,6 @@ def _shown(form: Form) -> str:
 
 
 def _first_line(message: str) -> str:
-    """An error of llguidance without the state of its parser."""
-    lines = [line.strip() for line in message.split("<state>")[0].splitlines()]
+    """An error of llguidance without the lines that quote its source, and without the state of its parser."""
+    lines = [line.strip() for line in message.split("<state>")[0].splitlines() if not re.match(r"\s*(\d+ \||\^)", line)]
     return " ".join(line for line in lines if line)[:400]
