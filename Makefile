@@ -1,7 +1,7 @@
 # make demo    fetch the default model and compare strategies on real questions (about 5 minutes on 2 cores)
 # make test    all tests, on the CPU
 # make check   format, lint, types, house rules (under 30 seconds)
-# make bench   benchmarks, peers measured in the same run
+# make bench   benchmarks, peers measured in the same run (ARGS=--quick: 3 minutes)
 # make docs    write the generated documents; make docs-check fails when one is stale
 # make clean   remove everything that these commands made
 #
@@ -31,8 +31,8 @@ check:
 	@BIN="$(BIN)" sh scripts/check
 
 bench:
-	@$(SETUP) requirements-bench.lock
-	@BIN="$(BIN)" sh scripts/bench
+	@$(SETUP) requirements.lock
+	@BIN="$(BIN)" sh scripts/bench $(ARGS)
 
 docs:
 	@$(SETUP) requirements.lock

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from lib import rows as evidence
+
 from peers.run import Plan, Run
 from peers.works import MODELS, OURS, PEERS
 
@@ -25,7 +26,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--engines", default=",".join((OURS, *PEERS)))
     parser.add_argument("--works", default="", help="names of works, comma-separated (default: all)")
     parser.add_argument("--ours", default="", help="weight format of ours (default: native where there is one, else int4)")
-    parser.add_argument("--minutes", type=float, help="no new turn after this long (default: 11.5; quick 3)")
+    parser.add_argument("--minutes", type=float, help="no new turn after this long (default: 10.8; quick 2.7)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     parser.add_argument("--python", default=sys.executable, help="interpreter that has the peers")
     parser.add_argument("--out", type=Path, default=ROOT / "out/bench", help="journal and logs")

@@ -4,6 +4,7 @@ Tokens are counted as the engine made them. "While all generate" is the time fro
 token to the end, so that it holds no prompts; where an engine does not tell when tokens came, that figure is missing.
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ def turn_figures(work: Mapping, reply: Mapping) -> dict[str, float]:
 
 def arrival_figures(at: Sequence[float], times: Sequence[Sequence[float]], num_tokens: int) -> dict[str, float]:
     """Throughput from the first arrival to the last token; gaps between a request's tokens; waits for a request's first token."""
-    gaps = [1e3 * (b - a) for row in times for a, b in zip(row, row[1:])]
+    gaps = [1e3 * (b - a) for row in times for a, b in itertools.pairwise(row)]
     waits = [1e3 * (row[0] - begin) for begin, row in zip(at, times)]
     return {
         "tokens_per_s": num_tokens / (max(row[-1] for row in times) - at[0]),

@@ -30,18 +30,18 @@ class Worker:
             cwd=BENCHMARKS, env={**os.environ, "PYTHONPATH": str(BENCHMARKS), **env}, start_new_session=True,
         )  # fmt: skip
         self.replies: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
 
     def _read(self) -> None:
-        with contextlib.suppress(ValueError):  # the pipe is closed under us when the worker is killed
-            for line in self.process.stdout:
-                self.replies.put(line)
+        for line in self.process.stdout:
+            self.replies.put(line)
         self.replies.put(None)
 
     def begin(self, timeout: float) -> None:
         """Waits until the worker's packages are imported."""
         self._reply(timeout)
-        self._signal(signal.SIGSTOP)
+        self._halt()
 
     def ask(self, order: Mapping[str, object], timeout: float) -> dict:
         """One turn: the worker runs until it has replied. Raises WorkerFailed; one that hangs is killed."""
@@ -52,7 +52,7 @@ class Worker:
         except (BrokenPipeError, ValueError) as error:
             raise WorkerFailed(f"{self.engine} has ended (exit {self.process.poll()}); see {self.log.name}") from error
         reply = self._reply(timeout)
-        self._signal(signal.SIGSTOP)
+        self._halt()
         return reply
 
     def _reply(self, timeout: float) -> dict:
@@ -75,13 +75,24 @@ class Worker:
     def quit(self) -> None:
         self._signal(signal.SIGCONT)
         with contextlib.suppress(BrokenPipeError, ValueError, subprocess.TimeoutExpired):
-            self.process.communicate(json.dumps({"do": "quit"}) + "\n", timeout=10)
+            self.process.stdin.write(json.dumps({"do": "quit"}) + "\n")
+            self.process.stdin.flush()
+            self.process.wait(timeout=10)
         self.kill()
 
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
         self.process.wait()
-        self.log.close()
+        self.reader.join()
+        for stream in (self.process.stdin, self.process.stdout, self.log):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+
+    def _halt(self) -> None:
+        """Returns when the worker has really stopped, or ended."""
+        self._signal(signal.SIGSTOP)
+        with contextlib.suppress(ChildProcessError):  # it has ended and is known to have
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def _signal(self, number: int) -> None:
         if self.process.poll() is None:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from peers.prompts import exact_prompt, mixed_lengths, poisson
 from peers.works import Work
-
 from ponder.models.tokenizer import open_tokenizer
 
 WARM_LEN, WARM_NEW = 32, 2

@@ -11,7 +11,6 @@ from peers.figures import agreement, rows_of
 from peers.orders import OrderBook
 from peers.seats import Seats
 from peers.works import MODELS, OURS, UNITS, WORKS, Work, sized
-
 from ponder import catalogue
 from ponder.models.fetch import pull
 
@@ -41,7 +40,7 @@ class Plan:
             raise SystemExit(f"no work is called {', '.join(sorted(unknown))}; there are: {', '.join(w.name for w in WORKS)}")
         words = [f"--{name}" for name in ("quick", "tiny") if getattr(args, name)]
         words += [f"--{name} {value}" for name in ("models", "works", "ours") if (value := getattr(args, name))]
-        minutes = args.minutes or (3.0 if args.quick else 11.5)
+        minutes = args.minutes or (2.7 if args.quick else 10.8)
         return cls(
             models, tuple(args.engines.split(",")), tuple(chosen), args.ours, minutes, args.threads, args.python, args.quick, args.tiny, tuple(words)
         )

@@ -5,10 +5,9 @@ from pathlib import Path
 from peers.figures import HEAD, turn_figures
 from peers.handle import Worker, WorkerFailed
 from peers.works import OURS, Work
-
 from ponder.models.tokenizer import open_tokenizer
 
-BEGIN_S, LOAD_S, TURN_S, WARM_S = 120.0, 180.0, 150.0, 60.0  # longest waits
+BEGIN_S, LOAD_S, TURN_S, WARM_S = 90.0, 150.0, 120.0, 60.0  # longest waits
 NUM_KEPT = 3  # answers of a turn that are kept for comparison
 
 
@@ -41,7 +40,11 @@ class Seats:
         (self.out / "logs").mkdir(exist_ok=True)
         python = self.plan.python if engine != OURS else None
         worker = Worker(engine, python, self.out / "logs" / f"{engine}.txt", env)
-        worker.begin(BEGIN_S)
+        try:
+            worker.begin(BEGIN_S)
+        except WorkerFailed:
+            worker.kill()
+            raise
         return worker
 
     def _load(self, worker: Worker) -> dict:
