@@ -34,17 +34,18 @@ class NativeBody:
         self.lib.layer_after.argtypes = [pointer, i32, pointer, pointer, i32]
         self.lib.layer_before.restype = self.lib.layer_after.restype = None
         self.heads = (struct.num_heads, struct.num_kv_heads, struct.num_kv_heads)
+        self.num_heads, self.head_dim = sum(self.heads), int(struct.head_dim)
 
     def before(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        qkv_TJE = torch.empty((len(x_TD), sum(self.heads), self.struct.head_dim), dtype=torch.bfloat16)
-        x_TD, cos, sin = x_TD.contiguous(), cos.contiguous(), sin.contiguous()
-        self.lib.layer_before(self.address, len(x_TD), x_TD.data_ptr(), cos.data_ptr(), sin.data_ptr(), qkv_TJE.data_ptr(), torch.get_num_threads())
+        num, x_TD, cos, sin = x_TD.shape[0], x_TD.contiguous(), cos.contiguous(), sin.contiguous()
+        qkv_TJE = torch.empty((num, self.num_heads, self.head_dim), dtype=torch.bfloat16)
+        self.lib.layer_before(self.address, num, x_TD.data_ptr(), cos.data_ptr(), sin.data_ptr(), qkv_TJE.data_ptr(), torch.get_num_threads())
         q_THE, k_TKE, v_TKE = qkv_TJE.split_with_sizes(self.heads, 1)
         return q_THE, k_TKE, v_TKE
 
     def after(self, x_TD: Tensor, out_TX: Tensor) -> Tensor:
         x_TD, out_TX = x_TD.contiguous(), out_TX.contiguous()
-        self.lib.layer_after(self.address, len(x_TD), x_TD.data_ptr(), out_TX.data_ptr(), torch.get_num_threads())
+        self.lib.layer_after(self.address, x_TD.shape[0], x_TD.data_ptr(), out_TX.data_ptr(), torch.get_num_threads())
         return x_TD
 
 

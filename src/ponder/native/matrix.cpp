@@ -33,30 +33,36 @@ inline void dot(__m512i (&sums)[NR], __m512i codes, const int32_t *quads) {
     for (int r = 0; r < NR; ++r) sums[r] = _mm512_dpbusd_epi32(sums[r], codes, _mm512_set1_epi32(quads[r]));
 }
 
-// The integer dot products of one group.
+// The integer dot products of one group. Few rows sum in two halves, so that a sum need not wait for the one before.
 template <int NR, int BITS>
 inline void dot_group(__m512i (&sums)[NR], const uint8_t *codes, const int32_t *quads) {
-    if constexpr (BITS == 8) {
+    constexpr bool IS_SPLIT = NR <= 3;
+    __m512i others[NR];
 #pragma GCC unroll 8
-        for (int q = 0; q < 8; ++q) {
-            if (NR < 4) _mm_prefetch(reinterpret_cast<const char *>(codes) + AHEAD + q * 64, _MM_HINT_T0);
-            dot(sums, _mm512_loadu_si512(codes + q * 64), quads + q * NR);
-        }
-    } else {
-        const __m512i nibble = _mm512_set1_epi8(15), fifth = _mm512_set1_epi8(16);
-        const __mmask64 *bits = reinterpret_cast<const __mmask64 *>(codes + 256);
+    for (int r = 0; r < NR; ++r) others[r] = _mm512_setzero_si512();
+    const __m512i nibble = _mm512_set1_epi8(15), fifth = _mm512_set1_epi8(16);
+    const __mmask64 *bits = reinterpret_cast<const __mmask64 *>(codes + 256);
 #pragma GCC unroll 4
-        for (int q = 0; q < 4; ++q) {
-            if (NR < 4) _mm_prefetch(reinterpret_cast<const char *>(codes) + AHEAD + q * 64, _MM_HINT_T0);
+    for (int q = 0; q < 4; ++q) {
+        __m512i low, high;
+        if constexpr (BITS == 8) {
+            low = _mm512_loadu_si512(codes + q * 128);
+            high = _mm512_loadu_si512(codes + q * 128 + 64);
+        } else {
             const __m512i both = _mm512_loadu_si512(codes + q * 64);
-            __m512i low = _mm512_and_si512(both, nibble), high = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
-            if constexpr (BITS == 5) {
-                low = _mm512_mask_add_epi8(low, bits[q], low, fifth);
-                high = _mm512_mask_add_epi8(high, bits[q + 4], high, fifth);
-            }
-            dot(sums, low, quads + q * NR);
-            dot(sums, high, quads + (q + 4) * NR);
+            low = _mm512_and_si512(both, nibble), high = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
         }
+        if constexpr (BITS == 5) {
+            low = _mm512_mask_add_epi8(low, bits[q], low, fifth);
+            high = _mm512_mask_add_epi8(high, bits[q + 4], high, fifth);
+        }
+        dot(sums, low, quads + (BITS == 8 ? 2 * q : q) * NR);
+        dot(IS_SPLIT ? others : sums, high, quads + (BITS == 8 ? 2 * q + 1 : q + 4) * NR);
+    }
+    if constexpr (IS_SPLIT) {
+        for (int q = 0; q < BITS; ++q) _mm_prefetch(reinterpret_cast<const char *>(codes) + AHEAD + q * 64, _MM_HINT_T0);
+#pragma GCC unroll 8
+        for (int r = 0; r < NR; ++r) sums[r] = _mm512_add_epi32(sums[r], others[r]);
     }
 }
 
