@@ -8,15 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.tiny_models import VOCAB, StateCheckpoint, tiny
+from engine.tiny_models import END, VOCAB, StateCheckpoint, tiny, tiny_process
 from models.plain_attend import PlainAttend
-from models.tiny_families import CASES, save_folder
+from models.tiny_families import CASES, hf_model, save_folder
 from models.tiny_families import VOCAB as SMALL_VOCAB
 from ponder.accelerate.weights.dense import Bf16, Bf16Head, Float32
+from ponder.core.asks import GREEDY, Extend, Prefix, chat
 from ponder.core.errors import Unsupported
 from ponder.core.formats import LayerBody, LayerWeights, ModelConfig
 from ponder.models.checkpoint import FileCheckpoint, open_checkpoint
 from ponder.models.decoder import Decoder, PlainBody, load
+from ponder.testing.run import answer_turn
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -61,6 +63,23 @@ def test_texts_of_a_step_are_kept_apart(family: str, is_tied: bool):
     found = decoder.logits(decoder.forward(torch.cat(texts), positions, TwoTexts(plans, [len(t) for t in texts]).attend))
     for text, part in zip(texts, found.split([len(t) for t in texts]), strict=True):
         assert (part - hf(text[None]).logits[0]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_engine_says_what_transformers_says(name: str, tmp_path: Path):
+    """Greedy tokens of a process, prompts both shorter and longer than the windows."""
+    values = {"vocab_size": VOCAB, "eos_token_id": END, "bos_token_id": END + 1}
+    hf = hf_model(name, **values)
+    process = tiny_process(load(open_checkpoint(save_folder(name, tmp_path, **values)), Float32(), None, torch.float32))
+    prompts = [chat("ab" * n, max_tokens=12) for n in (1, 2, 20)]
+    answers = answer_turn([Extend(prefix=Prefix(p), seed=0, sampling=GREEDY) for p in prompts], process)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = process.tokenizer.render(prompt.messages)
+        with torch.inference_mode():
+            logits = hf(torch.tensor([ids + list(answer.prefix.tokens)]), use_cache=False).logits[0, len(ids) - 1 :]
+        for row, token in zip(logits, answer.prefix.tokens, strict=False):
+            assert row[token] >= row.max() - 1e-4
+    assert sum(len(answer.prefix.tokens) for answer in answers) > 10
 
 
 # ---- rows do not depend on each other, bit for bit

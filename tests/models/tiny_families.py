@@ -104,11 +104,14 @@ CASES = {
 IN_GGUF = [name for name, c in CASES.items() if c.gguf is not None]
 
 
-def hf_model(name: str) -> transformers.PreTrainedModel:
-    """The model in float32, eager attention. Weights are so large that attention is not flat and experts differ; norms are no constants."""
+def hf_model(name: str, **changes: object) -> transformers.PreTrainedModel:
+    """The model in float32, eager attention. Weights are so large that attention is not flat and experts differ; norms are no constants.
+
+    changes: other values of its config.
+    """
     c = CASES[name]
     kind = "Gemma3TextConfig" if c.model == "Gemma3" else f"{c.model}Config"
-    config = getattr(transformers, kind)(**c.values, attn_implementation="eager")
+    config = getattr(transformers, kind)(**c.values | changes, attn_implementation="eager")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = getattr(transformers, f"{c.model}ForCausalLM")(config).eval()
@@ -121,9 +124,9 @@ def hf_model(name: str) -> transformers.PreTrainedModel:
     return model
 
 
-def save_folder(name: str, folder: Path) -> Path:
+def save_folder(name: str, folder: Path, **changes: object) -> Path:
     """The model as transformers writes it."""
-    hf_model(name).save_pretrained(folder)
+    hf_model(name, **changes).save_pretrained(folder)
     return folder
 
 

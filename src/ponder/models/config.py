@@ -24,7 +24,7 @@ GGUF_NEUTRAL = {
     "attention.clamp_kqv": 0.0, "attention.max_alibi_bias": 0.0, "rope.scale_linear": 1.0, "pooling_type": 0, "expert_group_count": 1,
     "router_logit_softcapping": 0.0, "nextn_predict_layers": 0, "leading_dense_block_count": 0, "attention.temperature_scale": 0.0,
 }  # fmt: skip
-HF_NEUTRAL = {"mlp_bias": False, "quantization_config": None, "clip_qkv": None, "use_bidirectional_attention": False, "attention_sink": False}
+HF_NEUTRAL = {"mlp_bias": False, "quantization_config": None, "clip_qkv": None, "use_bidirectional_attention": False}
 HF_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu"}
 GEMMA_27B = {("gemma2.", 46), ("gemma3.", 62)}  # (prefix of keys, layers): GGUF files do not say that their scale is by dim / heads
 
