@@ -309,6 +309,8 @@ def test_an_answer_that_cannot_go_on_ends_by_its_length():
     dead, fine = answer_turn([Extend(prefix=Prefix(replace(PROMPT, form=form)), seed=0) for form in (Regex("éa"), Regex("ab"))], process)
     assert (dead.finish, dead.prefix.tokens) == ("length", (0xC3,))
     assert (fine.finish, fine.prefix.text) == ("stop", "ab")
+    with pytest.raises(BadField, match="no token may follow"):
+        process.add(Expand(prefix=Prefix(replace(PROMPT, form=Regex("éa")), (0xC3,)), num=2))
 
 
 def test_a_refusal_disturbs_no_other():

@@ -129,6 +129,8 @@ class ExpandJob:
         self.tokenizer, self.count, self.num, self.num_left = tokenizer, Count(), ask.num, num_left
         matcher = matcher_of(ask.prefix, tokenizer)
         self.allowed = None if matcher is None else matcher.allowed()
+        if self.allowed is not None and not bool(self.allowed.any()):
+            raise BadField(f"expand of a prefix of {len(ask.prefix.tokens)} tokens: no token may follow it in its form; extend it, which ends it")
         self.ask = ask if matcher is None else replace(ask, num=1 << 30)  # all, of which `push` takes the allowed ones
         key = list(key_of(prompt_ids, ask.prefix.tokens))
         self.tracks = [Track(key, len(prompt_ids), len(key), len(key))]
