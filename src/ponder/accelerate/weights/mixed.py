@@ -9,7 +9,7 @@ Guarantee  approximate: int4's error, and the rounding to bfloat16 of each weigh
 Cost       0.625 bytes a weight, 2 more for each copy; at most `max_bytes` for the copies of a model, largest matrices first: they gain most per byte.
 Choose     one server for single questions and for crowds, without a compiled kernel.
 Differs    the switch is a constant, not calibrated at load: a timing would make results depend on the machine's mood. On two models and eight
-           shapes int4 wins up to 4 rows (its kernel takes rows by fours), packed bfloat16 from 6: benchmarks/results/weight_formats.jsonl.
+           shapes int4 wins up to 4 rows (its kernel takes rows by fours), packed bfloat16 from 6 or 8: benchmarks/results/weight_formats.jsonl.
 """
 
 import weakref
@@ -22,7 +22,7 @@ from ponder.accelerate.weights.codes import groups_of
 from ponder.core.errors import BadField
 from ponder.core.formats import LayerBody, LayerWeights, Linear, ModelConfig, RawTensor, WeightFormat
 
-SWITCH_ROWS = 5
+SWITCH_ROWS = 6
 
 
 @dataclass(eq=False)
