@@ -64,6 +64,8 @@ class LocalProcess:
         self.pool = Pool(shape, decoder.dtype, settings.kv_bytes, settings.kv_format)
         self.store = KVStore(self.pool)
         self.attention = Attention(config, self.pool, is_native=settings.is_native, is_shared=settings.is_shared)
+        if self.attention.kernel is None:
+            self.model_id += "/torch"  # equal only for equal results, and the kernels round differently
         self.count, self.num_calls = Count(), 0  # counted by the loop, whoever asked
         self.num_preempted = self.num_recomputed = 0  # tracks put back, and tokens computed again for them
         self.jobs: dict[int, Job] = {}

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ponder.core.asks import Sampling
 from ponder.engine.constraint import Matcher
+from ponder.native.sample import sample_rows
 
 BLOCK = 128  # vocabulary entries summed together
 NUM_LIKELY = 1024  # entries that top_p sorts before it falls back to sorting all
@@ -41,6 +42,12 @@ class Draw:
     def is_moved(self) -> bool:
         return self.matcher is not None or bool(self.sampling.logit_bias) or (bool(self.seen) and self.sampling.has_penalties)
 
+    @property
+    def is_plain(self) -> bool:
+        """Drawn at a temperature, and nothing else."""
+        s = self.sampling
+        return s.top_k is None and s.top_p >= 1.0 and s.min_p <= 0.0 and not self.num_top and not self.is_moved
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -58,7 +65,8 @@ class LogP:
 
     def __init__(self, logits_RV: Tensor) -> None:
         self.vocab_size = logits_RV.shape[1]
-        self.logits_RV = F.pad(logits_RV, (0, -self.vocab_size % BLOCK), value=-math.inf)
+        is_whole = self.vocab_size % BLOCK == 0
+        self.logits_RV = logits_RV if is_whole else F.pad(logits_RV, (0, -self.vocab_size % BLOCK), value=-math.inf)
         self.top_R1 = logits_RV.amax(-1, keepdim=True)
         self.weight_RV = (self.logits_RV - self.top_R1).exp_()  # probabilities but for the sum
         self.log_sum_R = _sum(self.weight_RV).log()
@@ -90,7 +98,27 @@ def uniform(seed: int, position: int) -> float:
 
 
 def draw(logits_RV: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
-    """One token per row of float32 logits. Greedy rows take the most likely token, the first of equals."""
+    """One token per row of float32 logits. Greedy rows take the most likely token, the first of equals.
+
+    Which of the two ways a row goes depends on its own wish alone.
+    """
+    plain = [i for i, d in enumerate(draws) if d.is_plain]
+    found: dict[int, Drawn] = {}
+    if plain:
+        probes = [uniform(draws[i].seed, draws[i].position) for i in plain]
+        rows_RV = logits_RV if len(plain) == len(draws) else logits_RV[plain]
+        made = sample_rows(rows_RV, [draws[i].sampling.temperature for i in plain], probes)
+        if made is not None:
+            found = dict(zip(plain, map(Drawn, *(x.tolist() for x in made))))
+    rest = [i for i in range(len(draws)) if i not in found]
+    if rest:
+        rows_RV = logits_RV if len(rest) == len(draws) else logits_RV[rest]
+        found.update(zip(rest, draw_by_torch(rows_RV, [draws[i] for i in rest])))
+    return [found[i] for i in range(len(draws))]
+
+
+def draw_by_torch(logits_RV: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
+    """`draw` of any wish, by PyTorch."""
     log_p = LogP(logits_RV)
     rows = torch.arange(len(draws))
     tokens = torch.empty(len(draws), dtype=torch.int64)
