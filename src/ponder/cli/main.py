@@ -97,6 +97,21 @@ def strategies() -> None:
     _verb("strategies")
 
 
+@app.command()
+def profile(
+    model: Annotated[str, typer.Argument(help="Catalogue name, GGUF file or safetensors folder; a config.json is predicted only.")] = DEFAULT_MODEL,
+    weights: Weights = "int4",
+    batch: Annotated[int, typer.Option(help="Sequences that generate at once.")] = 1,
+    context: Annotated[int, typer.Option(help="Tokens of each sequence.")] = 1024,
+    card: Annotated[Path | None, typer.Option(help="Machine card (JSON) of another machine: predict for it, measure nothing.")] = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Measure this machine's card again.")] = False,
+    out: Annotated[Path, typer.Option(help="Where the roofline picture goes.")] = Path("out/profile.png"),
+    threads: Threads = None,
+) -> None:
+    """Show where the engine's time goes, predicted against measured: a table, and a roofline picture."""
+    _verb("profile", model=model, weights=weights, batch=batch, context=context, card=card, refresh=refresh, out=out, threads=threads)
+
+
 @app.callback(invoke_without_command=True)
 def top(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
     if version:

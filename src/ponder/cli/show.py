@@ -11,6 +11,10 @@ from rich.text import Text
 
 from ponder.core.asks import Candidate
 from ponder.core.budget import Cost
+from ponder.plan.machine import MachineCard
+from ponder.plan.predict import Prediction
+from ponder.plan.profile import Cell, Profile
+from ponder.plan.roofline import GROUPS
 from ponder.run.recipe import Result
 from ponder.run.report import Summary
 
@@ -119,6 +123,66 @@ def verdict_lines(summaries: Sequence[Summary]) -> list[str]:
         f"{s.recipe}: {s.verdict} than {base.recipe}" if s.verdict != "no difference shown" else f"{s.recipe}: {s.verdict} against {base.recipe}"
         for s in summaries[1:]
     ]
+
+
+Phase = tuple[Cell, Prediction, Profile | None]  # what was asked, predicted and, where it ran, measured
+
+
+def profile_table(phases: Sequence[Phase], *, title: str) -> Table:
+    """Milliseconds of every part of each phase: measured, predicted, at its roofline, and its share of the whole."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", caption_justify="left", padding=(0, 1))
+    table.add_column("ms")
+    for cell, _, _ in phases:
+        name = f"decode\n{cell.batch} x {cell.context}" if cell.phase == "decode" else f"read\n{cell.batch} x {cell.context}"
+        for column in (name, "\npredicted", "\nroofline", "\nshare"):
+            table.add_column(column, justify="right", no_wrap=True)
+    groups = [group for group in GROUPS if any(group in prediction.by_group() for _, prediction, _ in phases)]
+    for group in groups:
+        table.add_row(group, *(text for phase in phases for text in _part_cells(phase, group)), end_section=group == groups[-1])
+    cells = []
+    for _, prediction, profile in phases:
+        cells += ["-" if profile is None else _ms(profile.seconds), _ms(prediction.seconds), _ms(prediction.ideal)]
+        cells += ["" if profile is None else f"{profile.error:+.0%}"]
+    table.add_row("whole", *cells, style="bold")
+    ratios = [(p.seconds if p is not None else prediction.seconds) / prediction.ideal for _, prediction, p in phases]
+    table.add_row("whole / roofline", *(text for ratio in ratios for text in (f"{ratio:.2f}", "", "", "")))
+    is_shared = any(profile is not None and profile.shared for _, _, profile in phases)
+    table.caption = "roofline: idealized, as if each operator ran at its bound and nothing else were there; last of whole: predicted against measured"
+    if is_shared:
+        table.caption += "\n~: computed together in one call, whose measured time is shared out as predicted"
+    return table
+
+
+def _part_cells(phase: Phase, group: str) -> tuple[str, str, str, str]:
+    _, prediction, profile = phase
+    ideal, predicted = prediction.by_group().get(group, (0.0, 0.0))
+    if profile is None:
+        return "-", _ms(predicted), _ms(ideal), f"{predicted / prediction.seconds:.0%}"
+    measured = profile.parts.get(group, 0.0)
+    mark = "~" if group in profile.shared else ""
+    return mark + _ms(measured), _ms(predicted), _ms(ideal), f"{measured / profile.seconds:.0%}"
+
+
+def machine_lines(card: MachineCard, vocab: int) -> list[str]:
+    """What the machine does by itself, and what serving costs beside the model."""
+    roofs = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in card.peaks.items())
+    lines = [f"machine: memory {card.stream / 1e9:.1f} GB/s, cache {card.bandwidth[0][1] / 1e9:.0f} GB/s; products, GFLOP/s: {roofs}"]
+    if card.op_seconds:
+        overheads = (("PyTorch operator", card.op_seconds), ("compiled call", card.call_seconds), ("parallel region", card.region_seconds))
+        lines.append("overhead, us: " + ", ".join(f"{name} {1e6 * seconds:.2f}" for name, seconds in overheads))
+    for rate in [rate for rate in card.samplers if rate.vocab == vocab]:
+        curve = ", ".join(f"{rows:.0f}: {1e3 * s:.2f}" for rows, s in zip(rate.curve.x, rate.curve.seconds))
+        lines.append(f"sampling{'' if rate.top_p == 1 else f', top_p {rate.top_p}'}, ms by rows: {curve}")
+    if card.python:
+        curve = ", ".join(f"{rows:.0f}: {1e3 * s:.2f}" for rows, s in zip(card.python[0].x, card.python[0].seconds))
+        lines.append(f"step loop in Python, ms by sequences: {curve}")
+    for text in [rate for rate in card.texts if rate.vocab == vocab]:
+        lines.append(f"text: {text.characters / 1e6:.2f} million characters/s tokenized, {text.decoded / 1e6:.2f} million tokens/s turned into text")
+    return lines
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.3f}" if seconds < 1e-3 else f"{1e3 * seconds:.2f}" if seconds < 1 else f"{1e3 * seconds:,.0f}"
 
 
 def _pair(low: float, high: float) -> str:

@@ -19,6 +19,11 @@ from ponder.core.errors import BadField, PonderError, StoreError, UnknownName
 from ponder.core.rng import hash_seed
 from ponder.core.roles import Process, Strategy
 from ponder.models import fetch
+from ponder.plan.machine import card_path, read_card
+from ponder.plan.measure import measure_machine
+from ponder.plan.picture import draw_roofline, points_of, profile_points
+from ponder.plan.predict import outline
+from ponder.plan.profile import CHUNK, Cell, kept_card, open_card, open_profiler, predict_cell, read_config
 from ponder.run.compare import Comparison, Question, Row, RunFolder, settings_of
 from ponder.run.compare import compare as run_compare
 from ponder.run.driver import Driver, Job
@@ -127,6 +132,35 @@ def strategies() -> int:
         show.out.print(f"[bold]{name}[/bold] ({found.guarantee})\n    {settable or 'no fields'}", soft_wrap=True)
     for field, table in catalogue.PARTS.items():
         show.out.print(f"[bold]{field}[/bold]: {', '.join(table)}", soft_wrap=True)
+    return 0
+
+
+def profile(*, model: str, weights: str, batch: int, context: int, card: Path | None, refresh: bool, out: Path, threads: int | None) -> int:
+    """Prints where time goes in decoding and in reading a prompt, and draws the roofline picture."""
+    cells = [Cell("decode", batch, context), Cell("prefill", 1, context)]
+    if Path(model).name == "config.json" or card is not None:
+        _known("weight format", weights, catalogue.WEIGHTS)
+        known = read_card(card) if card is not None else kept_card(card_path()) or measure_machine()
+        config = read_config(Path(model) if Path(model).name == "config.json" else fetch.resolve(model))
+        head = catalogue.HEADS[weights].name if any(rate.format == catalogue.HEADS[weights].name for rate in known.matrices) else weights
+        seen = outline(config, known, weights, head)
+        phases = [(cell, predict_cell(seen, cell, known, CHUNK), None) for cell in cells]
+        points = [point for cell, prediction, _ in phases for point in points_of(cell.phase, prediction)]
+    else:
+        process = _open(model, weights, threads)
+        profiler = open_profiler(process, weights, catalogue.HEADS[weights].name)  # type: ignore[arg-type]
+        for cell in cells:
+            profiler.check(cell)
+        known = open_card(profiler, is_fresh=refresh, tell=show.say)
+        with show.waiting("running the engine with clocks"):
+            profiles = [profiler.profile(cell, known) for cell in cells]
+        phases, points, config = [(p.cell, p.prediction, p) for p in profiles], profile_points(profiles), profiler.outline.config
+    title = f"{Path(model).name if '/' in model else model}, {weights}: {known.name}, {known.threads} thread{'s' * (known.threads != 1)}"
+    show.out.print(show.profile_table(phases, title=title))
+    for line in show.machine_lines(known, config.vocab_size):
+        show.out.print(line)
+    draw_roofline(points, known, out, title=title)
+    show.say(f"{out}: the roofline picture")
     return 0
 
 

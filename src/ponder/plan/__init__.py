@@ -1,0 +1,1 @@
+"""What costs what, and why: rooflines, measured machine cards, predicted and measured time."""
