@@ -1,13 +1,14 @@
 """Building the kernels: once, in any number of processes, and a reason in words where there are none."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from ponder.native.build import CPU_FLAGS, CannotBuild, build, cpu_flags, library
+from ponder.native.build import COMPILERS, CPU_FLAGS, CannotBuild, build, cpu_flags, library, reason
 
 NEEDED = frozenset(CPU_FLAGS)
 SOURCE = 'extern "C" int answer() { return 42; }\n'
@@ -26,6 +27,16 @@ def in_child(code: str, **environment: str) -> subprocess.Popen[str]:
 
 
 needs_compiler = pytest.mark.skipif(library() is None, reason="no compiler here, or a CPU without the instructions")
+
+
+is_able = NEEDED <= cpu_flags() and any(map(shutil.which, COMPILERS)) and os.environ.get("PONDER_NATIVE") != "0"
+
+
+@pytest.mark.skipif(not is_able, reason="no compiler here, or a CPU without the instructions")
+def test_the_kernels_build_wherever_they_can():
+    """Else every other test of them would be skipped."""
+    assert reason() == ""
+    assert library() is not None
 
 
 @needs_compiler

@@ -10,6 +10,7 @@
 
 #include <cmath>
 #include <initializer_list>
+#include "simd.hpp"
 
 using namespace ponder;
 
@@ -40,16 +41,6 @@ struct Room {  // memory of one call
 size_t own_nbytes() { return (Rows::nbytes(ALONE, 1) + 63) / 64 * 64; }
 
 size_t rows_nbytes(int num_rows, int columns) { return (Rows::nbytes(num_rows, (columns + GROUP - 1) / GROUP) + 63) / 64 * 64; }
-
-inline __m512 exp_ps(__m512 x) {  // Taylor to the 7th power of |r| <= log(2) / 2: relative error below 2e-7
-    x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.0f)), _mm512_set1_ps(88.0f));
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.6931471824645996f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-1.904654299957768e-9f), r);
-    __m512 y = _mm512_set1_ps(1.0f / 5040);
-    for (const float factor : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(factor));
-    return _mm512_scalef_ps(y, n);
-}
 
 inline __m512 logistic(__m512 x) {
     const __m512 one = _mm512_set1_ps(1.0f);
