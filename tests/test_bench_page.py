@@ -299,7 +299,7 @@ def toy_run(monkeypatch, tmp_path):
     for name, value in (("broken", frozenset()), ("cut", 10**6), ("asked", [])):
         monkeypatch.setattr(ToySeats, name, value)
     names = {"models": "toy.gguf", "works": "decode 1,prefill 1k", "engines": "ponder,llama.cpp,openvino", "ours": "", "minutes": 9.0}
-    plan = run.Plan.of(Namespace(**names, quick=False, tiny=False, threads=1, python="python"))
+    plan = run.Plan.of(Namespace(**names, quick=False, long=False, tiny=False, threads=1, python="python"))
     return lambda **options: run.Run(plan, tmp_path, **options)
 
 
@@ -339,6 +339,18 @@ def test_rows_of_a_run_are_written_once(toy_run, tmp_path):
     assert len((tmp_path / "peers.jsonl").read_text().splitlines()) == len(rows) == 6
 
 
+def test_a_work_that_is_late_has_one_round_and_a_run_that_is_late_says_so(toy_run, monkeypatch):
+    found = toy_run()
+    monkeypatch.setattr(run.Plan, "span", lambda plan, model: 60.0)
+    now = iter([0.0, *[0.0] * 3, *[50.0] * 6, *[70.0] * 100])  # start; a first round in time; later rounds late; then too late for anything
+    monkeypatch.setattr(run.time, "monotonic", lambda: next(now))
+    found.measure()
+    assert [t["round"] for t in found.turns if t["work"] == "decode 1"] == [0, 0, 0]
+    assert all("out of time (1 minutes for a model)" in t["error"] for t in found.turns if t["work"] == "prefill 1k")
+
+
 def test_names_that_do_not_exist_are_refused(toy_run):
     with pytest.raises(SystemExit, match="no work is called decode 3; there are: start"):
-        run.Plan.of(Namespace(models="", works="decode 3", engines="ponder", ours="", minutes=1.0, quick=True, tiny=False, threads=1, python=""))
+        run.Plan.of(
+            Namespace(models="", works="decode 3", engines="ponder", ours="", minutes=1.0, quick=True, long=False, tiny=False, threads=1, python="")
+        )

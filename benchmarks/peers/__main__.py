@@ -6,6 +6,7 @@ off is taken up where it ended. An engine that is missing, fails or hangs is nam
 
 import argparse
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -21,12 +22,13 @@ ROOT = Path(__file__).resolve().parents[2]
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the short run: SmolLM2 only, fewer works, about 3 minutes")
+    parser.add_argument("--long", action="store_true", help="full sizes, three rounds for whoever is slow, too: about an hour")
     parser.add_argument("--tiny", action="store_true", help="a few tokens of everything, to see that it runs; writes no rows")
     parser.add_argument("--models", default="", help=f"names or GGUF files, comma-separated (default: {', '.join(MODELS)})")
     parser.add_argument("--engines", default=",".join((OURS, *PEERS)))
     parser.add_argument("--works", default="", help="names of works, comma-separated (default: all)")
     parser.add_argument("--ours", default="", help="weight format of ours (default: native where there is one, else int4)")
-    parser.add_argument("--minutes", type=float, help="no new turn after this long (default: 10.8; quick 2.7)")
+    parser.add_argument("--minutes", type=float, help="no new turn of a model after this long (default: about 5.5; quick 2.6; long 60)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     parser.add_argument("--python", default=sys.executable, help="interpreter that has the peers")
     parser.add_argument("--out", type=Path, default=ROOT / "out/bench", help="journal and logs")
@@ -36,6 +38,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers are ended in order
     plan = Plan.of(args)
     run = Run(plan, args.out, fresh=args.fresh)
     start = time.monotonic()

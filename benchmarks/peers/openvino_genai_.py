@@ -14,8 +14,6 @@ import openvino_genai as genai
 
 from peers.serve import Made
 
-BATCHED_TOKENS = 1024  # of a step at most; its default of 256 is slower on long prompts
-
 
 class Peer:
     is_widened = False
@@ -27,9 +25,7 @@ class Peer:
         return Path(done.stdout.strip())
 
     def load(self, path: Path, threads: int, option: str) -> str:
-        config = genai.SchedulerConfig()
-        config.max_num_batched_tokens = BATCHED_TOKENS
-        self.pipe = genai.ContinuousBatchingPipeline(str(path), config, "CPU", {"INFERENCE_NUM_THREADS": threads})
+        self.pipe = genai.ContinuousBatchingPipeline(str(path), genai.SchedulerConfig(), "CPU", {"INFERENCE_NUM_THREADS": threads})
         self.num_asked = 0
         return "continuous batching" + (", Q5_0 blocks rewritten as Q8_0 of the same values" if self.is_widened else ", the file's own blocks")
 

@@ -59,7 +59,7 @@ def judged(rows: Rows, target: Target) -> dict[str, object]:
     ours, other = rows.get((OURS, target.work), {}), rows.get((peer or "", target.work), {})
     for name, row in ((OURS, ours), (peer or target.peer, other)):
         if figure not in row.get("figures", {}):
-            return {"peer": peer or target.peer, "verdict": f"not measured: {name}: {row.get('missing', 'not in this run')}"}
+            return {"peer": peer or target.peer, "verdict": f"not measured: {name}: {row.get('missing') or why_missing(rows, name)}"}
     value = ratio(ours, other, figure)
     pairs = [ours["rounds"][k] / other["rounds"][k] for k in ours["rounds"] if k in other["rounds"]] if figure == ours["figure"] else []
     found = {"peer": peer, "ratio": value, "verdict": "pass" if (value <= target.ratio if target.is_most else value >= target.ratio) else "miss"}
@@ -68,6 +68,11 @@ def judged(rows: Rows, target: Target) -> dict[str, object]:
     if figure == "decode_tokens_per_s":
         found["with_prompts"] = ratio(ours, other, "tokens_per_s")
     return found
+
+
+def why_missing(rows: Rows, name: str) -> str:
+    """What kept an engine from all works, where one of its rows says it."""
+    return next((str(row["missing"]) for (other, _), row in rows.items() if other == name and "missing" in row), "not in this run")
 
 
 def target_lines(rows: Rows) -> Iterator[str]:

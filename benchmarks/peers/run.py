@@ -1,6 +1,7 @@
 """A run: which engines, works and files, the turns one after the other, and the journal that lets a cut-off run go on."""
 
 import json
+import math
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
@@ -10,11 +11,12 @@ from pathlib import Path
 from peers.figures import agreement, rows_of
 from peers.orders import OrderBook
 from peers.seats import Seats
-from peers.works import MODELS, OURS, UNITS, WORKS, Work, sized
+from peers.works import MODELS, OURS, PEERS, SPANS, UNITS, WORKS, Work, sized
 from ponder import catalogue
 from ponder.models.fetch import pull
 
-SLOW_S, QUICK_SLOW_S = 12.0, 5.0  # an engine whose turn takes longer is not asked again for that work
+SLOW_S, QUICK_SLOW_S = 10.0, 5.0  # an engine whose turn takes longer is not asked again for that work, but in a long run
+QUICK_MINUTES, LONG_MINUTES, OTHER_MINUTES = 2.6, 60.0, 6.0  # for each model: short and long runs; models without a row in works.SPANS
 MAX_FAILED = 3  # turns that may fail before an engine is left out of the rest of a model's works
 
 
@@ -24,10 +26,11 @@ class Plan:
     engines: tuple[str, ...]
     works: tuple[str, ...]
     weights: str  # of ours; "" is the best that there is
-    minutes: float
+    minutes: float  # for each model; 0: as many as suit it
     threads: int
     python: str
     is_quick: bool
+    is_long: bool
     is_tiny: bool
     words: tuple[str, ...]  # what was asked for on the command line, for the rows
 
@@ -38,12 +41,25 @@ class Plan:
         chosen = [w.strip() for w in args.works.split(",") if w.strip()] or [w.name for w in WORKS if w.is_quick or not args.quick]
         if unknown := set(chosen) - {w.name for w in WORKS}:
             raise SystemExit(f"no work is called {', '.join(sorted(unknown))}; there are: {', '.join(w.name for w in WORKS)}")
-        words = [f"--{name}" for name in ("quick", "tiny") if getattr(args, name)]
+        engines = tuple(args.engines.split(","))
+        if unknown := set(engines) - {OURS, *PEERS}:
+            raise SystemExit(f"no engine is called {', '.join(sorted(unknown))}; there are: {', '.join((OURS, *PEERS))}")
+        words = [f"--{name}" for name in ("quick", "long", "tiny") if getattr(args, name)]
         words += [f"--{name} {value}" for name in ("models", "works", "ours") if (value := getattr(args, name))]
-        minutes = args.minutes or (2.7 if args.quick else 10.8)
         return cls(
-            models, tuple(args.engines.split(",")), tuple(chosen), args.ours, minutes, args.threads, args.python, args.quick, args.tiny, tuple(words)
-        )
+            models=models, engines=engines, works=tuple(chosen), weights=args.ours, minutes=args.minutes or 0.0, threads=args.threads,
+            python=args.python, is_quick=args.quick, is_long=args.long, is_tiny=args.tiny, words=tuple(words),
+        )  # fmt: skip
+
+    def span(self, model: str) -> float:
+        """Seconds after which no new turn of a model begins."""
+        usual = QUICK_MINUTES if self.is_quick else LONG_MINUTES if self.is_long else SPANS.get(model, OTHER_MINUTES)
+        return 60 * (self.minutes or usual)
+
+    @property
+    def slow(self) -> float:
+        """Seconds of a turn beyond which there is no second one."""
+        return QUICK_SLOW_S if self.is_quick else math.inf if self.is_long else SLOW_S
 
     @property
     def key(self) -> dict[str, object]:
@@ -91,36 +107,40 @@ class Run:
     # turns
 
     def measure(self) -> None:
-        start, num = time.monotonic(), len(self.plan.models)
-        for i, model in enumerate(self.plan.models):
+        for model in self.plan.models:
+            start = time.monotonic()
             path = pull(model) if model in MODELS else Path(model)
             name = model if model in MODELS else path.stem
             self.seats.take(path)
             orders = OrderBook(path, is_tiny=self.plan.is_tiny)
-            for work in self._works(name):
-                self._measure_work(name, work, orders, deadline=start + 60 * self.plan.minutes * (i + 1) / num)
+            works, span, due = list(self._works(name)), self.plan.span(name), start
+            for work in works:
+                due += span * work.weight / sum(w.weight for w in works)
+                self._measure_work(name, work, orders, due=due, end=start + span)
             self.seats.close()
         self._note({"is_end": True})
 
     def _works(self, model: str) -> Iterator[Work]:
+        share = 1.0 if self.plan.is_long else MODELS.get(model, min(MODELS.values()))
         for work in WORKS:
             if work.name in self.plan.works:
-                sized_work = sized(work, MODELS.get(model, 0.5), self.plan.is_tiny)
-                yield replace(sized_work, rounds=min(sized_work.rounds, 2)) if self.plan.is_quick else sized_work
+                found = sized(work, share, self.plan.is_tiny)
+                yield replace(found, rounds=min(found.rounds, 2)) if self.plan.is_quick else found
 
-    def _measure_work(self, model: str, work: Work, orders: OrderBook, *, deadline: float) -> None:
-        takers = [(engine, variant) for engine in self.plan.engines for variant in (work.variants if engine == OURS else work.variants[:1])]
-        takers = [(engine, variant if engine == OURS else "") for engine, variant in takers if engine == OURS or not work.is_ours]
+    def _measure_work(self, model: str, work: Work, orders: OrderBook, *, due: float, end: float) -> None:
+        """due: when later rounds are left out, so that the other works have a first one; end: when everything is."""
+        takers = [(OURS, v) for v in work.variants if OURS in self.plan.engines]
+        takers += [(engine, "") for engine in self.plan.engines if engine != OURS and not work.is_ours]
         left_out: set[tuple[str, str]] = set()
         for number in range(work.rounds):
             for engine, variant in takers:
                 done = [t for t in self.turns if (t["model"], t["engine"], t["variant"], t["work"]) == (model, engine, variant, work.name)]
                 if any(t["round"] == number for t in done) or (engine, variant) in left_out or self.failed.get((model, engine), 0) >= MAX_FAILED:
                     continue
-                if any(t["seconds"] > (QUICK_SLOW_S if self.plan.is_quick else SLOW_S) for t in done):
+                if done and (done[0].get("seconds", 0.0) > self.plan.slow or time.monotonic() > due):
                     continue
-                if time.monotonic() > deadline:
-                    turn = {"error": f"out of time ({self.plan.minutes:g} minutes for the run)"}
+                if time.monotonic() > end:
+                    turn = {"error": f"out of time ({self.plan.span(model) / 60:g} minutes for a model)"}
                 else:
                     turn = self._turn(model, engine, variant, work=work, number=number, orders=orders)
                 turn = {"model": model, "engine": engine, "variant": variant, "work": work.name, "round": number, **turn}

@@ -1,5 +1,6 @@
 """The workers of one model: started when first asked, warmed up once per work, started anew after a failure."""
 
+from argparse import Namespace
 from pathlib import Path
 
 from peers.figures import HEAD, turn_figures
@@ -12,7 +13,9 @@ NUM_KEPT = 3  # answers of a turn that are kept for comparison
 
 
 class Seats:
-    def __init__(self, plan, out: Path) -> None:
+    """plan: a run.Plan; out: where logs and rewritten files go."""
+
+    def __init__(self, plan: Namespace, out: Path) -> None:
         self.plan, self.out = plan, out
         self.workers: dict[str, Worker] = {}
         self.loaded: dict[str, dict] = {}
@@ -87,7 +90,8 @@ class Seats:
         firsts = [row[0] for row in reply["times"] if row] or [reply["seconds"]]
         turn_figures(order["work"], reply)
         figures = {"load_s": loaded["seconds"], "first_s": loaded["seconds"] + min(firsts), "peak_mb": reply["peak_mb"], "anon_mb": reply["anon_mb"]}
-        return self._told(order["work"], reply, loaded, {k: v for k, v in figures.items() if v is not None})
+        told = self._told(order["work"], reply, loaded, {k: v for k, v in figures.items() if v is not None})
+        return {**told, "seconds": loaded["seconds"] + reply["seconds"]}
 
     def _seated_turn(self, engine: str, work: Work, order: dict) -> dict:
         if engine not in self.workers:

@@ -7,10 +7,12 @@
 Standard library only: it runs in the peers' environment, where nothing of ours is installed. Whatever a library prints goes to stderr.
 """
 
+import ctypes
 import hashlib
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -18,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+PR_SET_PDEATHSIG = 1
 ENGINES = {"ponder": "ours", "llama.cpp": "llama_cpp", "openvino": "openvino_genai_", "transformers": "transformers_"}
 
 
@@ -85,7 +88,14 @@ def answer(engine: Engine, order: dict) -> dict:
     return {**asdict(made), "peak_mb": status_mb("VmHWM"), "anon_mb": status_mb("RssAnon"), "load": os.getloadavg()[0]}
 
 
+def die_with_parent() -> None:
+    """Whatever ends our parent ends us, even while we are halted (Linux; elsewhere the parent must end in order)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main(name: str) -> None:
+    die_with_parent()
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print must not look like a reply
     try:

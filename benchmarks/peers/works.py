@@ -10,7 +10,9 @@ LLAMA, OPENVINO, TRANSFORMERS = "llama.cpp", "openvino", "transformers"
 PEERS = (LLAMA, OPENVINO, TRANSFORMERS)
 SCHEDULERS = ("sarathi", "first_come", "prefill_first")
 ROUNDS = 3
-MODELS = {"smollm2-135m": 1.0, "qwen2.5-coder-0.5b": 0.5}  # catalogue name -> share of the new tokens and requests that fits the time
+MODELS = {"smollm2-135m": 0.5, "qwen2.5-coder-0.5b": 0.25}  # catalogue name -> share of the full sizes that fits the usual run
+SPANS = {"smollm2-135m": 5.2, "qwen2.5-coder-0.5b": 5.6}  # minutes of the usual run
+LEAST_NEW = 16
 
 
 @dataclass(frozen=True)
@@ -28,21 +30,33 @@ class Work:
     is_ours: bool = False  # no peer has it
     is_quick: bool = True  # part of the short run
     rounds: int = ROUNDS
+    weight: int = 10  # share of the run's time that it may take, roughly its seconds
     variants: tuple[str, ...] = ("",)
 
 
 WORKS = (
-    Work("start", "start", "load a file, answer once", 1, 128, 8, figure="peak_mb"),
-    Work("decode 1", "prompts", "1 sequence", 1, 128, 128, figure="decode_tokens_per_s"),
-    Work("decode 16", "prompts", "16 sequences", 16, 64, 64, figure="decode_tokens_per_s"),
-    Work("prefill 1k", "prompts", "prompt of 1,024 tokens", 1, 1024, 1, figure="prompt_tokens_per_s"),
-    Work("samples 32", "samples", "32 samples on a shared prefix of 1,024", 32, 1024, 64),
-    Work("arrivals", "arrivals", "32 requests, Poisson", 32, 384, 48, variants=SCHEDULERS),
-    Work("decode 64", "prompts", "64 sequences", 64, 64, 64, figure="decode_tokens_per_s", is_quick=False),
-    Work("decode 4", "prompts", "4 sequences", 4, 64, 64, figure="decode_tokens_per_s", is_quick=False),
-    Work("prefill 128", "prompts", "prompt of 128 tokens", 1, 128, 1, figure="prompt_tokens_per_s"),
-    Work("shared 4k", "samples", "16 samples on a stored prefix of 4,096", 16, 4096, 32, is_ours=True, is_quick=False, variants=("", "unshared")),
-    Work("prefill 4k", "prompts", "prompt of 4,096 tokens", 1, 4096, 1, figure="prompt_tokens_per_s", is_quick=False, rounds=2),
+    Work("start", "start", "load a file, answer once", 1, 128, 8, figure="peak_mb", weight=45),
+    Work("decode 1", "prompts", "1 sequence", 1, 128, 128, figure="decode_tokens_per_s", weight=25),
+    Work("decode 16", "prompts", "16 sequences", 16, 64, 64, figure="decode_tokens_per_s", weight=60),
+    Work("prefill 1k", "prompts", "prompt of 1,024 tokens", 1, 1024, 1, figure="prompt_tokens_per_s", weight=25),
+    Work("samples 32", "samples", "32 samples on a shared prefix of 1,024", 32, 1024, 64, weight=75),
+    Work("arrivals", "arrivals", "requests that arrive at random (Poisson)", 32, 384, 48, weight=85, variants=SCHEDULERS),
+    Work("decode 64", "prompts", "64 sequences", 64, 64, 64, figure="decode_tokens_per_s", is_quick=False, weight=50),
+    Work("decode 4", "prompts", "4 sequences", 4, 64, 64, figure="decode_tokens_per_s", is_quick=False, weight=25),
+    Work("prefill 128", "prompts", "prompt of 128 tokens", 1, 128, 1, figure="prompt_tokens_per_s", weight=10),
+    Work(
+        "shared 4k",
+        "samples",
+        "16 samples on a stored prefix of 4,096",
+        16,
+        4096,
+        32,
+        is_ours=True,
+        is_quick=False,
+        weight=20,
+        variants=("", "unshared"),
+    ),
+    Work("prefill 4k", "prompts", "prompt of 4,096 tokens", 1, 4096, 1, figure="prompt_tokens_per_s", is_quick=False, rounds=2, weight=40),
 )
 
 
@@ -84,11 +98,11 @@ UNITS = {
 
 
 def sized(work: Work, share: float, is_tiny: bool = False) -> Work:
-    """The work with `share` of the new tokens (or requests) of those that make many; tiny: only shows that everything runs."""
+    """The work with `share` of its new tokens, or of its requests; tiny: only shows that everything runs."""
     if is_tiny:
         return replace(work, num=min(work.num, 4), prompt_len=min(work.prompt_len, 48), num_new=min(work.num_new, 6), rounds=min(work.rounds, 2))
-    if share == 1.0 or work.kind == "start" or work.num_new == 1:
-        return work
     if work.kind == "arrivals":
-        return replace(work, num=int(work.num * share))
-    return work if work.num <= 4 or work.is_ours else replace(work, num_new=int(work.num_new * share))
+        return replace(work, num=int(work.num * min(1.0, 2 * share)))
+    if work.num == 1:
+        share = min(1.0, 2 * share)
+    return replace(work, num_new=min(work.num_new, max(LEAST_NEW, int(work.num_new * share))))
