@@ -29,7 +29,7 @@ def in_child(code: str, **environment: str) -> subprocess.Popen[str]:
 needs_compiler = pytest.mark.skipif(library() is None, reason="no compiler here, or a CPU without the instructions")
 
 
-is_able = NEEDED <= cpu_flags() and any(map(shutil.which, COMPILERS)) and os.environ.get("PONDER_NATIVE") != "0"
+is_able = cpu_flags() >= NEEDED and any(map(shutil.which, COMPILERS)) and os.environ.get("PONDER_NATIVE") != "0"
 
 
 @pytest.mark.skipif(not is_able, reason="no compiler here, or a CPU without the instructions")
