@@ -197,6 +197,8 @@ def load(
     tables = tuple(rotary_table(config, kind) for kind in used)
     packed_head = head.pack((checkpoint.tensor("embed" if config.is_head_tied else "head"),))  # first: packing it takes twice its bytes
     layers = tuple(load_layer(checkpoint, weights, i, dtype) for i in range(config.num_layers))
+    bodies = tuple(weights.fuse(layer, config) or PlainBody(layer, config, dtype) for layer in layers)
+    give_back()
     rope = "" if config.rope_factors == checkpoint.config.rope_factors else "/long"
     return Decoder(
         config=config,
@@ -204,7 +206,7 @@ def load(
         dtype=dtype,
         embed=load_embedding(checkpoint.tensor("embed"), dtype),
         layers=layers,
-        bodies=tuple(weights.fuse(layer, config) or PlainBody(layer, config, dtype) for layer in layers),
+        bodies=bodies,
         norm=load_vector(checkpoint, "norm"),
         head=packed_head,
         tables=tables,

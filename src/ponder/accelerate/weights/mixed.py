@@ -8,8 +8,9 @@ Guarantee  approximate: int4's error, and the rounding to bfloat16 of each weigh
            neighbours, take Int4 or Bf16.
 Cost       0.625 bytes a weight, 2 more for each copy; at most `max_bytes` for the copies of a model, largest matrices first: they gain most per byte.
 Choose     one server for single questions and for crowds, without a compiled kernel.
-Differs    the switch is a constant, not calibrated at load: a timing would make results depend on the machine's mood. On two models and eight
-           shapes int4 wins up to 4 rows (its kernel takes rows by fours), packed bfloat16 from 6 or 8: benchmarks/results/weight_formats.jsonl.
+Differs    the switch is a constant, not calibrated at load: a timing would make results depend on the machine's mood. On two models'
+           eight shapes int4 wins up to 4 rows (its kernel takes rows by fours); from 6 packed bfloat16 wins or is within a tenth
+           (benchmarks/results/weight_formats.jsonl).
 """
 
 import weakref
