@@ -318,6 +318,8 @@ def test_a_run_that_was_cut_off_goes_on_where_it_ended(toy_run):
     assert len(ToySeats.asked) == 18 and len(first.turns) == 18  # nothing twice, nothing left out
     toy_run().measure()
     assert len(ToySeats.asked) == 36  # a run that came to its end is not taken up
+    toy_run(more=True).measure()
+    assert len(ToySeats.asked) == 36  # unless it is asked to; then there is nothing left to do
 
 
 def test_an_engine_that_fails_does_not_hold_up_the_others(toy_run):

@@ -33,6 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--python", default=sys.executable, help="interpreter that has the peers")
     parser.add_argument("--out", type=Path, default=ROOT / "out/bench", help="journal and logs")
     parser.add_argument("--fresh", action="store_true", help="forget an unfinished run")
+    parser.add_argument("--more", action="store_true", help="go on with a finished run: what was out of time or failed, or other --engines")
     return parser.parse_args()
 
 
@@ -40,7 +41,7 @@ def main() -> int:
     args = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers are ended in order
     plan = Plan.of(args)
-    run = Run(plan, args.out, fresh=args.fresh)
+    run = Run(plan, args.out, fresh=args.fresh, more=args.more)
     start = time.monotonic()
     try:
         run.measure()

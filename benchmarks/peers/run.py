@@ -75,25 +75,26 @@ class Plan:
 class Run:
     """Turns are dicts: {"model", "engine", "variant", "work", "round"} and figures or an "error"."""
 
-    def __init__(self, plan: Plan, out: Path, *, fresh: bool = False) -> None:
+    def __init__(self, plan: Plan, out: Path, *, fresh: bool = False, more: bool = False) -> None:
+        """Goes on with the run in `out` that was cut off, or (more) that ended but is out of time; fresh: never."""
         out.mkdir(parents=True, exist_ok=True)
         self.plan, self.out = plan, out
         self.journal = out / "turns.jsonl"
         self.turns: list[dict] = []
         self.id = time.strftime("%Y-%m-%dT%H:%M:%S")
         if not fresh:
-            self._take_up()
+            self._take_up(more)
         if not self.turns:
             self.journal.write_text(json.dumps({"run": self.id, "plan": plan.key}) + "\n", encoding="utf-8")
         self.seats = Seats(plan, out)
         self.errors: list[str] = []
         self.failed: dict[tuple[str, str], int] = {}
 
-    def _take_up(self) -> None:
+    def _take_up(self, more: bool) -> None:
         if not self.journal.is_file():
             return
         head, *turns = [json.loads(line) for line in self.journal.read_text(encoding="utf-8").splitlines()]
-        if head.get("plan") == self.plan.key and not any(t.get("is_end") for t in turns):
+        if head.get("plan") == self.plan.key and (more or not any(t.get("is_end") for t in turns)):
             self.id, self.turns = head["run"], [t for t in turns if "figures" in t]
             print(f"== bench: goes on with the run of {self.id}, {len(self.turns)} turns are done")
 

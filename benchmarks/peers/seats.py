@@ -8,7 +8,7 @@ from peers.handle import Worker, WorkerFailed
 from peers.works import OURS, Work
 from ponder.models.tokenizer import open_tokenizer
 
-BEGIN_S, LOAD_S, TURN_S, WARM_S = 90.0, 150.0, 120.0, 60.0  # longest waits
+BEGIN_S, LOAD_S, TURN_S, WARM_S = 90.0, 200.0, 120.0, 60.0  # longest waits
 NUM_KEPT = 3  # answers of a turn that are kept for comparison
 
 
