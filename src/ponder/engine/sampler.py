@@ -12,7 +12,7 @@ Shapes: R rows, V vocabulary (padded to whole blocks with -inf), N blocks.
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -43,10 +43,10 @@ class Draw:
         return self.matcher is not None or bool(self.sampling.logit_bias) or (bool(self.seen) and self.sampling.has_penalties)
 
     @property
-    def is_plain(self) -> bool:
-        """Drawn at a temperature, and nothing else."""
+    def is_whole(self) -> bool:
+        """Whether no token is cut off by its rank or probability."""
         s = self.sampling
-        return s.top_k is None and s.top_p >= 1.0 and s.min_p <= 0.0 and not self.num_top and not self.is_moved
+        return s.top_k is None and s.top_p >= 1.0 and s.min_p <= 0.0
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,6 @@ class LogP:
         """float64 [n]: log-probability of tokens[i] in row rows[i]."""
         return (self.logits_RV[rows, tokens] - self.top_R1[rows, 0]).double() - self.log_sum_R[rows]
 
-    def likely(self, rows: Tensor, num: int) -> tuple[Tensor, Tensor]:
-        """([n, num] tokens, float64 log-probabilities): the most likely of each row, best first, lower ids first among equals."""
-        logits = self.logits_RV[rows, : self.vocab_size]
-        num = min(num, self.vocab_size)
-        smallest = logits.topk(num).values[:, -1:]
-        tokens = are_largest(logits, smallest, torch.full_like(smallest, num, dtype=torch.int64)).nonzero()[:, 1].view(-1, num)
-        tokens = tokens.gather(1, logits.gather(1, tokens).sort(dim=-1, descending=True, stable=True).indices)
-        return tokens, self.of(rows.repeat_interleave(num), tokens.flatten()).view(len(tokens), num)
-
     def certainty(self) -> Tensor:
         """float64 [R]: KL(uniform || model) = -mean_v log p_v - log V, in nats."""
         real = self.logits_RV[:, : self.vocab_size] - self.top_R1
@@ -102,19 +93,36 @@ def draw(logits_RV: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
 
     Which of the two ways a row goes depends on its own wish alone.
     """
-    plain = [i for i, d in enumerate(draws) if d.is_plain]
     found: dict[int, Drawn] = {}
-    if plain:
-        probes = [uniform(draws[i].seed, draws[i].position) for i in plain]
-        rows_RV = logits_RV if len(plain) == len(draws) else logits_RV[plain]
-        made = sample_rows(rows_RV, [draws[i].sampling.temperature for i in plain], probes)
-        if made is not None:
-            found = dict(zip(plain, map(Drawn, *(x.tolist() for x in made))))
+    whole = [i for i, d in enumerate(draws) if d.is_whole]
+    if whole:
+        found.update(zip(whole, draw_compiled(rows_of(logits_RV, whole), [draws[i] for i in whole]) or ()))
     rest = [i for i in range(len(draws)) if i not in found]
     if rest:
-        rows_RV = logits_RV if len(rest) == len(draws) else logits_RV[rest]
-        found.update(zip(rest, draw_by_torch(rows_RV, [draws[i] for i in rest])))
+        found.update(zip(rest, draw_by_torch(rows_of(logits_RV, rest), [draws[i] for i in rest])))
+    for i, d in enumerate(draws):
+        if d.num_top:
+            found[i] = replace(found[i], top=top_of(logits_RV[i], found[i], d.num_top))
     return [found[i] for i in range(len(draws))]
+
+
+def draw_compiled(logits_RV: Tensor, draws: Sequence[Draw]) -> list[Drawn] | None:
+    """`draw` of wishes that are whole, by the compiled kernel: once for the model, once more for proposals that are moved."""
+    temperatures, probes = [d.sampling.temperature for d in draws], [uniform(d.seed, d.position) for d in draws]
+    model = sample_rows(logits_RV, temperatures, probes)
+    if model is None:
+        return None
+    tokens, log_p, log_q, certainty = model
+    other = [i for i, d in enumerate(draws) if d.is_moved]
+    if other:
+        proposal_RV = moved(rows_of(logits_RV, other), [draws[i] for i in other])
+        made = sample_rows(proposal_RV, [temperatures[i] for i in other], [probes[i] for i in other])
+        if made is None:
+            return None
+        logits = logits_RV.numpy()
+        log_p[other] += logits[other, made[0]].astype(float) - logits[other, tokens[other]]
+        tokens[other], log_q[other] = made[0], made[2]
+    return [Drawn(*row) for row in zip(tokens.tolist(), log_p.tolist(), log_q.tolist(), certainty.tolist())]
 
 
 def draw_by_torch(logits_RV: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
@@ -130,8 +138,13 @@ def draw_by_torch(logits_RV: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
     if len(other):
         wishes = [draws[i] for i in other.tolist()]
         tokens[other], log_q[other] = drawn_from(LogP(moved(logits_RV[other], wishes)), torch.arange(len(other)), wishes)
-    found = zip(tokens.tolist(), log_p.of(rows, tokens).tolist(), log_q.tolist(), log_p.certainty().tolist(), tops(log_p, draws))
+    found = zip(tokens.tolist(), log_p.of(rows, tokens).tolist(), log_q.tolist(), log_p.certainty().tolist())
     return [Drawn(*row) for row in found]
+
+
+def rows_of(logits_RV: Tensor, rows: Sequence[int]) -> Tensor:
+    """Those rows, in order; the tensor itself when they are all."""
+    return logits_RV if len(rows) == len(logits_RV) else logits_RV[list(rows)]
 
 
 def drawn_from(proposal: LogP, rows: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
@@ -168,25 +181,20 @@ def moved(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
     formed = [i for i, d in enumerate(draws) if d.matcher is not None]
     if formed:
         matchers = [d.matcher for d in draws if d.matcher is not None]
-        logits_RV[formed] = masked(logits_RV[formed], matchers[0].forms.allowed(matchers))
+        forbidden_RV = ~matchers[0].forms.allowed(matchers)  # may be narrower than V
+        width = forbidden_RV.shape[1]
+        for i, forbidden in zip(formed, forbidden_RV):
+            if not forbidden.numpy().all():
+                logits_RV[i, :width].masked_fill_(forbidden, -math.inf)
+                logits_RV[i, width:] = -math.inf
     return logits_RV
 
 
-def masked(logits_RV: Tensor, allowed_RV: Tensor) -> Tensor:
-    """Logits with -inf where a token is not allowed (allowed may be narrower than V); rows that allow nothing stay as they are."""
-    allowed_RV = F.pad(allowed_RV, (0, logits_RV.shape[1] - allowed_RV.shape[1]))
-    return logits_RV.masked_fill(~allowed_RV & allowed_RV.any(-1, keepdim=True), -math.inf)
-
-
-def tops(log_p: LogP, draws: Sequence[Draw]) -> list[tuple[tuple[int, float], ...]]:
-    """The tokens that each draw wants listed."""
-    found: list[tuple[tuple[int, float], ...]] = [()] * len(draws)
-    for num in {d.num_top for d in draws if d.num_top}:
-        mine = [i for i, d in enumerate(draws) if d.num_top == num]
-        tokens, values = log_p.likely(torch.tensor(mine), num)
-        for i, *row in zip(mine, tokens.tolist(), values.tolist()):
-            found[i] = tuple(zip(*row))
-    return found
+def top_of(logits_V: Tensor, drawn: Drawn, num: int) -> tuple[tuple[int, float], ...]:
+    """The most likely tokens of a row and their log-probabilities, which its drawn token's tells."""
+    (tokens,) = largest(logits_V[None], num)
+    values = logits_V[tokens].double() - logits_V[drawn.token].double() + drawn.log_p
+    return tuple(zip(tokens.tolist(), values.tolist()))
 
 
 def shaped(log_p: LogP, rows: Tensor, sampling: Sampling) -> Tensor:
@@ -245,18 +253,25 @@ def most_likely(logits_RV: Tensor, num: int, allowed: Sequence[Tensor | None] | 
     allowed: bool [V] for rows that may list only some; such a row may be shorter.
     """
     log_p = LogP(logits_RV)
-    rows = torch.arange(len(logits_RV))
-    if allowed is None or all(row is None for row in allowed):
-        tokens, values = log_p.likely(rows, num)
-        return tokens.tolist(), values.tolist()
-    restricted = logits_RV.clone()
-    for row, some in zip(restricted, allowed, strict=True):
-        if some is not None:
-            row.masked_fill_(~F.pad(some, (0, len(row) - len(some))), -math.inf)
-    tokens, _ = LogP(restricted).likely(rows, num)
-    values = log_p.of(rows.repeat_interleave(tokens.shape[1]), tokens.flatten()).view(tokens.shape)
-    num_kept = (restricted.gather(1, tokens) > -math.inf).sum(-1).tolist()
-    return [t[:n] for t, n in zip(tokens.tolist(), num_kept)], [v[:n] for v, n in zip(values.tolist(), num_kept)]
+    restricted = logits_RV
+    if allowed is not None and any(row is not None for row in allowed):
+        restricted = logits_RV.clone()
+        for row, some in zip(restricted, allowed, strict=True):
+            if some is not None:
+                row[: len(some)].masked_fill_(~some, -math.inf)
+                row[len(some) :] = -math.inf
+    tokens = largest(restricted, num)
+    values = log_p.of(torch.arange(len(tokens)).repeat_interleave(tokens.shape[1]), tokens.flatten()).view(tokens.shape)
+    num_kept = tokens.shape[1] - restricted.gather(1, tokens).isneginf().sum(-1)
+    return [t[:n] for t, n in zip(tokens.tolist(), num_kept.tolist())], [v[:n] for v, n in zip(values.tolist(), num_kept.tolist())]
+
+
+def largest(logits_RV: Tensor, num: int) -> Tensor:
+    """int64 [R, num]: the largest entries of each row, best first, lower ids first among equals."""
+    num = min(num, logits_RV.shape[1])
+    smallest = logits_RV.topk(num).values[:, -1:]
+    tokens = are_largest(logits_RV, smallest, torch.full_like(smallest, num, dtype=torch.int64)).nonzero()[:, 1].view(-1, num)
+    return tokens.gather(1, logits_RV.gather(1, tokens).sort(dim=-1, descending=True, stable=True).indices)
 
 
 def _last_positive(passed: Tensor) -> Tensor:
