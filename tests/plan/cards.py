@@ -21,5 +21,5 @@ def full_card(threads: int = 2) -> MachineCard:
         op_seconds=1e-6, call_seconds=2e-6, region_seconds=1e-6, python=(Curve((1, 64), (1e-4, 1e-3)), Curve((1, 64), (2e-4, 2e-3))),
         matrices=matrices, attentions=(AttentionRate(3, 16, 1e-5, 1e-6, 2e-6, 1e-7),),
         samplers=(SamplerRate(272, 1.0, Curve((1, 64), (1e-4, 3e-3))),),
-        texts=(TextRate(272, 1e6, 2e5, 3e6),), factors={"bf16": Factors(attention=1.1, elementwise=3.0, layer=1e-5)},
+        texts=(TextRate(272, 1e6, 2e5, 3e6),), factors={"bf16 1x1": Factors(attention=1.1, elementwise=3.0, layer=1e-5)},
     )  # fmt: skip

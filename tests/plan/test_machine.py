@@ -85,11 +85,16 @@ def test_learning_keeps_what_it_knew_and_prefers_the_new():
     old = full_card()
     sampler = SamplerRate(272, 1.0, Curve((1.0,), (5.0,)))
     matrix = replace(old.matrices[0], out=65)
-    new = replace(old, matrices=(matrix,), samplers=(sampler,), factors={"int4": Factors()})
+    new = replace(old, matrices=(matrix,), samplers=(sampler,), factors={"int4 1x1": Factors()})
     learnt = old.learn(new)
-    assert set(learnt.matrices) == {*old.matrices, matrix} and learnt.samplers == (sampler,) and set(learnt.factors) == {"bf16", "int4"}
+    assert set(learnt.matrices) == {*old.matrices, matrix} and learnt.samplers == (sampler,) and set(learnt.factors) == {"bf16 1x1", "int4 1x1"}
 
 
 def test_roofs_must_be_numbers():
     with pytest.raises(BadField, match="positive numbers"):
         MachineCard(**{**asdict(sheet()), "peaks": {"bfloat16": float("inf")}})
+
+
+def test_factors_of_a_model_then_of_its_format_then_none():
+    card = replace(sheet(), factors={"int4 2x8": Factors(2.0), "int4 4x8": Factors(3.0)})
+    assert [card.factors_of(name) for name in ("int4 4x8", "int4 9x9", "int8 4x8")] == [Factors(3.0), Factors(2.0), Factors()]

@@ -132,12 +132,12 @@ def test_overheads_are_counted_where_they_are():
     groups = predict(seen, passed, card).by_group()
     slow = predict(seen, passed, replace(card, python=(Curve((1, 64), (1.0, 1.0)),))).by_group()
     assert slow["python"][1] == 1.0 and {g: t for g, t in slow.items() if g != "python"} == {g: t for g, t in groups.items() if g != "python"}
-    heavy = predict(seen, passed, with_factors(card, "bf16", Factors(attention=2.2, elementwise=3.0, layer=1e-5))).by_group()
+    heavy = predict(seen, passed, with_factors(card, seen.name, Factors(attention=2.2, elementwise=3.0, layer=1e-5))).by_group()
     assert heavy["attention"][1] == pytest.approx(2 * groups["attention"][1])
-    layered = predict(seen, passed, with_factors(card, "bf16", Factors(attention=1.1, elementwise=3.0, layer=1e-5 + 1.0))).by_group()
+    layered = predict(seen, passed, with_factors(card, seen.name, Factors(attention=1.1, elementwise=3.0, layer=1e-5 + 1.0))).by_group()
     assert layered["norms/rope"][1] == pytest.approx(groups["norms/rope"][1] + TINY.num_layers)
     with pytest.raises(BadField, match="negative"):
-        with_factors(card, "bf16", Factors(attention=-1.0))
+        with_factors(card, seen.name, Factors(attention=-1.0))
 
 
 def test_bounds_by_hand():

@@ -116,7 +116,7 @@ class MachineCard:
     attentions: tuple[AttentionRate, ...] = ()
     samplers: tuple[SamplerRate, ...] = ()
     texts: tuple[TextRate, ...] = ()
-    factors: dict[str, Factors] = field(default_factory=dict)  # by weight format
+    factors: dict[str, Factors] = field(default_factory=dict)  # by Outline.name
     weight_nbytes: dict[str, float] = field(default_factory=dict)  # bytes per weight of formats that no rate tells
 
     def __post_init__(self) -> None:
@@ -158,6 +158,11 @@ class MachineCard:
     def sampler_rate(self, vocab: int, top_p: float) -> SamplerRate | None:
         rates = [rate for rate in self.samplers if (rate.top_p < 1) == (top_p < 1)]
         return min(rates, key=lambda r: abs(math.log(r.vocab / vocab)), default=None)
+
+    def factors_of(self, name: str) -> Factors:
+        """Those of an Outline.name, else of a model in the same weight format, else none at all."""
+        same = [found for other, found in self.factors.items() if other.split()[0] == name.split()[0]]
+        return self.factors.get(name) or next(iter(same), Factors())
 
     def text_rate(self, vocab: int) -> TextRate | None:
         return min(self.texts, key=lambda r: abs(math.log(r.vocab / vocab)), default=None)

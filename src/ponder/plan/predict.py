@@ -64,7 +64,7 @@ def predict(outline: Outline, passed: Pass, card: MachineCard, *, top_p: float =
     """Where the time of one pass goes, sampling and step loop included."""
     found = operators(outline, passed)
     working_set = sum(op.weight_bytes + op.kv_bytes for op in found)
-    factors = card.factors.get(outline.weights, Factors())
+    factors = card.factors_of(outline.name)
     parts = [Timed(op, ideal_seconds(op, card, working_set), predicted_seconds(op, outline, passed, card)) for op in found]
     if factors.layer:
         layer = Operator(name="layers", group="norms/rope", layer=None, flops=0)
@@ -84,7 +84,7 @@ def ideal_seconds(op: Operator, card: MachineCard, working_set: float) -> float:
 
 
 def predicted_seconds(op: Operator, outline: Outline, passed: Pass, card: MachineCard) -> float:
-    factors = card.factors.get(outline.weights, Factors())
+    factors = card.factors_of(outline.name)
     if op.shape is not None:
         return matrix_seconds(op, outline.head if op.name == "head" else outline.weights, card)
     if op.name == "attention":
@@ -169,7 +169,8 @@ def python_seconds(card: MachineCard, passed: Pass) -> float:
 LONG = 4096  # tokens of the sequences of the second curve of MachineCard.python
 
 
-def with_factors(card: MachineCard, weights: str, factors: Factors) -> MachineCard:
+def with_factors(card: MachineCard, name: str, factors: Factors) -> MachineCard:
+    """`card` with the factors of an Outline.name. Raises BadField for negative ones."""
     if min(factors.attention, factors.elementwise, factors.layer) < 0:
         raise BadField(f"{factors}: no cost is negative")
-    return replace(card, factors=card.factors | {weights: factors})
+    return replace(card, factors=card.factors | {name: factors})

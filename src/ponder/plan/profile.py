@@ -142,23 +142,26 @@ class Profiler:
 
     def calibrate(self, card: MachineCard, cells: Sequence[Cell] = CALIBRATION) -> MachineCard:
         """`card` with factors fitted to measured parts of `cells`: attention to attention, the other two to the rest of the layers."""
-        bare = with_factors(card, self.outline.weights, NOTHING)
+        bare = with_factors(card, self.outline.name, NOTHING)
         rows, layers, attention = [], [], []
         for cell in (c for c in cells if c.context <= self.longest):
             parts = self.measure(cell)
             base = layer_seconds(self.predict(cell, bare))
-            terms = [layer_seconds(self.predict(cell, with_factors(card, self.outline.weights, replace(NOTHING, **{n: x})))) - base for n, x in UNITS]
+            terms = [layer_seconds(self.predict(cell, with_factors(card, self.outline.name, replace(NOTHING, **{n: x})))) - base for n, x in UNITS]
             rows.append([term / x for term, (_, x) in zip(terms, UNITS)])
             layers.append(sum(parts.get(name, 0.0) for name in ("before", "after", "norms/rope", *BEFORE, *AFTER)) - base)
-            alone = with_factors(card, self.outline.weights, replace(NOTHING, attention=1.0))
+            alone = with_factors(card, self.outline.name, replace(NOTHING, attention=1.0))
             attention.append((self.predict(cell, alone).by_group()["attention"][1], parts["attention"]))
         elementwise, layer = fit(rows, layers)
         (by,) = fit([[predicted] for predicted, _ in attention], [measured for _, measured in attention])
-        return with_factors(card, self.outline.weights, Factors(attention=by, elementwise=elementwise, layer=layer))
+        return with_factors(card, self.outline.name, Factors(attention=by, elementwise=elementwise, layer=layer))
 
 
 def predict_cell(outline: Outline, cell: Cell, card: MachineCard, chunk: int) -> Prediction:
-    """All passes of a cell, and its text."""
+    """All passes of a cell, and its text. Raises BadField for a context that the model has not."""
+    longest = outline.config.long_context_len or outline.config.context_len
+    if cell.context > longest:
+        raise BadField(f"context={cell.context}: the model's own holds {longest}; take a shorter one")
     vocab, num = outline.config.vocab_size, cell.batch * cell.context
     text = text_seconds(card, vocab, decoded=cell.batch) if cell.phase == "decode" else text_seconds(card, vocab, encoded=num)
     op = Operator(name="text", group="tokenizer", layer=None, flops=0)
@@ -203,7 +206,7 @@ def open_card(profiler: Profiler, *, is_fresh: bool = False, tell: Callable[[str
         tell("measuring the machine")
         card = measure_machine()
     shape = ((config.num_heads + 2 * config.num_kv_heads) * config.head_dim, config.dim)
-    if not any((rate.format, rate.out, rate.into) == (weights, *shape) for rate in card.matrices) or weights not in card.factors:
+    if not any((rate.format, rate.out, rate.into) == (weights, *shape) for rate in card.matrices) or profiler.outline.name not in card.factors:
         tell("measuring the model's kernels")
         card = measure_model(profiler.plain, profiler.outline, card)
         card = profiler.calibrate(card)

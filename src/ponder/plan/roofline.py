@@ -114,6 +114,11 @@ class Outline:
     weight_nbytes: dict[str, float]  # bytes per weight of "qkv", "o", "gate_up", "down", "head"
     kv_nbytes: float = 2.0 * ACTIVATION_BYTES  # of a key and a value together, per element
 
+    @property
+    def name(self) -> str:
+        """Weight format and size, which decide the factors of a machine."""
+        return f"{self.weights} {self.config.num_layers}x{self.config.dim}"
+
 
 def matrix_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """(out, in) of the matrices of a layer by role and of the head; the ffn's are those of an expert where there are only experts."""
