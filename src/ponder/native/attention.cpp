@@ -56,7 +56,7 @@ struct Step {
 
 namespace {
 
-struct Unit { int32_t first, last, head, sequence, begin, end; bool is_fresh; };  // blocks begin..end of one chunk
+struct Unit { int32_t first, last, head, sequence, begin, end, num_pages; bool is_fresh; };  // blocks begin..end of one chunk
 
 struct Plan {
     Step step;
@@ -201,6 +201,21 @@ inline float *state_of(const Plan &plan, int token, int head, int chunk, int wid
     return scratch.data() + ((plan.states[token] + chunk) * plan.step.num_heads + head) * (width + 2);
 }
 
+// Keys are scattered and met once: without asking ahead a core waits for memory half of its time.
+inline void prefetch_block(const Call &call, const Unit &unit, int block) {
+    const Step &step = call.plan->step;
+    const Pool &pool = *call.pool;
+    const int32_t *pages = step.pages[unit.sequence] + (static_cast<int64_t>(call.layer) * step.num_kv_heads + unit.head) * step.capacity[unit.sequence];
+    const int64_t nbytes = static_cast<int64_t>(PAGE) * pool.width * (pool.is_int8 ? 1 : 2);
+    int stop = (block + 1) * (BLOCK / PAGE);
+    if (stop > unit.num_pages) stop = unit.num_pages;
+    for (int p = block * (BLOCK / PAGE); p < stop; ++p) {
+        const char *keys = static_cast<const char *>(pool.keys) + pages[p] * nbytes, *values = static_cast<const char *>(pool.values) + pages[p] * nbytes;
+        for (int64_t at = 0; at < nbytes; at += 64) _mm_prefetch(keys + at, _MM_HINT_T0);
+        for (int64_t at = 0; at < nbytes; at += 64) _mm_prefetch(values + at, _MM_HINT_T0);
+    }
+}
+
 template <int NV>
 void run_unit(const Call &call, const Unit &unit) {
     constexpr int E = NV * 16;
@@ -237,6 +252,7 @@ void run_unit(const Call &call, const Unit &unit) {
     for (int block = unit.begin; block < unit.end; ++block) {
         const int start = block * BLOCK, num_keys = most - start < BLOCK ? most - start : BLOCK;
         if (num_keys <= 0) break;
+        if (block + 1 < unit.end) prefetch_block(call, unit, block + 1);
         const int num_pages = (num_keys + PAGE - 1) / PAGE;
         if (call.window) {  // all keys too old for every row: nothing changes
             int newest = -1;
@@ -425,12 +441,13 @@ void *attention_plan(const Step *step) {
             const int last = first + tokens_each < group[1] ? first + tokens_each : group[1];
             int most = 0;
             for (int t = first; t < last; ++t) most = count_keys(*step, t) > most ? count_keys(*step, t) : most;
+            const int num_pages = step->dropped ? 0 : (most + PAGE - 1) / PAGE;  // to ask ahead for; unknown where heads differ
             int stop = (most + BLOCK - 1) / BLOCK;
             if (group[4] >= 0 && group[4] < stop) stop = group[4];
             for (int begin = group[3]; begin < stop;) {
                 const int whole = (begin * BLOCK / CHUNK + 1) * (CHUNK / BLOCK), end = whole < stop ? whole : stop;
                 for (int head = 0; head < step->num_kv_heads; ++head)
-                    units.push_back({first, last, head, group[2], begin, end, begin * BLOCK % CHUNK == 0});
+                    units.push_back({first, last, head, group[2], begin, end, num_pages, begin * BLOCK % CHUNK == 0});
                 begin = end;
             }
         }
