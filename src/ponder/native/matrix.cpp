@@ -18,7 +18,6 @@ namespace ponder {
 
 namespace {
 
-constexpr int AHEAD = 2048;  // bytes fetched before they are needed
 constexpr int SMALL = 1 << 17;  // products below which one thread is faster than two
 
 template <int BITS>
@@ -60,7 +59,6 @@ inline void dot_group(__m512i (&sums)[NR], const uint8_t *codes, const int32_t *
         dot(IS_SPLIT ? others : sums, high, quads + (BITS == 8 ? 2 * q + 1 : q + 4) * NR);
     }
     if constexpr (IS_SPLIT) {
-        for (int q = 0; q < BITS; ++q) _mm_prefetch(reinterpret_cast<const char *>(codes) + AHEAD + q * 64, _MM_HINT_T0);
 #pragma GCC unroll 8
         for (int r = 0; r < NR; ++r) sums[r] = _mm512_add_epi32(sums[r], others[r]);
     }

@@ -21,7 +21,6 @@ from ponder.native.codes import GROUP, Codes, codes_of, has_minima, row_scales
 
 OUTPUTS = 16  # of a block
 SLAB = 32 << 20  # bytes taken from the system at once, in large pages: with small ones a core reads weights at half the speed
-MARGIN = 4096  # after codes; the kernel fetches ahead
 
 pointer, i32 = ctypes.c_void_p, ctypes.c_int32
 
@@ -69,7 +68,7 @@ def pack(part: RawTensor, bits: int) -> Matrix:
     """`part` in codes of `bits` (4, 5 or 8) bits; a few rows at a time."""
     num_rows, columns = part.shape
     num_blocks, num_groups, planes = -(-num_rows // OUTPUTS), -(-columns // GROUP), 2 if has_minima(part.kind, bits) else 1
-    codes = memory.take(num_blocks * num_groups * GROUP * OUTPUTS * bits // 8 + MARGIN)[:-MARGIN].reshape(num_blocks, num_groups, -1)
+    codes = memory.take(num_blocks * num_groups * GROUP * OUTPUTS * bits // 8).reshape(num_blocks, num_groups, -1)
     scales = memory.take(num_blocks * num_groups * planes * OUTPUTS * 2).view(np.float16).reshape(num_blocks, num_groups, planes, OUTPUTS)
     powers = np.ones(num_blocks * OUTPUTS, np.float32)
     for start, some in codes_of(part, bits):
