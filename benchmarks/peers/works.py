@@ -103,6 +103,6 @@ def sized(work: Work, share: float, is_tiny: bool = False) -> Work:
         return replace(work, num=min(work.num, 4), prompt_len=min(work.prompt_len, 48), num_new=min(work.num_new, 6), rounds=min(work.rounds, 2))
     if work.kind == "arrivals":
         return replace(work, num=int(work.num * min(1.0, 2 * share)))
-    if work.num == 1:
+    if work.num <= 16:  # these are quick
         share = min(1.0, 2 * share)
     return replace(work, num_new=min(work.num_new, max(LEAST_NEW, int(work.num_new * share))))
