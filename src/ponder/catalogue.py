@@ -156,7 +156,7 @@ def strategy(spec: str) -> Strategy:
 
 
 def open_model(
-    path: Path, weights: str = "int4", threads: int | None = None, *, scheduler: str = "sarathi", kv: str = "plain",
+    path: Path, weights: str = "native", threads: int | None = None, *, scheduler: str = "sarathi", kv: str = "plain",
     settings: Settings | None = None,
 ) -> LocalProcess:  # fmt: skip
     """The model at `path` as a running process. Raises UnknownName for a format or scheduler, BadModelFile, Unsupported.
@@ -193,7 +193,7 @@ class Demo:
     ask_strategy: str
     reader: str
     model: str = DEFAULT_MODEL
-    weights: str = "int4"
+    weights: str = "native"
 
 
 DEMO = Demo(

@@ -19,7 +19,7 @@ app = typer.Typer(
 
 DEFAULT_MODEL = "smollm2-135m"
 Model = Annotated[str, typer.Option("--model", "-m", help="Catalogue name (see `ponder models`), GGUF file or safetensors folder.")]
-Weights = Annotated[str, typer.Option(help="Weight format: int4, int8, bf16 or fp32.")]
+Weights = Annotated[str, typer.Option(help="Weight format: native (as the file stores it, compiled kernels), native4, native8, mixed, int4, int8, int8_dynamic, bf16 or fp32.")]
 BudgetText = Annotated[str, typer.Option("--budget", "-b", help="What one question may spend, as '2000 tokens, 20 s'; also flops, usd, calls.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Never overshoot the budget, not even by one step.")]
 Seed = Annotated[int, typer.Option(help="Decides every random number.")]
@@ -34,7 +34,7 @@ def ask(
     budget: BudgetText = "2000 tokens, 60 s",
     answer: Annotated[str, typer.Option(help="How to read the answer: text, number, math, choice, short or code.")] = "text",
     max_tokens: Annotated[int, typer.Option(help="Most tokens of one answer.")] = 256,
-    weights: Weights = "int4",
+    weights: Weights = "native",
     seed: Seed = 0,
     strict: Strict = False,
     threads: Threads = None,
@@ -57,7 +57,7 @@ def compare(
     split: Annotated[str, typer.Option(help="dev (to choose) or test (to report).")] = "test",
     out: Annotated[Path, typer.Option(help="Folder for rows, trace, samples and plot.")] = Path("out/compare"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; nothing finished is computed again.")] = False,
-    weights: Weights = "int4",
+    weights: Weights = "native",
     seed: Seed = 0,
     strict: Strict = False,
     threads: Threads = None,
@@ -100,7 +100,7 @@ def strategies() -> None:
 @app.command()
 def profile(
     model: Annotated[str, typer.Argument(help="Catalogue name, GGUF file or safetensors folder; a config.json is predicted only.")] = DEFAULT_MODEL,
-    weights: Weights = "int4",
+    weights: Weights = "native",
     batch: Annotated[int, typer.Option(help="Sequences that generate at once.")] = 1,
     context: Annotated[int, typer.Option(help="Tokens of each sequence.")] = 1024,
     card: Annotated[Path | None, typer.Option(help="Machine card (JSON) of another machine: predict for it, measure nothing.")] = None,
