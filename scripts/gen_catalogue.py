@@ -15,7 +15,13 @@ import house
 import ponder
 
 ROOT = Path(__file__).resolve().parent.parent
-ROLES = {"infer": "Strategies", "infer/resample": "Resamplers", "verify": "Verifiers", "accelerate/weights": "Weight formats"}
+ROLES = {
+    "infer": "Strategies",
+    "infer/resample": "Resamplers",
+    "verify": "Verifiers",
+    "accelerate/weights": "Weight formats",
+    "accelerate/schedule": "Schedulers",
+}
 CATALOGUE_HEAD = """# Catalogue
 
 Written by `make docs` from the cards of the technique files and the rows of benchmarks/results/. Do not edit.
