@@ -11,8 +11,8 @@ import statistics
 import time
 
 import torch
-
 from lib.rows import append
+
 from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.catalogue import open_model
 from ponder.core.asks import Extend, Prefix, Sampling, chat

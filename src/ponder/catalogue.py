@@ -11,11 +11,11 @@ from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.accelerate.weights.dense import Bf16, Bf16Head, Float32
 from ponder.accelerate.weights.int4 import Int4
 from ponder.accelerate.weights.int8 import Int8, Int8Head
+from ponder.accelerate.weights.int8_dynamic import Int8Dynamic
+from ponder.accelerate.weights.mixed import Mixed
 from ponder.accelerate.weights.native import Native, NativeHead
 from ponder.accelerate.weights.native4 import Native4
 from ponder.accelerate.weights.native8 import Native8
-from ponder.accelerate.weights.int8_dynamic import Int8Dynamic
-from ponder.accelerate.weights.mixed import Mixed
 from ponder.core.asks import AnswerReader, WholeText
 from ponder.core.errors import UnknownName
 from ponder.core.formats import WeightFormat

@@ -19,7 +19,12 @@ app = typer.Typer(
 
 DEFAULT_MODEL = "smollm2-135m"
 Model = Annotated[str, typer.Option("--model", "-m", help="Catalogue name (see `ponder models`), GGUF file or safetensors folder.")]
-Weights = Annotated[str, typer.Option(help="Weight format: native (as the file stores it, compiled kernels), native4, native8, mixed, int4, int8, int8_dynamic, bf16 or fp32.")]
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="Weight format: native (as the file stores it, compiled kernels), native4, native8, mixed, int4, int8, int8_dynamic, bf16 or fp32."
+    ),
+]
 BudgetText = Annotated[str, typer.Option("--budget", "-b", help="What one question may spend, as '2000 tokens, 20 s'; also flops, usd, calls.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Never overshoot the budget, not even by one step.")]
 Seed = Annotated[int, typer.Option(help="Decides every random number.")]

@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -61,15 +62,20 @@ class Drawn:
 
 
 class LogP:
-    """Log-probabilities of rows of logits: exact sums, made once and read often."""
+    """Log-probabilities of rows of logits, equal for all who ask: `draw`'s, by its compiled kernel where that runs."""
 
     def __init__(self, logits_RV: Tensor) -> None:
         self.vocab_size = logits_RV.shape[1]
         is_whole = self.vocab_size % BLOCK == 0
         self.logits_RV = logits_RV if is_whole else F.pad(logits_RV, (0, -self.vocab_size % BLOCK), value=-math.inf)
         self.top_R1 = logits_RV.amax(-1, keepdim=True)
-        self.weight_RV = (self.logits_RV - self.top_R1).exp_()  # probabilities but for the sum
-        self.log_sum_R = _sum(self.weight_RV).log()
+        made = sample_rows(logits_RV, [0.0] * len(logits_RV), [0.0] * len(logits_RV))  # of the largest, log_p = -log_sum
+        self.log_sum_R = _sum(self.weight_RV).log() if made is None else torch.from_numpy(-made[1])
+
+    @cached_property
+    def weight_RV(self) -> Tensor:
+        """float32 [R, V]: probabilities but for the sum."""
+        return (self.logits_RV - self.top_R1).exp_()
 
     def of(self, rows: Tensor, tokens: Tensor) -> Tensor:
         """float64 [n]: log-probability of tokens[i] in row rows[i]."""
@@ -252,7 +258,6 @@ def most_likely(logits_RV: Tensor, num: int, allowed: Sequence[Tensor | None] | 
 
     allowed: bool [V] for rows that may list only some; such a row may be shorter.
     """
-    log_p = LogP(logits_RV)
     restricted = logits_RV
     if allowed is not None and any(row is not None for row in allowed):
         restricted = logits_RV.clone()
@@ -261,7 +266,8 @@ def most_likely(logits_RV: Tensor, num: int, allowed: Sequence[Tensor | None] | 
                 row[: len(some)].masked_fill_(~some, -math.inf)
                 row[len(some) :] = -math.inf
     tokens = largest(restricted, num)
-    values = log_p.of(torch.arange(len(tokens)).repeat_interleave(tokens.shape[1]), tokens.flatten()).view(tokens.shape)
+    rows = torch.arange(len(tokens)).repeat_interleave(tokens.shape[1])
+    values = LogP(logits_RV).of(rows, tokens.flatten()).view(tokens.shape)
     num_kept = tokens.shape[1] - restricted.gather(1, tokens).isneginf().sum(-1)
     return [t[:n] for t, n in zip(tokens.tolist(), num_kept.tolist())], [v[:n] for v, n in zip(values.tolist(), num_kept.tolist())]
 
