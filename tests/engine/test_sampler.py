@@ -223,3 +223,15 @@ def test_values_out_of_range(fields):
     (name,) = fields
     with pytest.raises(BadField, match=name):
         Sampling(**fields)
+
+
+def test_one_token_has_one_probability_whoever_asks():
+    """Draws of every whole kind, children and scores agree bit for bit: strategies compare them."""
+    rows = logits(6, 1000, seed=9)
+    kinds = [Sampling(), Sampling(temperature=0.4), GREEDY]
+    for num_top in (None, 2):
+        drawn = draw(rows, [Draw(seed, 0, kinds[seed % 3], None, (), num_top) for seed in range(6)])
+        tokens, log_p = most_likely(rows, 1000)
+        scored = LogP(rows).of(torch.arange(6), torch.tensor([d.token for d in drawn])).tolist()
+        assert [d.log_p for d in drawn] == scored == [log_p[i][tokens[i].index(d.token)] for i, d in enumerate(drawn)]
+        assert all(dict(d.top).get(d.token, d.log_p) == d.log_p for d in drawn)

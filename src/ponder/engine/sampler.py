@@ -191,7 +191,7 @@ def moved(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
         width = forbidden_RV.shape[1]
         for i, forbidden in zip(formed, forbidden_RV):
             if not forbidden.numpy().all():
-                logits_RV[i, :width].masked_fill_(forbidden, -math.inf)
+                logits_RV[i, :width].masked_fill_(forbidden.to(logits_RV.device), -math.inf)
                 logits_RV[i, width:] = -math.inf
     return logits_RV
 
