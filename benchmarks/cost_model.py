@@ -6,13 +6,15 @@ median and worst error, with the model's own factors and with those of the other
 
     python benchmarks/cost_model.py [--weights native] [--threads N] [--models NAME ...]
 
-Takes about four minutes on two cores that do nothing else; `load` in the rows says whether they did.
+Takes about four minutes on two cores that do nothing else; `load` in the rows says whether they did. On a machine that others use too,
+`--threads 1 --cpu-time` counts the seconds of this thread on a core and not those it waits for one.
 """
 
 import argparse
 import dataclasses
 import os
 import statistics
+import time
 from pathlib import Path
 
 import torch
@@ -83,7 +85,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--pictures", type=Path, help="folder for a roofline picture of each model")
+    parser.add_argument("--cpu-time", action="store_true", help="count CPU time of one thread in place of wall time")
     args = parser.parse_args()
+    if args.cpu_time:
+        if args.threads != 1:
+            parser.error("--cpu-time sees one thread only: add --threads 1")
+        time.perf_counter = time.thread_time
     torch.set_num_threads(args.threads)
     card = measure_machine()
     kept: dict[str, tuple[Profiler, list[Profile]]] = {}
@@ -92,7 +99,7 @@ def main() -> None:
         profiler = open_profiler(process, args.weights, catalogue.HEADS[args.weights].name)
         del process
         card = profiler.calibrate(measure_model(profiler.plain, profiler.outline, card))
-        CONTEXT.update(model=name, weights=args.weights, threads=args.threads)
+        CONTEXT.update(model=name, weights=args.weights, threads=args.threads, clock="cpu" if args.cpu_time else "wall")
         factors = dataclasses.asdict(card.factors_of(profiler.outline.name))
         fitted = [f"{c.phase} {c.batch} x {c.context}" for c in CALIBRATION]
         append(RESULTS, {"calibration": {k: float(f"{v:.4g}") for k, v in factors.items()}, "cells": fitted} | CONTEXT)

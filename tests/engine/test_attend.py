@@ -292,3 +292,23 @@ def test_shared_runs_are_a_tree():
         assert len(mine) == (1 if span.sequence is other else 2 if span.sequence is members[4] else 3)
     assert {(r[1] - r[0], r[3], r[4]) for r in runs if r[4] >= 0} == {(5, 0, 5), (2, 5, 9)}
     assert all(r[3:] == (0, -1, 0) for r in shared_runs(spans, False))
+
+
+def test_what_is_remembered_of_a_step_is_of_its_sequences():
+    """Sequences that follow others in the same place of memory have their own runs."""
+    attention = make(False)
+    for shared in (0, 128, 0, 64):
+        trunk = Sequence(attention.pool)
+        assert trunk.reserve(200)
+        trunk.num_tokens = 200
+        pages = trunk.table[:, :, : shared // 16]
+        members = [Sequence(attention.pool, pages, shared) for _ in range(3)]
+        for member in members:
+            assert member.reserve(201)
+            member.num_tokens = 200
+        spans = in_order([Span(member, 200, 201, 0) for member in members])
+        assert attention.groups(spans) == list(shared_runs(spans, True))
+        assert (len(attention.groups(spans)) > 3) == (shared > 0)
+        for sequence in (trunk, *members):
+            sequence.release()
+        del trunk, members, spans, member, sequence

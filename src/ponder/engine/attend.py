@@ -87,7 +87,7 @@ class Attention:
 
     def groups(self, spans: Seq[Span]) -> list[tuple[int, int, int, int, int, int]]:
         """(first token, last token, sequence, first block, last block or -1, level) of what is met together; remembered."""
-        name = tuple(x for span in spans for x in (id(span.sequence), span.stop - span.start))
+        name = tuple(x for span in spans for x in (span.sequence.number, span.stop - span.start))
         if name != self.known[0]:
             self.known = name, list(shared_runs(spans, self.is_shared))
         return self.known[1]

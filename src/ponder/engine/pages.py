@@ -9,6 +9,7 @@ Memory is reserved at once and given real memory by the system as pages are firs
 Shapes: L layers, K key heads, E head width, P pages, N tokens.
 """
 
+import itertools
 import math
 import mmap
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ PAGE = 16  # slots of a page
 TRIM_NBYTES = 1 << 26  # idle memory that is worth giving back
 
 Ids = np.ndarray  # int32 page numbers
+NUMBERS = itertools.count()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +156,7 @@ class Sequence:
     def __init__(self, pool: Pool, pages: Ids | None = None, num_tokens: int = 0) -> None:
         """pages [L, K, n] are shared with whoever holds them; they hold the first num_tokens."""
         self.pool, self.num_tokens = pool, num_tokens
+        self.number = next(NUMBERS)  # unlike id(), never given again
         num = 0 if pages is None else pages.shape[2]
         self.table = np.zeros((pool.num_layers, pool.num_kv_heads, max(8, num + 4)), np.int32)
         self.num_pages = np.full(self.table.shape[:2], num, np.int32)

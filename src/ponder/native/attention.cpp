@@ -5,7 +5,7 @@
 // CHUNK keys; the chunks are merged in order at the end. Which queries meet a block together (a shared prefix is read once for
 // all sequences that have it: Hydragen, also as a tree) and which thread does it changes no bit.
 //
-// Keys and values are bfloat16, or int8 with a float scale per slot. Scores: bfloat16 products summed in float32; all else float32.
+// Keys and values are bfloat16, or int8 with a float scale per slot. Products are of bfloat16, their sums and all else float32.
 
 #include <cmath>
 #include <cstdint>
@@ -126,11 +126,19 @@ inline void pack_keys(const Pool &pool, int64_t page, uint32_t *out) {
     }
 }
 
-inline __m512 load_value(const Pool &pool, int64_t at) {
-    if (pool.is_int8)
-        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(static_cast<const int8_t *>(pool.values) + at))));
-    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(static_cast<const uint16_t *>(pool.values) + at));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+// Dims at .. at + 15 of two keys' values, side by side as bfloat16 pairs; zeros for the second where there is none.
+inline __m512i load_pair(const Pool &pool, int64_t first, int64_t second, bool has_second) {
+    if (pool.is_int8) {
+        const int8_t *values = static_cast<const int8_t *>(pool.values);
+        const __m512 a = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(values + first))));
+        const __m512 b = has_second ? _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(values + second))))
+                                    : _mm512_setzero_ps();
+        return _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(a), 16), _mm512_castps_si512(b));  // small integers: exact in bfloat16
+    }
+    const uint16_t *values = static_cast<const uint16_t *>(pool.values);
+    const __m512i a = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(values + first)));
+    if (!has_second) return a;
+    return _mm512_or_si512(a, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(values + second))), 16));
 }
 
 template <int NR>
@@ -150,20 +158,22 @@ inline void score(const uint32_t *const *queries, const uint32_t *keys, int pair
         for (int v = 0; v < 4; ++v) _mm512_storeu_ps(scores + r * BLOCK + v * 16, acc[r][v]);
 }
 
-// acc = acc * factor + sum over keys of weight * value, for NR rows and NW registers of width.
+// acc = acc * factor + sum over keys of weight * value, for NR rows and NW registers of width; keys two by two, weights in bfloat16.
 template <int NR, int NW, bool FROM_POOL>
-inline void gather(const Pool &pool, const int64_t *slots, const float *values, int width, int at, int num_keys,
-                   const float *weights, const float *factors, float *const *acc) {
+inline void gather(const Pool &pool, const int64_t *slots, const uint32_t *values, int width, int at, int num_keys,
+                   const uint32_t *weights, const float *factors, float *const *acc) {
     __m512 sum[NR][NW];
     for (int r = 0; r < NR; ++r)
         for (int w = 0; w < NW; ++w) sum[r][w] = _mm512_mul_ps(_mm512_loadu_ps(acc[r] + at + w * 16), _mm512_set1_ps(factors[r]));
-    for (int j = 0; j < num_keys; ++j) {
-        __m512 value[NW];
+    for (int j = 0; j < (num_keys + 1) / 2; ++j) {
+        __m512bh value[NW];
         for (int w = 0; w < NW; ++w)
-            value[w] = FROM_POOL ? load_value(pool, slots[j] * width + at + w * 16) : _mm512_loadu_ps(values + j * width + at + w * 16);
+            value[w] = reinterpret_cast<__m512bh>(
+                FROM_POOL ? load_pair(pool, slots[2 * j] * width + at + w * 16, slots[2 * j + 1] * width + at + w * 16, 2 * j + 1 < num_keys)
+                          : _mm512_loadu_si512(values + j * width + at + w * 16));
         for (int r = 0; r < NR; ++r) {
-            const __m512 p = _mm512_set1_ps(weights[r * BLOCK + j]);
-            for (int w = 0; w < NW; ++w) sum[r][w] = _mm512_fmadd_ps(p, value[w], sum[r][w]);
+            const __m512bh p = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(weights[r * (BLOCK / 2) + j])));
+            for (int w = 0; w < NW; ++w) sum[r][w] = _mm512_dpbf16_ps(sum[r][w], value[w], p);
         }
     }
     for (int r = 0; r < NR; ++r)
@@ -171,7 +181,7 @@ inline void gather(const Pool &pool, const int64_t *slots, const float *values, 
 }
 
 template <int NV, int NR, bool FROM_POOL>
-inline void gather_all(const Pool &pool, const int64_t *slots, const float *values, int num_keys, const float *weights,
+inline void gather_all(const Pool &pool, const int64_t *slots, const uint32_t *values, int num_keys, const uint32_t *weights,
                        const float *factors, float *const *acc) {
     int v = 0;
     for (; v + 4 <= NV; v += 4) gather<NR, 4, FROM_POOL>(pool, slots, values, NV * 16, v * 16, num_keys, weights, factors, acc);
@@ -179,13 +189,14 @@ inline void gather_all(const Pool &pool, const int64_t *slots, const float *valu
 }
 
 template <int NV, bool FROM_POOL>
-inline void gather_rows(int num_rows, const Pool &pool, const int64_t *slots, const float *values, int num_keys, const float *weights,
+inline void gather_rows(int num_rows, const Pool &pool, const int64_t *slots, const uint32_t *values, int num_keys, const uint32_t *weights,
                         const float *factors, float *const *acc) {
+    constexpr int HALF = BLOCK / 2;
     int r = 0;
-    for (; r + 4 <= num_rows; r += 4) gather_all<NV, 4, FROM_POOL>(pool, slots, values, num_keys, weights + r * BLOCK, factors + r, acc + r);
-    if (num_rows - r == 3) gather_all<NV, 3, FROM_POOL>(pool, slots, values, num_keys, weights + r * BLOCK, factors + r, acc + r);
-    if (num_rows - r == 2) gather_all<NV, 2, FROM_POOL>(pool, slots, values, num_keys, weights + r * BLOCK, factors + r, acc + r);
-    if (num_rows - r == 1) gather_all<NV, 1, FROM_POOL>(pool, slots, values, num_keys, weights + r * BLOCK, factors + r, acc + r);
+    for (; r + 4 <= num_rows; r += 4) gather_all<NV, 4, FROM_POOL>(pool, slots, values, num_keys, weights + r * HALF, factors + r, acc + r);
+    if (num_rows - r == 3) gather_all<NV, 3, FROM_POOL>(pool, slots, values, num_keys, weights + r * HALF, factors + r, acc + r);
+    if (num_rows - r == 2) gather_all<NV, 2, FROM_POOL>(pool, slots, values, num_keys, weights + r * HALF, factors + r, acc + r);
+    if (num_rows - r == 1) gather_all<NV, 1, FROM_POOL>(pool, slots, values, num_keys, weights + r * HALF, factors + r, acc + r);
 }
 
 struct Call {
@@ -224,7 +235,8 @@ void run_unit(const Call &call, const Unit &unit) {
     const int group = step.num_heads / step.num_kv_heads, num_rows = (unit.last - unit.first) * group;
     const int32_t *pages = step.pages[unit.sequence] + (static_cast<int64_t>(call.layer) * step.num_kv_heads + unit.head) * step.capacity[unit.sequence];
     alignas(64) static thread_local uint32_t keys[MAX_WIDTH / 2 * BLOCK];
-    alignas(64) static thread_local float values[BLOCK * MAX_WIDTH], scores[MAX_ROWS * BLOCK], sums[MAX_ROWS * MAX_WIDTH];
+    alignas(64) static thread_local uint32_t values[BLOCK / 2 * MAX_WIDTH], weights[MAX_ROWS * BLOCK / 2];
+    alignas(64) static thread_local float scores[MAX_ROWS * BLOCK], sums[MAX_ROWS * MAX_WIDTH];
     float tops[MAX_ROWS], totals[MAX_ROWS], factors[MAX_ROWS];
     float *acc[MAX_ROWS];
     const uint32_t *queries[MAX_ROWS];
@@ -304,30 +316,34 @@ void run_unit(const Call &call, const Unit &unit) {
             const float best = _mm512_reduce_max_ps(top);
             if (best == MINUS_INF) {
                 factors[r] = 1;
-                std::memset(scores + r * BLOCK, 0, BLOCK * sizeof(float));
+                std::memset(weights + r * (BLOCK / 2), 0, BLOCK / 2 * sizeof(uint32_t));
                 continue;
             }
             const float now = best > tops[r] ? best : tops[r];
             factors[r] = tops[r] == MINUS_INF ? 0.0f : exp_one(tops[r] - now);
             __m512 total = _mm512_setzero_ps();
+            __m512 p[4];
             for (int v = 0; v < 4; ++v) {
-                __m512 p = _mm512_maskz_mov_ps(seen[v], exp_ps(_mm512_sub_ps(s[v], _mm512_set1_ps(now))));
-                total = _mm512_add_ps(total, p);
+                p[v] = _mm512_maskz_mov_ps(seen[v], exp_ps(_mm512_sub_ps(s[v], _mm512_set1_ps(now))));
+                total = _mm512_add_ps(total, p[v]);
                 if (pool.is_int8 && seen[v])
-                    p = _mm512_maskz_mul_ps(seen[v], p, _mm512_loadu_ps(pool.value_scales + static_cast<int64_t>(pages[start / PAGE + v]) * PAGE));
-                _mm512_storeu_ps(scores + r * BLOCK + v * 16, p);
+                    p[v] = _mm512_maskz_mul_ps(seen[v], p[v], _mm512_loadu_ps(pool.value_scales + static_cast<int64_t>(pages[start / PAGE + v]) * PAGE));
             }
+            for (int v = 0; v < 4; v += 2)
+                _mm512_storeu_si512(weights + r * (BLOCK / 2) + v * 8, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(p[v + 1], p[v])));
             totals[r] = totals[r] * factors[r] + _mm512_reduce_add_ps(total);
             tops[r] = now;
         }
-        int64_t slots[BLOCK];
+        int64_t slots[BLOCK + 1];
         for (int j = 0; j < num_keys; ++j) slots[j] = static_cast<int64_t>(pages[(start + j) / PAGE]) * PAGE + (start + j) % PAGE;
+        slots[num_keys] = slots[num_keys - 1];
         if (num_rows <= 4) {
-            gather_rows<NV, true>(num_rows, pool, slots, nullptr, num_keys, scores, factors, acc);
+            gather_rows<NV, true>(num_rows, pool, slots, nullptr, num_keys, weights, factors, acc);
         } else {
-            for (int j = 0; j < num_keys; ++j)
-                for (int v = 0; v < NV; ++v) _mm512_storeu_ps(values + j * E + v * 16, load_value(pool, slots[j] * E + v * 16));
-            gather_rows<NV, false>(num_rows, pool, slots, values, num_keys, scores, factors, acc);
+            for (int j = 0; j < num_keys; j += 2)
+                for (int v = 0; v < NV; ++v)
+                    _mm512_storeu_si512(values + j / 2 * E + v * 16, load_pair(pool, slots[j] * E + v * 16, slots[j + 1] * E + v * 16, j + 1 < num_keys));
+            gather_rows<NV, false>(num_rows, pool, slots, values, num_keys, weights, factors, acc);
         }
     }
     for (int r = 0; r < num_rows; ++r) {

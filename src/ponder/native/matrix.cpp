@@ -64,6 +64,15 @@ inline void dot_group(__m512i (&sums)[NR], const uint8_t *codes, const int32_t *
     }
 }
 
+// Asks for what the next block has at this group: with many rows the memory would else rest while they are multiplied.
+template <int BITS, bool HAS_MINIMA>
+inline void fetch_next(const uint8_t *codes, const __m256i *halves, int groups) {
+    const char *next = reinterpret_cast<const char *>(codes) + static_cast<size_t>(groups) * group_nbytes<BITS>();
+#pragma GCC unroll 8
+    for (int line = 0; line < BITS; ++line) _mm_prefetch(next + line * 64, _MM_HINT_T1);
+    _mm_prefetch(reinterpret_cast<const char *>(halves + groups * (HAS_MINIMA ? 2 : 1)), _MM_HINT_T1);
+}
+
 template <int NR, int BITS, bool HAS_MINIMA>
 void multiply_tile(const Matrix &matrix, int block, const Rows &rows, int tile, float *out) {
     const int groups = rows.groups;
@@ -79,6 +88,7 @@ void multiply_tile(const Matrix &matrix, int block, const Rows &rows, int tile, 
 #pragma GCC unroll 8
         for (int r = 0; r < NR; ++r)
             sums[r] = HAS_MINIMA ? _mm512_setzero_si512() : _mm512_slli_epi32(_mm512_set1_epi32(minus[r]), zero_shift<BITS>());
+        if constexpr (NR > 4) fetch_next<BITS, HAS_MINIMA>(codes, halves, groups);
         dot_group<NR, BITS>(sums, codes, quads);
         const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(halves));
 #pragma GCC unroll 8

@@ -40,7 +40,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class MatrixRate:
-    """Seconds of a packed matrix [out, into] by rows, one call's overhead taken off; its weights not in any cache."""
+    """Seconds of a packed matrix [out, into] by rows, without the call and the parallel region around it; its weights not in any cache."""
 
     format: str
     out: int

@@ -171,7 +171,7 @@ def matrix_rates(process: LocalProcess, outline: Outline, card: MachineCard) -> 
         for role in sweeps[0]:
             seconds[role].append(min(sweep[role] for sweep in sweeps))
     for role, (out, into) in shapes.items():
-        measured = [max(s - card.call_seconds, 1e-9) for s in seconds[role]]
+        measured = [max(s - card.call_seconds - card.region_seconds, 1e-9) for s in seconds[role]]
         format = outline.head if role == "head" else outline.weights
         curve = Curve(tuple(map(float, MATRIX_ROWS[: len(measured)])), tuple(measured))
         yield MatrixRate(format, out, into, outline.weight_nbytes[role] * out * into, curve)
