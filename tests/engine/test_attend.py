@@ -300,6 +300,7 @@ def test_what_is_remembered_of_a_step_is_of_its_sequences():
     trunk = Sequence(attention.pool)
     assert trunk.reserve(200)
     trunk.num_tokens = 200
+    seen: tuple[int, ...] = ()
     for shared in (0, 128) * 20:
         members = [Sequence(attention.pool, trunk.table[:, :, : shared // 16], shared) for _ in range(3)]
         for member in members:
@@ -307,6 +308,9 @@ def test_what_is_remembered_of_a_step_is_of_its_sequences():
             member.num_tokens = 200
         spans = in_order([Span(member, 200, 201, 0) for member in members])
         assert attention.groups(spans) == list(shared_runs(spans, True))
+        assert attention.known[0][::2] == tuple(span.sequence.number for span in spans)
+        seen += attention.known[0][::2]
         for member in members:
             member.release()
         del members, spans, member
+    assert len(set(seen)) == len(seen) == 120, "a number came back"

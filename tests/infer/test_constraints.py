@@ -3,13 +3,14 @@
 The oracle lists the answers of the model without any form and keeps those that are in it.
 """
 
+import json
 import math
 from dataclasses import replace
 
 import pytest
 
-from ponder.core.asks import Choice, Expand, Extend, Prefix, Prompt, Regex, Sampling, Score, candidate
-from ponder.core.errors import BadField
+from ponder.core.asks import Choice, Expand, Extend, Grammar, Json, JsonSchema, Prefix, Prompt, Regex, Sampling, Score, candidate
+from ponder.core.errors import BadField, StoreError
 from ponder.infer.beam import Beam
 from ponder.infer.best_of_n import BestOfN
 from ponder.infer.diverse_beam import DiverseBeam
@@ -22,6 +23,7 @@ from ponder.infer.resample.stratified import stratified
 from ponder.infer.resample.systematic import systematic
 from ponder.infer.sample import Sample
 from ponder.infer.self_consistency import SelfConsistency
+from ponder.run.codec import answer_from_json, answer_json, ask_json, dumps, prompt_json
 from ponder.testing import laws_process, laws_strategy
 from ponder.testing.exact import TOLERANCE, difference, normalised
 from ponder.testing.laws_strategy import enumerated, played
@@ -215,3 +217,24 @@ def test_log_probabilities_of_tokens_are_the_models_own():
         assert first.top == tuple(sorted(enumerate(LM.row(None)), key=lambda pair: -pair[1])[:2])
     with pytest.raises(BadField, match="logprobs=-1"):
         Extend(prefix=Prefix(PROMPT), seed=0, logprobs=-1)
+
+
+def test_what_is_kept_of_an_ask_and_its_answer():
+    """Forms, biases and log-probabilities are part of the key; asks without them keep the key that they had before there were any."""
+    plain = Extend(prefix=Prefix(replace(PROMPT, form=None)), seed=1, sampling=Sampling(temperature=0.5))
+    assert set(prompt_json(plain.prefix.prompt)) == {"messages", "prefill", "stop", "max_tokens"}
+    assert set(ask_json(plain)) == {"prompt", "tokens", "kind", "seed", "max_tokens", "until", "sampling", "certainty"}
+    assert set(ask_json(plain)["sampling"]) == {"temperature", "top_k", "top_p", "min_p"}
+    forms = (Choice(("a", "b")), Choice(("b", "a")), Regex("a"), Regex("b"), Grammar("a"), JsonSchema("{}"), Json())
+    asks = [plain, replace(plain, logprobs=0), replace(plain, logprobs=1)]
+    asks += [replace(plain, prefix=Prefix(replace(PROMPT, form=form))) for form in forms]
+    asks += [replace(plain, sampling=replace(plain.sampling, **{name: 0.5})) for name in ("presence_penalty", "repetition_penalty")]
+    asks += [replace(plain, sampling=replace(plain.sampling, logit_bias=((0, b),))) for b in (1.0, 2.0)]
+    assert len({dumps(ask_json(ask)) for ask in asks}) == len(asks)
+    ask = Extend(prefix=Prefix(PROMPT), seed=1, logprobs=2)
+    (answer,) = answer_turn([ask], ToyProcess(LM))
+    again = answer_from_json(ask, json.loads(dumps(answer_json(answer))))
+    assert (again.prefix, again.finish, again.logprobs) == (answer.prefix, answer.finish, answer.logprobs) and len(again.logprobs) > 1
+    damaged = answer_json(answer) | {"logprobs": [[1, 2]]}
+    with pytest.raises(StoreError, match="does not fit"):
+        answer_from_json(ask, damaged)
