@@ -122,10 +122,10 @@ def step(decoder: Decoder, num_tokens: int) -> Callable[[], object]:
     return run
 
 
-def measure_decoder(model: str, rounds: int) -> None:
+def measure_decoder(model: str, tokens: list[int], rounds: int) -> None:
     checkpoint = open_checkpoint(pull(model))
     decoders = {name: load(checkpoint, WEIGHTS[name], HEADS[name]) for name in ("native", "int4", "bf16")}
-    for num_tokens in TOKENS:
+    for num_tokens in tokens:
         times = in_turns({name: step(decoder, num_tokens) for name, decoder in decoders.items()}, rounds)
         append("native_kernels", {
             "recipe": f"{model}, whole decoder without attention, {num_tokens} tokens at once", "n": rounds, "milliseconds": summary(times, 1e-3),
@@ -140,6 +140,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--models", nargs="*", default=["smollm2-135m"], help="whose decoders are measured")
     parser.add_argument("--matrices", nargs="*", default=list(SHAPES), choices=list(SHAPES), metavar="NAME")
+    parser.add_argument("--tokens", type=int, nargs="*", default=TOKENS, help="of a decoder's step")
     args = parser.parse_args()
     if why := reason():
         raise SystemExit(f"nothing to measure: {why}")
@@ -147,7 +148,7 @@ def main() -> None:
     for name in args.matrices:
         measure_matrix(name, args.rounds)
     for model in args.models:
-        measure_decoder(model, args.rounds)
+        measure_decoder(model, args.tokens, args.rounds)
 
 
 if __name__ == "__main__":

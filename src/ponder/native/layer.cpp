@@ -122,8 +122,8 @@ void add_product(const Layer &layer, const Matrix &matrix, const float *post_nor
             const __m512 factor = _mm512_set1_ps(norm_factor(y, layer.dim, layer.eps));
             for (int i = 0; i < layer.dim; i += 16) {
                 const __mmask16 lanes = first_lanes(layer.dim - i);
-                const __m512 normed = _mm512_mul_ps(_mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, y + i), factor), _mm512_maskz_loadu_ps(lanes, post_norm + i));
-                add_to(x + row * width + i, lanes, normed);
+                const __m512 normed = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, y + i), factor);
+                add_to(x + row * width + i, lanes, _mm512_mul_ps(normed, _mm512_maskz_loadu_ps(lanes, post_norm + i)));
             }
         }
     }
@@ -154,7 +154,8 @@ inline void rotate_head(const float *x, int width, float factor, const float *no
 // Heads of `row` in room.wide -> out: q and k normed and rotated, v as it is.
 void finish_head(const Layer &layer, const Room &room, int row, int head, const float *cos, const float *sin, uint16_t *out) {
     const int width = layer.head_dim, num_rotated = layer.num_heads + layer.num_kv_heads;
-    const float *qkv = room.wide + static_cast<size_t>(row) * (num_rotated + layer.num_kv_heads) * width, *x = qkv + static_cast<size_t>(head) * width;
+    const float *qkv = room.wide + static_cast<size_t>(row) * (num_rotated + layer.num_kv_heads) * width;
+    const float *x = qkv + static_cast<size_t>(head) * width;
     if (head >= num_rotated) {
         for (int i = 0; i < width; i += 16) store_bf16(out + i, first_lanes(width - i), _mm512_maskz_loadu_ps(first_lanes(width - i), x + i));
         return;
@@ -251,8 +252,8 @@ size_t layer_nbytes() { return sizeof(Layer); }
 void layer_before(const Layer *layer, int num_rows, const float *x, const float *cos, const float *sin, uint16_t *out, int num_threads) {
     const int width = (layer->num_heads + 2 * layer->num_kv_heads) * layer->head_dim;
     by_chunks(num_rows, layer->dim, width, num_threads, [&](const Room &room, const Thread &thread, int first, int num) {
-        const size_t at = static_cast<size_t>(first) * layer->head_dim;
-        before_rows(*layer, room, thread, num, x + static_cast<size_t>(first) * layer->dim, cos + at, sin + at, out + static_cast<size_t>(first) * width);
+        const size_t row = first, at = row * layer->head_dim;
+        before_rows(*layer, room, thread, num, x + row * layer->dim, cos + at, sin + at, out + row * width);
     });
 }
 
