@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.accelerate.weights.int4 import Int4
 from ponder.core.asks import GREEDY, Extend, Prefix, Prompt, Sampling
 from ponder.engine.open import open_process
@@ -285,7 +286,7 @@ def main() -> None:
     unknown = set(args.only) - set(tasks)
     if unknown:
         parser.error(f"unknown {sorted(unknown)}; known: {sorted(tasks)}")
-    process = open_process(args.model, weights=Int4(), threads=args.threads)
+    process = open_process(args.model, weights=Int4(), scheduler=Sarathi(), threads=args.threads)
     for name in args.only or tasks:
         start = time.perf_counter()
         row = measure(process, name, tasks[name], args.num, args.temperature)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 
+from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.accelerate.weights.dense import Float32
 from ponder.core.asks import GREEDY, Extend, Prefix, chat
 from ponder.engine.open import open_process
@@ -40,7 +41,7 @@ def test_greedy_text_equals_transformers():
     hf.tie_weights()
     hf.model.rotary_emb = type(hf.model.rotary_emb)(config)
     hf.eval()
-    process = open_process(PATH, weights=Float32(), dtype=torch.float32)
+    process = open_process(PATH, weights=Float32(), dtype=torch.float32, scheduler=Sarathi())
     prompts = [chat(question, max_tokens=NUM_TOKENS) for question in QUESTIONS]
     answers = answer_turn([Extend(prefix=Prefix(prompt), seed=0, sampling=GREEDY) for prompt in prompts], process)
     for prompt, answer in zip(prompts, answers, strict=True):
