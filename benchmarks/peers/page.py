@@ -1,6 +1,6 @@
 """docs/peers.md and its pictures, from the rows in results/peers.jsonl: `python -m peers.page` in benchmarks/.
 
-Of every model the newest full run is shown, or the newest short one where there is no full one. Nothing is measured here.
+Of every model and work the newest full run is shown, or the newest short one where there is no full one. Nothing is measured here.
 """
 
 import json
@@ -30,12 +30,17 @@ def read_rows(path: Path = ROWS) -> list[dict]:
 
 
 def shown_runs(rows: Sequence[Mapping]) -> dict[str, Rows]:
-    """model -> rows of its newest full run, or of its newest run at all."""
-    runs: dict[str, dict[tuple[bool, str], Rows]] = {}
+    """model -> rows: of every work those of the newest full run that measured it with ours, else of the newest run at all."""
+    runs: dict[str, dict[str, dict[tuple[bool, str], Rows]]] = {}
     for row in rows:
-        found = runs.setdefault(row["model"], {}).setdefault((not row["is_quick"], row["run"]), {})
-        found[name_of(row), row["work"]] = row
-    return {model: found[max(found)] for model, found in runs.items()}
+        found = runs.setdefault(row["model"], {}).setdefault(row["work"], {})
+        found.setdefault((not row["is_quick"], row["run"]), {})[name_of(row), row["work"]] = row
+    shown: dict[str, Rows] = {}
+    for model, works in runs.items():
+        for work, found in works.items():
+            best = max(found, key=lambda key: (key[0], "figures" in found[key].get((OURS, work), {}), key[1]))
+            shown.setdefault(model, {}).update(found[best])
+    return shown
 
 
 def name_of(row: Mapping) -> str:
@@ -153,9 +158,10 @@ def page(models: Mapping[str, Rows]) -> str:
         lines += [f"## {model}", ""]
         kind = "short run" if row["is_quick"] else "full run"
         loads = [r["load"] for r in rows.values() if "load" in r]
+        times = sorted({r["run"].replace("T", " ") for r in rows.values()})
         lines += [
-            f"{kind} of {row['run'].replace('T', ' ')}, commit {row['commit']}, {row['machine']}; load average at most {max(loads, default=0):g}. "
-            f"`{row['command']}`",
+            f"{kind} of {' and '.join(times)} (every work from one run), commit {row['commit']}, {row['machine']}; "
+            f"load average at most {max(loads, default=0):g}. `{row['command']}`",
             "",
             *target_lines(rows),
             "",
