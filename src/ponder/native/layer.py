@@ -4,6 +4,7 @@ Shapes: T flat tokens, D width, H query heads, K key heads, E head width, J = H 
 """
 
 import ctypes
+import threading
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ponder.core.formats import LayerWeights, ModelConfig
 from ponder.native.matrix import MatrixStruct, NativeLinear, i32, pointer
 
 HONOURED = {"qk_norm", "has_pre_norms", "has_post_norms", "activation", "query_scale", "num_experts"}  # of core.formats.BODY_SETTINGS
+MAX_HELD = 128  # rows of a buffer that is kept
 NORMS = ("attn_norm", "ffn_norm", "attn_post_norm", "ffn_post_norm", "q_norm", "k_norm")
 
 
@@ -24,8 +26,32 @@ class LayerStruct(ctypes.Structure):
     )
 
 
+class Buffers(threading.local):
+    """What `before` returns, one for all layers: it is no longer needed after `after`, and a new one costs as much as the rest of the call."""
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[int, tuple[int, ...], int], tuple[int, tuple[Tensor, ...]]] = {}
+
+    def take(self, num: int, heads: tuple[int, ...], width: int) -> tuple[int, tuple[Tensor, ...]]:
+        """(address, bfloat16 [num, h, width] of each h in heads)."""
+        key = (num, heads, width)
+        found = self.held.get(key)
+        if found is None:
+            qkv = torch.empty((num, sum(heads), width), dtype=torch.bfloat16)
+            found = qkv.data_ptr(), tuple(qkv.split_with_sizes(heads, 1))
+            if num <= MAX_HELD:
+                self.held[key] = found
+        return found
+
+
+buffers = Buffers()
+
+
 class NativeBody:
-    """A LayerBody, bfloat16 between layer and attention. Rows are computed each for itself, bit for bit."""
+    """A LayerBody, bfloat16 between layer and attention. Rows are computed each for itself, bit for bit.
+
+    What `before` returns is valid until the thread's next `before`, of any layer.
+    """
 
     def __init__(self, struct: LayerStruct, linear: NativeLinear, held: object) -> None:
         self.lib, self.struct, self.held = linear.lib, struct, held  # held: what the struct points to
@@ -34,13 +60,12 @@ class NativeBody:
         self.lib.layer_after.argtypes = [pointer, i32, pointer, pointer, i32]
         self.lib.layer_before.restype = self.lib.layer_after.restype = None
         self.heads = (struct.num_heads, struct.num_kv_heads, struct.num_kv_heads)
-        self.num_heads, self.head_dim = sum(self.heads), int(struct.head_dim)
+        self.head_dim = int(struct.head_dim)
 
     def before(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         num, x_TD, cos, sin = x_TD.shape[0], x_TD.contiguous(), cos.contiguous(), sin.contiguous()
-        qkv_TJE = torch.empty((num, self.num_heads, self.head_dim), dtype=torch.bfloat16)
-        self.lib.layer_before(self.address, num, x_TD.data_ptr(), cos.data_ptr(), sin.data_ptr(), qkv_TJE.data_ptr(), torch.get_num_threads())
-        q_THE, k_TKE, v_TKE = qkv_TJE.split_with_sizes(self.heads, 1)
+        address, (q_THE, k_TKE, v_TKE) = buffers.take(num, self.heads, self.head_dim)
+        self.lib.layer_before(self.address, num, x_TD.data_ptr(), cos.data_ptr(), sin.data_ptr(), address, torch.get_num_threads())
         return q_THE, k_TKE, v_TKE
 
     def after(self, x_TD: Tensor, out_TX: Tensor) -> Tensor:
