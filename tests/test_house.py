@@ -100,7 +100,7 @@ TEETH: dict[str, list[tuple[dict[str, str | None], str]]] = {
         ({CORE: "A = 1\n" * 501}, CORE),
         ({"tests/test_beam.py": "A = 1\n" * 501}, "tests/test_beam.py"),
     ],
-    "house_is_small": [({f"src/ponder/core/words{i}.py": "A = 1\n" * 450 for i in range(9)}, house.PACKAGE)],
+    "house_is_small": [({f"src/ponder/core/words{i}.py": "A = 1\n" * 450 for i in range(house.SMALL_LINES // 450 + 1)}, house.PACKAGE)],
     "parameters_are_few": [
         ({CORE: "def f(a, b, c, d, e): ...\n"}, CORE),
         ({CORE: "def f(*, a, b, c, d, e, f, g, h, i): ...\n"}, CORE),
