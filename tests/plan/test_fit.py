@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ponder.plan.fit import fit, relative_errors
@@ -18,6 +18,7 @@ def check_optimal(solve, features, seconds) -> None:
     assert (found >= 0).all() and (slope > -1e-4).all() and (np.abs(slope[found > 0]) < 1e-4).all()
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(numbers, numbers), min_size=4, max_size=8), st.tuples(numbers, numbers))
 def test_optimal(features, truth):
     check_optimal(fit, features, [1.0] * len(features))

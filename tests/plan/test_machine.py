@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plan.cards import full_card, sheet
@@ -56,6 +56,7 @@ def test_the_cache_knows_threads_apart(monkeypatch, tmp_path):
     assert card_path() == here
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=6), st.floats(0.1, 3000))
 def test_curves(steps, x):
     xs = tuple(float(4**i) for i in range(len(steps)))

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plan.cards import full_card, sheet
@@ -26,6 +26,7 @@ passes = st.builds(
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+@settings(deadline=None)
 @given(passed=passes)
 def test_parts_sum_to_the_whole_and_none_beats_its_bound(card, passed):
     for config in (TINY, SPARSE):
@@ -39,6 +40,7 @@ def test_parts_sum_to_the_whole_and_none_beats_its_bound(card, passed):
 
 
 @pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
+@settings(deadline=None)
 @given(batch=st.integers(1, 63), context=st.integers(1, 4000))
 def test_more_takes_longer(card, batch, context):
     seen = outline(TINY, card, "bf16")
@@ -87,6 +89,7 @@ def test_a_format_that_the_card_does_not_know():
         outline(TINY, full_card(), "int3")
 
 
+@settings(deadline=None)
 @given(passes)
 def test_a_machine_twice_as_fast_takes_half_as_long(passed):
     card = sheet()
@@ -110,6 +113,7 @@ def units_by_brute_force(passed: Pass, config: ModelConfig, window: int | None) 
     return units, blocks, rows
 
 
+@settings(deadline=None)
 @given(passes, st.none() | st.integers(1, 300))
 def test_attention_terms_against_brute_force(passed, window):
     _, units, blocks, rows = attention_terms(passed, TINY, window, 1)
@@ -119,6 +123,7 @@ def test_attention_terms_against_brute_force(passed, window):
         assert units == expected[0]
 
 
+@settings(deadline=None)
 @given(passes, st.integers(1, 8))
 def test_threads_share_units_but_not_less_than_one(passed, threads):
     one, many = attention_terms(passed, TINY, None, 1), attention_terms(passed, TINY, None, threads)

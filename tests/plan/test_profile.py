@@ -204,3 +204,10 @@ def test_what_is_no_config(text, error, tmp_path):
 def test_passes_of_cells():
     assert Cell("decode", 3, 7).passes(512) == [Pass((1, 1, 1), (7, 7, 7), 3)]
     assert [p.new for p in Cell("prefill", 2, 300).passes(512)] == [(300, 212), (88,)]
+
+
+def test_what_was_timed_alone_is_not_shared_out():
+    prediction = predict_cell(profiler().outline, Cell("decode", 4, 64), full_card(), 512)
+    parts, shared = by_groups({"qkv": 1.0, "o": 2.0, "experts": 4.0, "norms/rope": 0.5, "attention": 1.0}, prediction)
+    assert (parts["qkv"], parts["o"]) == (1.0, 2.0) and shared == {"gate_up", "down", "norms/rope"}
+    assert sum(parts.values()) == pytest.approx(8.5)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -117,6 +117,7 @@ def test_weights_of_experts():
     assert num_weights(SPARSE, is_active=True) - num_weights(TINY, is_active=True) == 2 * (3 * 16 * 8 + 8 * 8)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(0, 40), st.none() | st.integers(1, 20))
 def test_keys_against_brute_force(new, before, window):
     seen = [range(max(0, p + 1 - window) if window else 0, p + 1) for p in range(before, before + new)]
@@ -125,6 +126,7 @@ def test_keys_against_brute_force(new, before, window):
     assert passed.keys_read(window) == len({key for keys in seen for key in keys})
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 50))
 def test_prompts_are_read_whole_whatever_the_chunk(batch, context, chunk):
     passes = prefill_passes(batch, context, chunk)
@@ -136,12 +138,14 @@ def test_prompts_are_read_whole_whatever_the_chunk(batch, context, chunk):
     assert flops == sum(op.flops for op in operators(outline(TINY), Pass((context,) * batch, (0,) * batch, batch)))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 64), st.integers(1, 64))
 def test_experts_met(num_tokens, more):
     few, many = num_experts_met(SPARSE, num_tokens), num_experts_met(SPARSE, num_tokens + more)
     assert 2 <= few <= many <= 8 and num_experts_met(SPARSE, 1) == pytest.approx(2)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 64), st.integers(1, 2000), st.booleans(), st.booleans())
 def test_more_work_is_never_less(batch, context, is_more_rows, is_sparse):
     seen = outline(SPARSE if is_sparse else replace(TINY, windows=(None, 16)))

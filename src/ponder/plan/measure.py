@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponder.core.asks import Sampling
-from ponder.core.formats import FeedForward, Linear
+from ponder.core.formats import Linear
 from ponder.engine.attend import Span
 from ponder.engine.process import LocalProcess
 from ponder.engine.sampler import Draw, draw
@@ -148,15 +148,14 @@ def measure_model(process: LocalProcess, outline: Outline, card: MachineCard) ->
 
 
 def roles_of(process: LocalProcess) -> list[dict[str, Linear]]:
-    """The matrices of each layer by role; of a sparse layer's experts the first."""
-    found = []
-    for layer in process.decoder.layers:
-        ffn = layer.experts.experts[0] if layer.experts is not None else None
-        if ffn is None:
-            assert layer.gate_up is not None
-            assert layer.down is not None
-            ffn = FeedForward(layer.gate_up, layer.down)
-        found.append({"qkv": layer.qkv, "o": layer.o, "gate_up": ffn.gate_up, "down": ffn.down})
+    """The matrices of each layer by role, of the shapes of `matrix_shapes`: of experts the first, and none where other layers are dense."""
+    layers, found = process.decoder.layers, []
+    has_dense = any(layer.experts is None for layer in layers)
+    for layer in layers:
+        roles: dict[str, Linear | None] = {"qkv": layer.qkv, "o": layer.o, "gate_up": layer.gate_up, "down": layer.down}
+        if layer.experts is not None and not has_dense:
+            roles |= {"gate_up": layer.experts.experts[0].gate_up, "down": layer.experts.experts[0].down}
+        found.append({role: linear for role, linear in roles.items() if linear is not None})
     return found
 
 
@@ -164,9 +163,10 @@ def matrix_rates(process: LocalProcess, outline: Outline, card: MachineCard) -> 
     """Each role's seconds by rows, mean over the layers, met layer after layer as in a pass."""
     shapes, layers, dtype = matrix_shapes(outline.config), roles_of(process), process.decoder.dtype
     seconds: dict[str, list[float]] = {role: [] for role in shapes}
+    most = max(map(len, layers))
     for rows in MATRIX_ROWS:
         inputs = {role: torch.randn(rows, shape[1], generator=torch.Generator().manual_seed(0)).to(dtype) for role, shape in shapes.items()}
-        some = layers if rows <= FEW_ROWS else layers[:NUM_LAYERS]
+        some = layers if rows <= FEW_ROWS else [layer for layer in layers if len(layer) == most][:NUM_LAYERS]
         sweeps = [matrix_sweep(some, process.decoder.head if rows <= HEAD_ROWS else None, inputs) for _ in range(NUM_SWEEPS)][1:]
         for role in sweeps[0]:
             seconds[role].append(min(sweep[role] for sweep in sweeps))
@@ -179,17 +179,14 @@ def matrix_rates(process: LocalProcess, outline: Outline, card: MachineCard) -> 
 
 def matrix_sweep(layers: Sequence[dict[str, Linear]], head: Linear | None, inputs: dict[str, Tensor]) -> dict[str, float]:
     """Mean seconds of a product by role, the layers in order and then the head."""
-    taken = dict.fromkeys(layers[0], 0.0)
-    for layer in layers:
+    taken: dict[str, list[float]] = {}
+    last = [] if head is None else [{"head": head}]
+    for layer in (*layers, *last):
         for role, linear in layer.items():
             start = time.perf_counter()
             linear.apply(inputs[role])
-            taken[role] += (time.perf_counter() - start) / len(layers)
-    if head is not None:
-        start = time.perf_counter()
-        head.apply(inputs["head"])
-        taken["head"] = time.perf_counter() - start
-    return taken
+            taken.setdefault(role, []).append(time.perf_counter() - start)
+    return {role: sum(seconds) / len(seconds) for role, seconds in taken.items()}
 
 
 def attention_rate(process: LocalProcess, threads: int) -> AttentionRate:
@@ -292,6 +289,7 @@ def text_rate(process: LocalProcess) -> TextRate:
 def outline_of(process: LocalProcess, weights: str, head: str) -> Outline:
     """The outline of an opened model: bytes per weight as they are packed."""
     shapes, layers = matrix_shapes(process.decoder.config), roles_of(process)
-    by_role = {role: float(np.mean([layer[role].nbytes for layer in layers])) for role in layers[0]} | {"head": float(process.decoder.head.nbytes)}
+    by_role = {role: float(np.mean([layer[role].nbytes for layer in layers if role in layer])) for role in shapes if role != "head"}
+    by_role["head"] = float(process.decoder.head.nbytes)
     kv = process.pool.keys.element_size() * 2.0
     return Outline(process.decoder.config, weights, head, {role: by_role[role] / (out * into) for role, (out, into) in shapes.items()}, kv)

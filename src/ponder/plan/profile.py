@@ -29,7 +29,8 @@ from ponder.plan.watch import Clock, TimedDecoder, timed_steps
 SAMPLING = Sampling(temperature=0.8)
 CHUNK = Settings().chunk
 MARGIN = 64  # tokens of the context that are kept for answers
-BEFORE, AFTER = ("qkv",), ("o", "gate_up", "down")  # groups that a fused layer computes before and after its attention
+TOGETHER = {"before": ("qkv",), "after": ("o", "gate_up", "down"), "experts": ("gate_up", "down")}  # groups of the clocks of plan.watch
+MATRICES = ("qkv", "o", "gate_up", "down")
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class Profiler:
             base = layer_seconds(self.predict(cell, bare))
             terms = [layer_seconds(self.predict(cell, with_factors(card, self.outline.name, replace(NOTHING, **{n: x})))) - base for n, x in UNITS]
             rows.append([term / x for term, (_, x) in zip(terms, UNITS)])
-            layers.append(sum(parts.get(name, 0.0) for name in ("before", "after", "norms/rope", *BEFORE, *AFTER)) - base)
+            layers.append(sum(parts.get(name, 0.0) for name in (*TOGETHER, "norms/rope", *MATRICES)) - base)
             alone = with_factors(card, self.outline.name, replace(NOTHING, attention=1.0))
             attention.append((self.predict(cell, alone).by_group()["attention"][1], parts["attention"]))
         elementwise, layer = fit(rows, layers)
@@ -174,18 +175,18 @@ UNITS = (("elementwise", 1.0), ("layer", 1e-6))
 
 def layer_seconds(prediction: Prediction) -> float:
     """Predicted seconds of all that a forward pass does but attention and head."""
-    return sum(prediction.by_group().get(group, (0.0, 0.0))[1] for group in ("norms/rope", *BEFORE, *AFTER))
+    return sum(prediction.by_group().get(group, (0.0, 0.0))[1] for group in ("norms/rope", *MATRICES))
 
 
 def by_groups(clocks: dict[str, float], prediction: Prediction) -> tuple[dict[str, float], frozenset[str]]:
     """Measured seconds by group, and the groups whose part of a clock was shared out in proportion to their predictions.
 
-    Norms and rotations of a fused layer have a share in both of its clocks, half of what is predicted for them in each.
+    Norms and rotations have a share in each clock, half of what is predicted for them.
     """
     predicted = {group: seconds for group, (_, seconds) in prediction.by_group().items()}
-    parts = {name: seconds for name, seconds in clocks.items() if name not in ("before", "after")}
+    parts = {name: seconds for name, seconds in clocks.items() if name not in TOGETHER}
     shared: set[str] = set()
-    for clock, groups in (("before", BEFORE), ("after", AFTER)):
+    for clock, groups in TOGETHER.items():
         if clock not in clocks:
             continue
         weight = {group: predicted.get(group, 0.0) for group in groups} | {"norms/rope": predicted.get("norms/rope", 0.0) / 2}

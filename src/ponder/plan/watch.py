@@ -54,7 +54,7 @@ class TimedLinear:
 
 @dataclass(frozen=True)
 class TimedBody:
-    """A LayerBody with clocks "before" and "after", or those of its matrices and of the rest."""
+    """A LayerBody with clocks "before" and "after", or those of its matrices and of the rest; experts and their norm have one."""
 
     inner: LayerBody
     clock: Clock
@@ -75,7 +75,7 @@ def timed_body(body: LayerBody, clock: Clock) -> LayerBody:
     layer = body.layer
     named: dict[str, Linear] = {name: getattr(layer, name) for name in ("qkv", "o", "gate_up", "down") if getattr(layer, name) is not None}
     timed: LayerWeights = replace(layer, **{name: TimedLinear(linear, clock, name) for name, linear in named.items()})  # type: ignore[arg-type]
-    return TimedBody(replace(body, layer=timed), clock, ("norms/rope", "norms/rope" if layer.experts is None else "after"))
+    return TimedBody(replace(body, layer=timed), clock, ("norms/rope", "norms/rope" if layer.experts is None else "experts"))
 
 
 class TimedDecoder:
