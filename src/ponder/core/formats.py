@@ -140,7 +140,14 @@ class LayerWeights:
 
 class LayerBody(Protocol):
     """What one layer computes around its attention. x_TD is the float32 residual stream [T, D]; row i of every result depends
-    on row i of the arguments alone, bit for bit where the weight format keeps that promise."""
+    on row i of the arguments alone, bit for bit where the weight format keeps that promise.
+
+    Tokens of a prompt go through `of_prompts`, another body of the same layer or this one: they come many at a time and may be
+    worth other arithmetic. Which of the two a token meets is a matter of its place in its sequence.
+    """
+
+    @property
+    def of_prompts(self) -> "LayerBody": ...
 
     def before(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [T, H, E], k [T, K, E] (both rotated) and v [T, K, E] in the activation dtype. Leaves x_TD as it is.

@@ -103,6 +103,13 @@ class StepPlan(abc.ABC):
         self.positions = torch.from_numpy(np.concatenate([span.positions for span in spans]) if has_trees else self.places)
         self.has_trees = has_trees
 
+    @property
+    def prompts(self) -> list[tuple[int, int]]:
+        """(start, stop) of flat tokens that are of prompts."""
+        starts = np.cumsum([0, *(span.stop - span.start for span in self.spans)]).tolist()
+        nums = [min(span.stop, span.num_prompt) - span.start for span in self.spans]
+        return [(start, start + num) for start, num in zip(starts, nums) if num > 0]
+
     @abc.abstractmethod
     def attend(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
         """Writes k and v into their pages and returns what every token reads, [T, H * E]."""

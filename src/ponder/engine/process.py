@@ -302,7 +302,7 @@ class LocalProcess:
             return
         plan = self.attention.plan([span for span, _, _ in spans])
         tokens = torch.tensor([t for span, _, track in spans for t in track.tokens(span.start, span.stop)])
-        hidden_TD = self.decoder.forward(tokens, plan.positions, plan.attend)
+        hidden_TD = self.decoder.forward(tokens, plan.positions, plan.attend, plan.prompts)
         at = 0
         for span, job, track in spans:
             num = span.stop - span.start

@@ -8,7 +8,7 @@ Shapes: T flat tokens, D width, H query heads, K key heads, E head width, F ffn 
 U experts that a token uses.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,25 +47,65 @@ class Decoder:
         packed = sum(linear.nbytes for layer in self.layers for linear in linears(layer))
         return packed + self.head.nbytes + self.embed.nbytes
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, prompts: Sequence[tuple[int, int]] = ()) -> Tensor:
         """Hidden rows after the final norm, [T, D] in `dtype`, of tokens [T] at absolute positions [T] (int64).
 
-        `attend` is called once per layer, in order, with rotated q and k. Row i depends on token i and on what `attend`
-        returns for it alone, bit for bit where the weight format keeps that promise.
+        `attend` is called once per layer, in order, with rotated q and k. Row i depends on token i, on what `attend` returns
+        for it, and on whether it is of a prompt, alone, bit for bit where the weight format keeps that promise.
+        prompts: ascending (start, stop) of rows whose tokens are of prompts.
         """
         x_TD = self.embed.rows(tokens)
         if self.config.embed_scale != 1:
             x_TD = x_TD * self.config.embed_scale
         angles = [(cos[positions], sin[positions]) for cos, sin in self.tables]
+        runs = kinds_of_rows(len(tokens), prompts)
         for index, body in enumerate(self.bodies):
-            q_THE, k_TKE, v_TKE = body.before(x_TD, *angles[self.table_of[index]])
-            x_TD = body.after(x_TD, attend(index, q_THE, k_TKE, v_TKE))
+            q_THE, k_TKE, v_TKE = before(body, runs, x_TD, *angles[self.table_of[index]])
+            x_TD = after(body, runs, x_TD, attend(index, q_THE, k_TKE, v_TKE))
         return rms_norm(x_TD, self.norm, self.config.norm_eps, self.dtype)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """float32 [R, V] next-token logits of rows that `forward` returned."""
         logits_RV, cap = self.head.apply(hidden_RD).float(), self.config.head_softcap
         return logits_RV if cap is None else (logits_RV / cap).tanh_().mul_(cap)
+
+
+Runs = Sequence[tuple[int, int, bool]]  # (start, stop, whether of prompts) of rows, one after the other
+
+
+def kinds_of_rows(num: int, prompts: Sequence[tuple[int, int]]) -> Runs:
+    """`num` rows as runs of one kind each; neighbours differ."""
+    runs: list[tuple[int, int, bool]] = []
+    for start, stop, is_prompt in [*((*prompt, True) for prompt in prompts), (num, num, False)]:
+        last = runs[-1] if runs else (0, 0, False)
+        if last[1] < start:
+            runs.append((last[1], start, False))
+        if runs and runs[-1][2] and is_prompt:
+            start = runs.pop()[0]
+        if start < stop:
+            runs.append((start, stop, is_prompt))
+    return runs
+
+
+def before(body: LayerBody, runs: Runs, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`before` of the body that each run of rows meets."""
+    if len(runs) <= 1 or body.of_prompts is body:
+        return (body.of_prompts if runs and runs[0][2] else body).before(x_TD, cos, sin)
+    wholes: tuple[Tensor, ...] = ()
+    for start, stop, is_prompt in runs:
+        some = (body.of_prompts if is_prompt else body).before(x_TD[start:stop], cos[start:stop], sin[start:stop])
+        wholes = wholes or tuple(part.new_empty(len(x_TD), *part.shape[1:]) for part in some)
+        for whole, part in zip(wholes, some, strict=True):
+            whole[start:stop] = part
+    q_THE, k_TKE, v_TKE = wholes
+    return q_THE, k_TKE, v_TKE
+
+
+def after(body: LayerBody, runs: Runs, x_TD: Tensor, out_TX: Tensor) -> Tensor:
+    """`after` of the body that each run of rows meets."""
+    if len(runs) <= 1 or body.of_prompts is body:
+        return (body.of_prompts if runs and runs[0][2] else body).after(x_TD, out_TX)
+    return torch.cat([(body.of_prompts if is_prompt else body).after(x_TD[start:stop], out_TX[start:stop]) for start, stop, is_prompt in runs])
 
 
 @dataclass(frozen=True)
@@ -75,6 +115,10 @@ class PlainBody:
     layer: LayerWeights
     config: ModelConfig
     dtype: torch.dtype
+
+    @property
+    def of_prompts(self) -> LayerBody:
+        return self
 
     def before(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         layer, config = self.layer, self.config
