@@ -60,7 +60,7 @@ class Decoder:
         angles = [(cos[positions], sin[positions]) for cos, sin in self.tables]
         runs = kinds_of_rows(len(tokens), prompts)
         for index, body in enumerate(self.bodies):
-            q_THE, k_TKE, v_TKE = before(body, runs, x_TD, *angles[self.table_of[index]])
+            q_THE, k_TKE, v_TKE = before(body, runs, x_TD, angles[self.table_of[index]])
             x_TD = after(body, runs, x_TD, attend(index, q_THE, k_TKE, v_TKE))
         return rms_norm(x_TD, self.norm, self.config.norm_eps, self.dtype)
 
@@ -87,8 +87,9 @@ def kinds_of_rows(num: int, prompts: Sequence[tuple[int, int]]) -> Runs:
     return runs
 
 
-def before(body: LayerBody, runs: Runs, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def before(body: LayerBody, runs: Runs, x_TD: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """`before` of the body that each run of rows meets."""
+    cos, sin = angles
     if len(runs) <= 1 or body.of_prompts is body:
         return (body.of_prompts if runs and runs[0][2] else body).before(x_TD, cos, sin)
     wholes: tuple[Tensor, ...] = ()

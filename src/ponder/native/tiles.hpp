@@ -1,4 +1,4 @@
-// The CPU's matrix registers (AMX): eight of 16 rows by 64 bytes. Included where PONDER_HAS_TILES may be asked for.
+// The CPU's matrix registers (AMX): eight of 16 rows by 64 bytes. PONDER_TILES says that the system gives them (build.py asks).
 //
 // A product of bfloat16 adds, for each of its 16 x 16 sums, 32 terms in an order that the instruction fixes; so a sum depends on
 // its own row and column alone, whatever stands in the others.
@@ -8,23 +8,14 @@
 #include <immintrin.h>
 #include <cstdint>
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__linux__)
+#if defined(PONDER_TILES) && defined(__AMX_TILE__) && defined(__AMX_BF16__)
 #define PONDER_HAS_TILES 1
-
-#include <sys/syscall.h>
-#include <unistd.h>
 
 namespace ponder {
 
 constexpr int TILE_ROWS = 16;
 constexpr int TILE_PAIRS = 16;  // bfloat16 pairs of a row
 constexpr int TILE_DEPTH = 32;  // terms that one product adds
-
-inline bool are_tiles_allowed() {  // the system gives the registers only to programs that ask
-    constexpr int ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18;
-    static const bool are_allowed = syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
-    return are_allowed;
-}
 
 // The registers of this thread, all of full size, for as long as it lives.
 class Tiles {

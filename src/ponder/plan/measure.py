@@ -246,7 +246,7 @@ class Hollow:
         self.hidden = torch.zeros(1, inner.config.dim, dtype=inner.dtype)
         self.answer = torch.randn(1, vocab, generator=torch.Generator().manual_seed(0))
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, prompts: Sequence[tuple[int, int]] = ()) -> Tensor:
         return self.hidden.expand(len(tokens), -1)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
