@@ -14,8 +14,8 @@ from ponder.accelerate.weights.dense import Bf16
 from ponder.core.formats import BODY_SETTINGS, ExpertWeights, LayerWeights, ModelConfig
 from ponder.models.decoder import PlainBody, rotary_table
 from ponder.native.build import library
-from ponder.native.layer import HONOURED, NativeBody, fuse
-from ponder.native.matrix import pack_linear
+from ponder.native.layer import HONOURED, NativeBody, fuse, prompt_product
+from ponder.native.matrix import NativeLinear, pack_linear
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no compiled kernels here")
 
@@ -232,3 +232,19 @@ def test_layers_it_does_not_know_are_declined():
     assert fuse(replace(layer, o=dense), CONFIG) is None
     assert fuse(replace(layer, experts=ExpertWeights(torch.zeros(2, 96), (), None), gate_up=None, down=None), CONFIG) is None
     assert set(BODY_SETTINGS) <= HONOURED, "a new setting: honour it, or decline it"
+
+
+@pytest.mark.skipif(len(KINDS) == 1, reason="no matrix registers here")
+def test_the_product_of_prompts_is_that_of_the_weights():
+    """Its time stands for that of a prompt's body, so it must be the same work."""
+    linear = layer_of(CONFIG).gate_up
+    assert isinstance(linear, NativeLinear)
+    product = prompt_product(linear)
+    assert product is not None
+    x = torch.randn(70, CONFIG.dim, generator=torch.Generator().manual_seed(4))
+    assert difference(product(x), x @ linear.apply(torch.eye(CONFIG.dim))) < ROUNDED["prompt"]
+    assert torch.equal(product(x)[5:40], product(x[5:40]))
+
+
+def test_matrices_of_others_have_no_product_of_prompts():
+    assert prompt_product(Bf16().pack((in_float32(torch.randn(96, 192)),))) is None

@@ -5,11 +5,12 @@ Shapes: T flat tokens, D width, H query heads, K key heads, E head width, J = H 
 
 import ctypes
 import threading
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ponder.core.formats import LayerWeights, ModelConfig
+from ponder.core.formats import LayerWeights, Linear, ModelConfig
 from ponder.native.matrix import MatrixStruct, NativeLinear, i32, pointer
 
 HONOURED = {"qk_norm", "has_pre_norms", "has_post_norms", "activation", "query_scale", "num_experts"}  # of core.formats.BODY_SETTINGS
@@ -97,3 +98,18 @@ def fuse(layer: LayerWeights, config: ModelConfig) -> NativeBody | None:
         config.num_kv_heads, config.head_dim, gate_up.parts[0].struct.rows, config.activation == "gelu", config.qk_norm == "row",
     )  # fmt: skip
     return NativeBody(struct, qkv.lib, (qkv, o, gate_up, down, norms, bias))
+
+
+def prompt_product(linear: Linear) -> Callable[[Tensor], Tensor] | None:
+    """What a prompt's body multiplies by a matrix: bfloat16 [rows, in_features] -> float32 [rows, out_features]. None where it is as elsewhere."""
+    if not isinstance(linear, NativeLinear) or not linear.lib.prompt_is_supported():
+        return None
+    apply = linear.lib.prompt_apply
+    apply.argtypes, apply.restype = [pointer, i32, i32, pointer, pointer, i32], None
+
+    def product(x: Tensor) -> Tensor:
+        x, y = x.bfloat16().contiguous(), torch.empty(len(x), linear.num_rows)
+        apply(linear.structs, len(linear.parts), len(x), x.data_ptr(), y.data_ptr(), torch.get_num_threads())
+        return y
+
+    return product

@@ -291,6 +291,25 @@ void prompt_after(const Layer *layer, int num_rows, float *x, const uint16_t *ou
     });
 }
 
+// y float32 [num_rows, sum of the parts' rows] = x bfloat16 [num_rows, columns] times the parts stacked.
+void prompt_apply(const Matrix *parts, int num_parts, int num_rows, const uint16_t *x, float *y, int num_threads) {
+    const int most = num_rows < CHUNK ? num_rows : CHUNK, columns = parts->columns;
+    size_t num_outputs = 0;
+    for (int m = 0; m < num_parts; ++m) num_outputs += parts[m].rows;
+    char *memory = scratch(Inputs::nbytes(most, columns));
+    by_chunks(num_rows, num_threads, [&](const Thread &thread, int first, int num) {
+        const Inputs rows{reinterpret_cast<uint16_t *>(memory), num, parts->groups()};
+        fill(rows, thread, columns, [&](int row, int column, __mmask16 lanes) {
+            return load_bf16(x + static_cast<size_t>(first + row) * columns + column, lanes);
+        });
+        size_t start = 0;
+        for (int m = 0; m < num_parts; start += parts[m++].rows)
+            multiply_share(parts[m], thread, rows, [&](int row, int column, __mmask16 lanes, __m512 value) {
+                _mm512_mask_storeu_ps(y + (first + row) * num_outputs + start + column, lanes, value);
+            });
+    });
+}
+
 }
 
 #else
