@@ -9,6 +9,7 @@ Choose     Bf16 for 16 or more sequences at once; Float32 where a test wants an 
 Differs    Bf16Head returns float32: one more product yields what rounding to bfloat16 lost, so that two near logits stay apart.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,11 @@ def two_rows(x: Tensor) -> Tensor:
     return x if len(x) != 1 else x.repeat(2, 1)
 
 
+def by_few_rows(apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """apply(x), MOST_ROWS rows at a time."""
+    return apply(x) if len(x) <= MOST_ROWS else torch.cat([apply(some) for some in x.split(MOST_ROWS)])
+
+
 @dataclass(frozen=True)
 class PlainLinear:
     weight: Tensor
@@ -51,6 +57,9 @@ class PackedLinear:
     nbytes: int
 
     def apply(self, x: Tensor) -> Tensor:
+        return by_few_rows(self._product, x)
+
+    def _product(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise.default(two_rows(x), self.packed, None, "none", [], "")[: len(x)]
 
 
@@ -61,6 +70,9 @@ class PackedHead:
 
     def apply(self, x: Tensor) -> Tensor:
         """float32 [rows, out]: the rounded product plus the rounded rest of it, together good to 16 bits."""
+        return by_few_rows(self._product, x)
+
+    def _product(self, x: Tensor) -> Tensor:
         x, num_rows = two_rows(x), len(x)
         y = torch.ops.mkldnn._linear_pointwise.default(x, self.packed, None, "none", [], "")
         rest = torch.ops.mkldnn._linear_pointwise.binary(x, y, self.packed, None, "sub")
@@ -112,3 +124,4 @@ class Bf16Head:
 
 
 PACKED_ROWS = 16  # number of input rows that the packed layout is tuned for
+MOST_ROWS = 32 if torch.cpu._is_amx_tile_supported() else 1 << 30  # of one product: with matrix registers, oneDNN sums more rows in other orders
