@@ -81,6 +81,11 @@ class Attention:
             self.kernel = open_kernel(pool.keys, pool.values, pool.positions, pool.scales)
         self.known: tuple[tuple[int, ...], list[tuple[int, int, int, int, int, int]]] = ((), [])
 
+    @property
+    def name(self) -> str:
+        """What a model's id says of the kernel that reads."""
+        return "/torch" if self.kernel is None else ""
+
     def plan(self, spans: Seq[Span]) -> "StepPlan":
         """The step's plan; spans must be in the order of `in_order`."""
         return NativePlan(self, spans, self.kernel) if self.kernel is not None else TorchPlan(self, spans)
