@@ -91,7 +91,8 @@ class Attention:
         return NativePlan(self, spans, self.kernel) if self.kernel is not None else TorchPlan(self, spans)
 
     def groups(self, spans: Seq[Span]) -> list[tuple[int, int, int, int, int, int]]:
-        """(first token, last token, sequence, first block, last block or -1, level) of what is met together; remembered."""
+        """(first token, last token, sequence, first block, last block or -1, level) of what is met together, in blocks of NATIVE_BLOCK keys;
+        remembered."""
         name = tuple(x for span in spans for x in (span.sequence.number, span.stop - span.start))
         if name != self.known[0]:
             self.known = name, list(shared_runs(spans, self.is_shared))
@@ -194,7 +195,7 @@ class TorchPlan(StepPlan):
 
     def __init__(self, attention: Attention, spans: Seq[Span]) -> None:
         super().__init__(attention, spans)
-        self.slots = torch.from_numpy(np.concatenate([_slots(span) for span in spans], 1))  # [L, T, K]
+        self.slots = torch.from_numpy(np.concatenate([slots_of(span) for span in spans], 1))  # [L, T, K]
         self.calls = list(_calls(spans))
 
     @cached_property
@@ -330,7 +331,7 @@ def _common_blocks(a: Span, b: Span, pages_a: np.ndarray, pages_b: np.ndarray) -
     return min(same * PAGE, a.start, b.start) // NATIVE_BLOCK
 
 
-def _slots(span: Span) -> np.ndarray:
+def slots_of(span: Span) -> np.ndarray:
     """int64 [L, n, K]: flat slots of a span's tokens."""
     sequence = span.sequence
     at = np.arange(span.start, span.stop) - sequence.dropped[..., None]

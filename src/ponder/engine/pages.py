@@ -60,7 +60,7 @@ class Pool:
     """All pages of a process. shape: (L, K, E); `max_bytes` bounds it, positions and scales included."""
 
     def __init__(
-        self, shape: tuple[int, int, int], dtype: torch.dtype, max_bytes: int, kv_format: KVFormat = PLAIN, device: torch.device = CPU
+        self, shape: tuple[int, int, int], dtype: torch.dtype, max_bytes: int, kv_format: KVFormat = PLAIN, *, device: torch.device = CPU
     ) -> None:
         self.num_layers, self.num_kv_heads, self.width = shape
         self.dtype, self.kv_format, self.device = dtype, kv_format, device

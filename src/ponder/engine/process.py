@@ -61,7 +61,7 @@ class LocalProcess:
         if settings.kv_format is not PLAIN:
             self.model_id += f"/kv-{settings.kv_format.name}"
         shape = (config.num_layers, config.num_kv_heads, config.head_dim)
-        self.pool = Pool(shape, decoder.dtype, settings.kv_bytes, settings.kv_format, decoder.device)
+        self.pool = Pool(shape, decoder.dtype, settings.kv_bytes, settings.kv_format, device=decoder.device)
         self.store = KVStore(self.pool)
         self.attention = self._open_attention(settings)
         self.model_id += self.attention.name  # equal only for equal results, and the kernels round differently
