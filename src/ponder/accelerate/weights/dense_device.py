@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ponder.accelerate.weights.codes import dense_rows
 from ponder.core.formats import LayerBody, LayerWeights, ModelConfig, RawTensor
+from ponder.native.rows import fuse
 
 ERRORS = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
@@ -67,7 +68,7 @@ class DenseDevice:
         return DeviceLinear(rows_on(parts, self.dtype, self.device))
 
     def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
-        return None
+        return fuse(layer, config, self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
