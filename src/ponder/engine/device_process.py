@@ -42,7 +42,7 @@ class DeviceProcess(LocalProcess):
         if all(span.is_single for span in spans):
             return self.decode.run(spans, tokens)
         plan = self.attention.plan(spans)
-        return self.decoder.forward(torch.tensor(tokens, device=self.decoder.device), plan.positions, plan.attend)
+        return self.decoder.forward(torch.tensor(tokens, device=self.decoder.device), plan.positions, plan.attend, plan.prompts)
 
     def _draw(self, hidden_RD: Tensor, wishes: Sequence[Draw]) -> list[Drawn]:
         plain = [row for row, wish in enumerate(wishes) if is_plain(wish)]

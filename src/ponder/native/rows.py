@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ponder.core.formats import LayerWeights, ModelConfig
+from ponder.core.formats import LayerBody, LayerWeights, ModelConfig
 from ponder.native import paged
 
 try:
@@ -29,6 +29,10 @@ class DeviceBody:
 
     layer: LayerWeights
     config: ModelConfig
+
+    @property
+    def of_prompts(self) -> LayerBody:
+        return self
 
     def before(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         layer, config = self.layer, self.config
