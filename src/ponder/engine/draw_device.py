@@ -39,7 +39,8 @@ def uniforms(seeds_R: Tensor, positions_R: Tensor) -> Tensor:
 def draw_rows(logits_RV: Tensor, seeds_R: Tensor, positions_R: Tensor, temperatures_R: Tensor) -> Tensor:
     """float64 [R, 4]: token, log_p, log_q and certainty of one draw per row of float32 logits; temperature 0 takes the most likely."""
     vocab_size = logits_RV.shape[1]
-    logits_RV = F.pad(logits_RV, (0, -vocab_size % BLOCK), value=-math.inf)
+    if vocab_size % BLOCK:
+        logits_RV = F.pad(logits_RV, (0, -vocab_size % BLOCK), value=-math.inf)
     top_R1 = logits_RV.amax(-1, keepdim=True)
     is_hot = temperatures_R > 0
     below_RV = logits_RV - top_R1
@@ -50,7 +51,8 @@ def draw_rows(logits_RV: Tensor, seeds_R: Tensor, positions_R: Tensor, temperatu
     log_p_R = below_RV.gather(1, tokens_R1)[:, 0].double() - log_sum_R
     shaped_R = weight_RV.gather(1, tokens_R1)[:, 0].double().log() - passed_RN[:, -1].log()
     log_q_R = torch.where(is_hot, torch.where(temperatures_R == 1, log_p_R, shaped_R), 0.0)
-    mean_R = block_sums(F.pad(below_RV[:, :vocab_size], (0, -vocab_size % BLOCK)))[:, -1] / vocab_size
+    real_RV = F.pad(below_RV[:, :vocab_size], (0, -vocab_size % BLOCK)) if vocab_size % BLOCK else below_RV
+    mean_R = block_sums(real_RV)[:, -1] / vocab_size
     certainty_R = log_sum_R - mean_R - math.log(vocab_size)
     return torch.stack([tokens_R1[:, 0].double(), log_p_R, log_q_R, certainty_R], 1)
 
