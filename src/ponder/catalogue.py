@@ -9,6 +9,7 @@ from ponder.accelerate.schedule.first_come import FirstCome
 from ponder.accelerate.schedule.prefill_first import PrefillFirst
 from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.accelerate.weights.dense import Bf16, Bf16Head, Float32
+from ponder.accelerate.weights.dense_device import DenseDevice, DenseDeviceHead
 from ponder.accelerate.weights.int4 import Int4
 from ponder.accelerate.weights.int8 import Int8, Int8Head
 from ponder.accelerate.weights.int8_dynamic import Int8Dynamic
@@ -22,6 +23,7 @@ from ponder.core.formats import WeightFormat
 from ponder.core.roles import Resampler, Strategy, Verifier
 from ponder.core.schedule import Scheduler
 from ponder.core.votes import by_path_probability, by_verdict, one_each
+from ponder.engine.device import find_device
 from ponder.engine.open import open_process
 from ponder.engine.pages import INT8, PLAIN, KVFormat
 from ponder.engine.process import LocalProcess, Settings
@@ -122,6 +124,12 @@ HEADS: dict[str, WeightFormat] = {  # the output head's format beside each: logi
     "fp32": Float32(),
 }
 
+DEVICE_WEIGHTS = {  # on another device than the CPU: formats of matrices and head, which are told the device, and the type of activations
+    "dense": (DenseDevice, DenseDeviceHead, torch.bfloat16),
+    "fp16": (DenseDevice, DenseDeviceHead, torch.float16),
+    "fp32": (DenseDevice, DenseDeviceHead, torch.float32),
+}
+
 SCHEDULERS: dict[str, Scheduler] = {
     "sarathi": Sarathi(),
     "first_come": FirstCome(),
@@ -156,20 +164,40 @@ def strategy(spec: str) -> Strategy:
 
 
 def open_model(
-    path: Path, weights: str = "native", threads: int | None = None, *, scheduler: str = "sarathi", kv: str = "plain",
-    settings: Settings | None = None,
+    path: Path, weights: str | None = None, threads: int | None = None, *, scheduler: str = "sarathi", kv: str = "plain",
+    settings: Settings | None = None, device: str = "cpu",
 ) -> LocalProcess:  # fmt: skip
-    """The model at `path` as a running process. Raises UnknownName for a format or scheduler, BadModelFile, Unsupported.
+    """The model at `path` as a running process. Raises UnknownName for a format or scheduler, BadModelFile, Unsupported, BadField.
 
-    settings: bounds of the process; `kv` overrides its KV format.
+    weights: None for "native" on the CPU and "dense" on another device. settings: bounds of the process; `kv` overrides its KV format.
     """
-    for kind, name, table in (("weight format", weights, WEIGHTS), ("scheduler", scheduler, SCHEDULERS), ("KV format", kv, KV_FORMATS)):
+    for kind, name, table in (("scheduler", scheduler, SCHEDULERS), ("KV format", kv, KV_FORMATS)):
         if name not in table:
             raise UnknownName(kind, name, table)  # type: ignore[arg-type]
+    matrices, head, dtype = formats_of(weights_on(device, weights), device)
     return open_process(
-        path, weights=WEIGHTS[weights], head=HEADS[weights], dtype=torch.float32 if weights == "fp32" else torch.bfloat16, threads=threads,
-        scheduler=SCHEDULERS[scheduler], settings=replace(settings or Settings(), kv_format=KV_FORMATS[kv]),
+        path, weights=matrices, head=head, dtype=dtype, threads=threads, scheduler=SCHEDULERS[scheduler],
+        settings=replace(settings or Settings(), kv_format=KV_FORMATS[kv]), device=device,
     )  # fmt: skip
+
+
+def weights_on(device: str, name: str | None) -> str:
+    """The name of a weight format for `device`: `name`, or what is best there. Raises BadField for a device that is not here, UnknownName."""
+    is_cpu = find_device(device).type == "cpu"
+    table = WEIGHTS if is_cpu else DEVICE_WEIGHTS
+    name = name or ("native" if is_cpu else "dense")
+    if name not in table:
+        raise UnknownName("weight format" if is_cpu else f"weight format on {device}", name, table)
+    return name
+
+
+def formats_of(weights: str, device: str) -> tuple[WeightFormat, WeightFormat, torch.dtype]:
+    """Formats of matrices and head, and the type of activations, for a name that `weights_on` returned."""
+    where = find_device(device)
+    if where.type == "cpu":
+        return WEIGHTS[weights], HEADS[weights], torch.float32 if weights == "fp32" else torch.bfloat16
+    matrices, head, dtype = DEVICE_WEIGHTS[weights]
+    return matrices(device=where, dtype=dtype), head(device=where, dtype=dtype), dtype
 
 
 def task(name: str) -> Task:

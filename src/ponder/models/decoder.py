@@ -42,6 +42,10 @@ class Decoder:
     table_of: tuple[int, ...]  # which table each layer rotates by
 
     @property
+    def device(self) -> torch.device:
+        return self.norm.device
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the packed weights, embedding and head included."""
         packed = sum(linear.nbytes for layer in self.layers for linear in linears(layer))
