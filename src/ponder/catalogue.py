@@ -157,18 +157,18 @@ def strategy(spec: str) -> Strategy:
 
 def open_model(
     path: Path, weights: str = "native", threads: int | None = None, *, scheduler: str = "sarathi", kv: str = "plain",
-    settings: Settings | None = None,
+    settings: Settings | None = None, context_len: int | None = None,
 ) -> LocalProcess:  # fmt: skip
-    """The model at `path` as a running process. Raises UnknownName for a format or scheduler, BadModelFile, Unsupported.
+    """The model at `path` as a running process. Raises UnknownName for a format or scheduler, BadModelFile, Unsupported, BadField.
 
-    settings: bounds of the process; `kv` overrides its KV format.
+    settings: bounds of the process; `kv` overrides its KV format. context_len: most tokens of a sequence; None for the model's usual.
     """
     for kind, name, table in (("weight format", weights, WEIGHTS), ("scheduler", scheduler, SCHEDULERS), ("KV format", kv, KV_FORMATS)):
         if name not in table:
             raise UnknownName(kind, name, table)  # type: ignore[arg-type]
     return open_process(
         path, weights=WEIGHTS[weights], head=HEADS[weights], dtype=torch.float32 if weights == "fp32" else torch.bfloat16, threads=threads,
-        scheduler=SCHEDULERS[scheduler], settings=replace(settings or Settings(), kv_format=KV_FORMATS[kv]),
+        scheduler=SCHEDULERS[scheduler], settings=replace(settings or Settings(), kv_format=KV_FORMATS[kv]), context_len=context_len,
     )  # fmt: skip
 
 

@@ -38,13 +38,13 @@ INTERRUPTED = 130
 
 def ask(
     *, question: str, model: str, strategy: str, budget: str, answer: str, max_tokens: int, weights: str, seed: int, strict: bool,
-    threads: int | None, trace: Path | None,
+    threads: int | None, context: int | None, trace: Path | None,
 ) -> int:  # fmt: skip
     """Answers one question and prints what came of it; 130 when interrupted."""
     limits = parse_budget(budget, strict=strict)
     chosen = catalogue.strategy(strategy)
     prompt = Prompt(messages=(("user", _question(question)),), max_tokens=max_tokens, answers=_known("answer reader", answer, catalogue.READERS))
-    process = _open(model, weights, threads)
+    process = _open(model, weights, threads, context)
     job = Job(id="ask", prompt=prompt, recipe=Recipe(label=strategy, strategy=chosen, budget=limits), seed=hash_seed(seed, "ask"))
     with _interruptible() as should_stop:
         driver = Driver(process, should_stop=should_stop)
@@ -63,7 +63,7 @@ def ask(
 
 def compare(
     *, task: str, strategies: str, n: int, budget: str, model: str, split: str, out: Path, resume: bool, weights: str, seed: int,
-    strict: bool, threads: int | None,
+    strict: bool, threads: int | None, context: int | None,
 ) -> int:  # fmt: skip
     """Runs a comparison into `out` and prints the table; 130 when interrupted."""
     limits = parse_budget(budget, strict=strict)
@@ -72,7 +72,7 @@ def compare(
         raise BadField(f"n={n}: must be at least 1 question")
     chosen = catalogue.task(task)
     questions = questions_of(chosen, split, n)
-    process = _open(model, weights, threads)
+    process = _open(model, weights, threads, context)
     title = f"{task} ({split}, n={len(questions)}), {model} {weights}, at most {limits} a question"
     return run_comparison(process, recipes, questions, out=out, task=task, seed=seed, resume=resume, title=title)
 
@@ -241,11 +241,11 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _open(model: str, weights: str, threads: int | None) -> Process:
+def _open(model: str, weights: str, threads: int | None, context_len: int | None = None) -> Process:
     _known("weight format", weights, catalogue.WEIGHTS)
     path = _pulled(model) if model == catalogue.DEFAULT_MODEL else fetch.resolve(model)
     with show.waiting(f"opening {model}"):
-        return catalogue.open_model(path, weights, threads)
+        return catalogue.open_model(path, weights, threads, context_len=context_len)
 
 
 def _pulled(name: str) -> Path:
