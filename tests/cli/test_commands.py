@@ -75,6 +75,13 @@ def test_a_prompt_longer_than_the_context(smollm2_path):
     assert done.returncode == 2 and "context" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_context_that_was_asked_for(smollm2_path):
+    done = ponder("ask", "word " * 40, "--context", "40")
+    assert done.returncode == 2 and "the context holds 40" in done.stderr and "Traceback" not in done.stderr
+    done = ponder("ask", "hi", "--context", "9000")
+    assert done.returncode == 2 and "context_len is 9000" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_ask_says_answer_certainty_cost_and_why_it_stopped(smollm2_path, tmp_path):
     trace = tmp_path / "t.jsonl"
     done = ponder("ask", "What is the capital of France?", "--strategy", "self_consistency:num=4", "--max-tokens", "24", "--trace", trace)

@@ -58,11 +58,13 @@ def test_the_law_of_noise_has_teeth(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("vocab", [5, 128, 300, 2000])
 def test_equal_logits_give_the_hosts_draw_exactly(vocab: int, monkeypatch: pytest.MonkeyPatch):
-    """Token, log_p, log_q and certainty: all bits of what the host computes by PyTorch."""
-    monkeypatch.setattr(sampler, "sample_rows", lambda *_: None)  # the compiled kernel rounds its exponentials otherwise
+    """Tokens, and log_p, log_q, certainty but for the last bits of a logarithm, of what the host computes by PyTorch."""
+    monkeypatch.setattr(sampler, "sample_rows", lambda *_, **__: None)  # the compiled kernel rounds its exponentials otherwise
     for seed in range(8):
         rows, draws = logits(48, vocab, seed), wishes(48, seed)
-        assert drawn(rows, draws) == draw_by_torch(rows, draws)
+        for a, b in zip(drawn(rows, draws), draw_by_torch(rows, draws), strict=True):
+            assert a.token == b.token
+            assert (a.log_p, a.log_q, a.certainty) == pytest.approx((b.log_p, b.log_q, b.certainty), rel=1e-13, abs=1e-13)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -12,7 +12,8 @@ from torch import Tensor
 from native.stored_tensors import in_float32
 from ponder.accelerate.weights.dense import Bf16
 from ponder.core.formats import BODY_SETTINGS, ExpertWeights, LayerWeights, ModelConfig
-from ponder.models.decoder import PlainBody, rotary_table
+from ponder.models.decoder import PlainBody
+from ponder.models.rotary import rotary_rows
 from ponder.native.build import library
 from ponder.native.layer import HONOURED, NativeBody, fuse, prompt_product
 from ponder.native.matrix import NativeLinear, pack_linear
@@ -81,7 +82,7 @@ def arguments(config: ModelConfig, num: int) -> tuple[Tensor, Tensor, Tensor, Te
     rng = torch.Generator().manual_seed(2)
     x_TD = torch.randn(140, config.dim, generator=rng) * torch.logspace(-1, 1, 140)[:, None]
     out_TX = torch.randn(140, config.num_heads * config.head_dim, generator=rng).bfloat16()
-    cos, sin = rotary_table(config, "global")
+    cos, sin = rotary_rows(config, "global", 0, config.context_len)
     positions = torch.randperm(config.context_len, generator=rng)[:140]
     return x_TD[:num], cos[positions][:num], sin[positions][:num], out_TX[:num]
 

@@ -33,7 +33,7 @@ def worst_of(decoder: Decoder, num: int) -> float:
         x = torch.randn(num, config.dim, generator=generator).to(device)
         out = torch.randn(num, config.num_heads * config.head_dim, generator=generator).to(device, decoder.dtype)
         positions = torch.randint(64, (num,), generator=generator).to(device)
-        cos, sin = (table[positions] for table in decoder.tables[decoder.table_of[index]])
+        cos, sin = decoder.tables[decoder.table_of[index]].at(positions)
         found = [*body.before(x.clone(), cos, sin), body.after(x.clone(), out)]
         wanted = [*plain.before(x.clone(), cos, sin), plain.after(x.clone(), out)]
         for a, b in zip(found, wanted, strict=True):

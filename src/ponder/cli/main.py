@@ -31,6 +31,10 @@ BudgetText = Annotated[str, typer.Option("--budget", "-b", help="What one questi
 Strict = Annotated[bool, typer.Option("--strict", help="Never overshoot the budget, not even by one step.")]
 Seed = Annotated[int, typer.Option(help="Decides every random number.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: torch's own choice.")]
+Context = Annotated[
+    int | None,
+    typer.Option("--context", help="Most tokens of prompt and answer; default: what the model usually has. Some models allow more than that."),
+]
 
 
 @app.command()
@@ -46,11 +50,12 @@ def ask(
     seed: Seed = 0,
     strict: Strict = False,
     threads: Threads = None,
+    context: Context = None,
     trace: Annotated[Path | None, typer.Option(help="Write every ask, answer and cost to this file, a JSON line each.")] = None,
 ) -> None:
     """Answer one question: the answer, how sure it is, what it cost and why it stopped."""
     _verb("ask", question=question, model=model, strategy=strategy, budget=budget, answer=answer, max_tokens=max_tokens,
-          weights=weights, device=device, seed=seed, strict=strict, threads=threads, trace=trace)  # fmt: skip
+          weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context, trace=trace)  # fmt: skip
 
 
 @app.command()
@@ -70,10 +75,11 @@ def compare(
     seed: Seed = 0,
     strict: Strict = False,
     threads: Threads = None,
+    context: Context = None,
 ) -> None:
     """Run several strategies on the same questions under the same budget: table, rows, plot."""
     _verb("compare", task=task, strategies=strategies, n=n, budget=budget, model=model, split=split, out=out, resume=resume,
-          weights=weights, device=device, seed=seed, strict=strict, threads=threads)  # fmt: skip
+          weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context)  # fmt: skip
 
 
 @app.command()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ponder.engine.sampler import BLOCK, Draw, Drawn
+from ponder.engine.sampler import BLOCK, Draw, Drawn, block_sums
 
 GOLDEN, FIRST, SECOND = (x - (1 << 64) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))  # of splitmix64, as signed
 NUM_COLUMNS = 4  # of what `draw_rows` returns
@@ -21,7 +21,8 @@ NUM_COLUMNS = 4  # of what `draw_rows` returns
 
 def is_plain(wish: Draw) -> bool:
     """Whether temperature alone shapes the draw, and nothing but the token and its numbers is wanted."""
-    return wish.is_whole and not wish.is_moved and not wish.num_top
+    s = wish.sampling
+    return s.top_k is None and s.top_p >= 1.0 and s.min_p <= 0.0 and not wish.is_moved and not wish.num_top
 
 
 def signed(seed: int) -> int:
@@ -44,15 +45,16 @@ def draw_rows(logits_RV: Tensor, seeds_R: Tensor, positions_R: Tensor, temperatu
     top_R1 = logits_RV.amax(-1, keepdim=True)
     is_hot = temperatures_R > 0
     below_RV = logits_RV - top_R1
-    log_sum_R = block_sums(below_RV.exp())[:, -1].log()
-    weight_RV = (below_RV / torch.where(is_hot, temperatures_R, 1.0)[:, None]).exp_()
-    passed_RN = block_sums(weight_RV)
+    log_sum_R = passed_by(below_RV.exp())[:, -1].log()
+    scale_R = 1.0 / torch.where(is_hot, temperatures_R, 1.0).float()  # rounded as sampler.scale_of rounds it
+    weight_RV = (below_RV * scale_R[:, None]).exp_()
+    passed_RN = passed_by(weight_RV)
     tokens_R1 = torch.where(is_hot[:, None], pick(weight_RV, passed_RN, uniforms(seeds_R, positions_R)), logits_RV.argmax(-1, keepdim=True))
     log_p_R = below_RV.gather(1, tokens_R1)[:, 0].double() - log_sum_R
-    shaped_R = weight_RV.gather(1, tokens_R1)[:, 0].double().log() - passed_RN[:, -1].log()
+    shaped_R = (below_RV.gather(1, tokens_R1)[:, 0] * scale_R).double() - passed_RN[:, -1].log()
     log_q_R = torch.where(is_hot, torch.where(temperatures_R == 1, log_p_R, shaped_R), 0.0)
     real_RV = F.pad(below_RV[:, :vocab_size], (0, -vocab_size % BLOCK)) if vocab_size % BLOCK else below_RV
-    mean_R = block_sums(real_RV)[:, -1] / vocab_size
+    mean_R = passed_by(real_RV)[:, -1] / vocab_size
     certainty_R = log_sum_R - mean_R - math.log(vocab_size)
     return torch.stack([tokens_R1[:, 0].double(), log_p_R, log_q_R, certainty_R], 1)
 
@@ -74,9 +76,9 @@ def pick(weight_RV: Tensor, passed_RN: Tensor, probes_R: Tensor) -> Tensor:
     return block * BLOCK + torch.minimum(at, end)
 
 
-def block_sums(values_RV: Tensor) -> Tensor:
+def passed_by(values_RV: Tensor) -> Tensor:
     """float64 [R, N]: running sums over blocks."""
-    return values_RV.view(len(values_RV), -1, BLOCK).sum(-1, dtype=torch.float64).cumsum(-1)
+    return block_sums(values_RV).cumsum(-1)
 
 
 def drawn_of(found_R4: Tensor) -> list[Drawn]:

@@ -9,10 +9,9 @@ from ponder.core.schedule import Scheduler
 from ponder.engine.device import find_device
 from ponder.engine.device_process import DeviceProcess
 from ponder.engine.process import LocalProcess, Settings
-from ponder.models.checkpoint import open_checkpoint
 from ponder.models.decoder import load
 from ponder.models.place import place
-from ponder.models.tokenizer import open_tokenizer
+from ponder.models.tokenizer import open_model
 
 
 def open_process(
@@ -27,7 +26,13 @@ def open_process(
     if threads is not None:
         torch.set_num_threads(threads)
     where = find_device(device)
-    decoder = load(open_checkpoint(path), weights, head, dtype)
+    context_len = (settings or Settings()).context_len
+    checkpoint, tokenizer = open_model(path)  # the tokenizer first: making one takes several times what stays, which the weights then fill
+    decoder = load(checkpoint, weights, head, dtype, context_len=context_len)
     if where.type == "cpu":
-        return LocalProcess(decoder, open_tokenizer(path), scheduler, settings)
-    return DeviceProcess(place(decoder, weights, where), open_tokenizer(path), scheduler, settings)
+        process = LocalProcess(decoder, tokenizer, scheduler, settings)
+    else:
+        process = DeviceProcess(place(decoder, weights, where), tokenizer, scheduler, settings)
+    if context_len is not None:
+        process.model_id += f"/context-{context_len}"  # long answers end elsewhere
+    return process

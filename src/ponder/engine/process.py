@@ -42,6 +42,7 @@ class Settings:
     kv_format: KVFormat = PLAIN
     is_native: bool = True  # False: attention by PyTorch even where the compiled kernel can
     is_shared: bool = True  # False: a shared prefix is read again for each who has it
+    context_len: int | None = None  # most tokens of a sequence; None: as many as the model usually has
 
     def __post_init__(self) -> None:
         for name, value in (("max_rows", self.max_rows), ("chunk", self.chunk), ("kv_bytes", self.kv_bytes)):

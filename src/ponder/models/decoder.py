@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponder.core.errors import BadField, Unsupported
-from ponder.core.formats import Checkpoint, ExpertWeights, FeedForward, LayerBody, LayerWeights, Linear, ModelConfig, WeightFormat
-from ponder.models.embedding import Embedding, load_embedding
+from ponder.core.formats import Checkpoint, Embedding, ExpertWeights, FeedForward, LayerBody, LayerWeights, Linear, ModelConfig, WeightFormat
+from ponder.models.embedding import open_embedding
 from ponder.models.families import FAMILIES
 from ponder.models.memory import give_back
+from ponder.models.rotary import Rotary, WholeRotary, rotary_kind
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q_THE, k_TKE, v_TKE) -> out_TX with X = H * E
 
@@ -38,7 +39,7 @@ class Decoder:
     bodies: tuple[LayerBody, ...]  # what computes each layer
     norm: Tensor
     head: Linear
-    tables: tuple[tuple[Tensor, Tensor], ...]  # rotary (cos, sin) of `rotary_table`
+    tables: tuple[Rotary | WholeRotary, ...]
     table_of: tuple[int, ...]  # which table each layer rotates by
 
     @property
@@ -61,7 +62,7 @@ class Decoder:
         x_TD = self.embed.rows(tokens)
         if self.config.embed_scale != 1:
             x_TD = x_TD * self.config.embed_scale
-        angles = [(cos[positions], sin[positions]) for cos, sin in self.tables]
+        angles = [table.at(positions) for table in self.tables]
         runs = kinds_of_rows(len(tokens), prompts)
         for index, body in enumerate(self.bodies):
             q_THE, k_TKE, v_TKE = before(body, runs, x_TD, angles[self.table_of[index]])
@@ -243,9 +244,14 @@ def load(
     head = head or weights
     kinds = [rotary_kind(config, i) for i in range(config.num_layers)]
     used = sorted(set(kinds))
-    tables = tuple(rotary_table(config, kind) for kind in used)
+    tables = tuple(Rotary(config, kind) for kind in used)
     packed_head = head.pack((checkpoint.tensor("embed" if config.is_head_tied else "head"),))  # first: packing it takes twice its bytes
+    embed = head.lookup(packed_head) if config.is_head_tied else None
     layers = tuple(load_layer(checkpoint, weights, i, dtype) for i in range(config.num_layers))
+    matrices = [linear for layer in layers for linear in linears(layer)]
+    weights.complete([*matrices, packed_head] if head is weights else matrices)
+    if head is not weights:
+        head.complete([packed_head])
     bodies = tuple(weights.fuse(layer, config) or PlainBody(layer, config, dtype) for layer in layers)
     give_back()
     rope = "" if config.rope_factors == checkpoint.config.rope_factors else "/long"
@@ -253,7 +259,7 @@ def load(
         config=config,
         model_id=f"{checkpoint.model_id}/{weights.name}/{head.name}/{str(dtype).removeprefix('torch.')}{rope}",
         dtype=dtype,
-        embed=load_embedding(checkpoint.tensor("embed"), dtype),
+        embed=embed or open_embedding(checkpoint.tensor("embed"), dtype),
         layers=layers,
         bodies=bodies,
         norm=load_vector(checkpoint, "norm"),
@@ -316,26 +322,3 @@ def load_experts(checkpoint: Checkpoint, pack: Callable[..., Linear], prefix: st
 
 def load_vector(checkpoint: Checkpoint, name: str) -> Tensor:
     return checkpoint.tensor(name).dense().reshape(-1)
-
-
-def rotary_kind(config: ModelConfig, layer: int) -> str:
-    """Which rotary table a layer uses: "global", "local" (layers with a window, where they have a theta of their own) or "none"."""
-    if not config.is_rotary(layer):
-        return "none"
-    return "local" if config.rope_local_theta is not None and config.window(layer) is not None else "global"
-
-
-def rotary_table(config: ModelConfig, kind: str) -> tuple[Tensor, Tensor]:
-    """cos and signed sin, [context_len, 1, E] float32 each, laid out for `rotate`. Parts that do not rotate have angle 0."""
-    half, scale = (config.rotary_dim or config.head_dim) // 2, config.rope_scale if kind == "global" else 1.0
-    theta = config.rope_local_theta if kind == "local" and config.rope_local_theta else config.rope_theta
-    frequency = torch.zeros(config.head_dim // 2, dtype=torch.float64)
-    if kind != "none":
-        frequency[:half] = theta ** -(torch.arange(half, dtype=torch.float64) / half)
-    if kind == "global" and config.rope_factors is not None:
-        frequency[:half] /= torch.tensor(config.rope_factors, dtype=torch.float64)
-    angle = torch.outer(torch.arange(config.context_len, dtype=torch.float64), frequency)
-    cos, sin = angle.cos().float(), angle.sin().float()
-    cos[:, :half] *= scale
-    sin[:, :half] *= scale
-    return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]

@@ -8,6 +8,7 @@ from torch import Tensor
 from ponder.core.formats import LayerWeights, WeightFormat
 from ponder.models.decoder import Decoder, PlainBody
 from ponder.models.embedding import DenseEmbedding
+from ponder.models.rotary import Rotary, WholeRotary
 
 STEP = 1 << 12  # rows of the embedding decoded at a time
 
@@ -23,8 +24,13 @@ def place(decoder: Decoder, weights: WeightFormat, device: torch.device) -> Deco
         layers=layers,
         bodies=tuple(weights.fuse(layer, config) or PlainBody(layer, config, dtype) for layer in layers),
         norm=decoder.norm.to(device),
-        tables=tuple((cos.to(device), sin.to(device)) for cos, sin in decoder.tables),
+        tables=tuple(place_table(table, config.context_len, device) for table in decoder.tables),
     )
+
+
+def place_table(table: Rotary | WholeRotary, context_len: int, device: torch.device) -> WholeRotary:
+    cos, sin = table.upto(context_len) if isinstance(table, Rotary) else (table.cos, table.sin)
+    return WholeRotary(cos.to(device), sin.to(device))
 
 
 def place_layer(layer: LayerWeights, device: torch.device) -> LayerWeights:

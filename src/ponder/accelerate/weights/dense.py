@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ponder.accelerate.weights.codes import dense_rows
-from ponder.core.formats import LayerBody, LayerWeights, ModelConfig, RawTensor
+from ponder.core.formats import PlainFormat, RawTensor
 
 
 def stack_rows(parts: tuple[RawTensor, ...], dtype: torch.dtype) -> Tensor:
@@ -80,7 +80,7 @@ class PackedHead:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Float32:
+class Float32(PlainFormat):
     """Plain float32. Row results vary by 1e-7 with the number of rows: not for reproducible sampling."""
 
     name: str = "float32"
@@ -89,12 +89,9 @@ class Float32:
     def pack(self, parts: tuple[RawTensor, ...]) -> PlainLinear:
         return PlainLinear(stack_rows(parts, torch.float32))
 
-    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
-        return None
-
 
 @dataclass(frozen=True, kw_only=True)
-class Bf16:
+class Bf16(PlainFormat):
     """bfloat16 in oneDNN's layout."""
 
     name: str = "bf16"
@@ -104,12 +101,9 @@ class Bf16:
         weight = stack_rows(parts, torch.bfloat16)
         return PackedLinear(torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS), weight.nbytes)
 
-    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
-        return None
-
 
 @dataclass(frozen=True, kw_only=True)
-class Bf16Head:
+class Bf16Head(PlainFormat):
     """bfloat16 in oneDNN's layout, float32 out. For the output head."""
 
     name: str = "bf16-head"
@@ -118,9 +112,6 @@ class Bf16Head:
     def pack(self, parts: tuple[RawTensor, ...]) -> PackedHead:
         weight = stack_rows(parts, torch.bfloat16)
         return PackedHead(torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS), weight.nbytes)
-
-    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
-        return None
 
 
 PACKED_ROWS = 16  # number of input rows that the packed layout is tuned for

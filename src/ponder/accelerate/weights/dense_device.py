@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponder.accelerate.weights.codes import dense_rows
-from ponder.core.formats import LayerBody, LayerWeights, ModelConfig, RawTensor
+from ponder.core.formats import LayerBody, LayerWeights, ModelConfig, PlainFormat, RawTensor
 from ponder.native.rows import fuse
 
 ERRORS = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -50,7 +50,7 @@ class DeviceHead:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseDevice:
+class DenseDevice(PlainFormat):
     """Plain rows in `dtype` on `device`."""
 
     device: torch.device
@@ -72,7 +72,7 @@ class DenseDevice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseDeviceHead:
+class DenseDeviceHead(PlainFormat):
     """Plain rows in `dtype` on `device`, float32 out. For the output head."""
 
     device: torch.device
@@ -88,9 +88,6 @@ class DenseDeviceHead:
 
     def pack(self, parts: tuple[RawTensor, ...]) -> DeviceHead:
         return DeviceHead(rows_on(parts, self.dtype, self.device))
-
-    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
-        return None
 
 
 def rows_on(parts: tuple[RawTensor, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
