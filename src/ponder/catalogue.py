@@ -19,12 +19,13 @@ from ponder.accelerate.weights.native8 import Native8
 from ponder.core.asks import AnswerReader, WholeText
 from ponder.core.errors import UnknownName
 from ponder.core.formats import WeightFormat
-from ponder.core.roles import Resampler, Strategy, Verifier
+from ponder.core.roles import Resampler, StopRule, Strategy, Verifier
 from ponder.core.schedule import Scheduler
 from ponder.core.votes import by_path_probability, by_verdict, one_each
 from ponder.engine.open import open_process
 from ponder.engine.pages import INT8, PLAIN, KVFormat
 from ponder.engine.process import LocalProcess, Settings
+from ponder.infer.adaptive import Adaptive
 from ponder.infer.beam import Beam
 from ponder.infer.best_of_n import BestOfN
 from ponder.infer.diverse_beam import DiverseBeam
@@ -35,8 +36,12 @@ from ponder.infer.resample.multinomial import multinomial
 from ponder.infer.resample.residual import residual
 from ponder.infer.resample.stratified import stratified
 from ponder.infer.resample.systematic import systematic
+from ponder.infer.rpc import Rpc
 from ponder.infer.sample import Sample
 from ponder.infer.self_consistency import SelfConsistency
+from ponder.infer.stop.beta_test import BetaTest
+from ponder.infer.stop.settled import Settled
+from ponder.infer.stop.unanimous_window import UnanimousWindow
 from ponder.run.spec import Specs
 from ponder.tasks.gsm8k import Gsm8k
 from ponder.tasks.humaneval import HumanEval
@@ -62,9 +67,18 @@ STRATEGIES: dict[str, Strategy] = {
     "sample": Sample(),
     "best_of_n": BestOfN(num=8, verifier=MeanProbability()),
     "self_consistency": SelfConsistency(num=8),
+    "weighted_best_of_n": SelfConsistency(num=8, verifier=MeanProbability()),
+    "adaptive": Adaptive(num=16, rule=BetaTest()),
+    "rpc": Rpc(num=16),
     "beam": Beam(),
     "diverse_beam": DiverseBeam(),
     "particle_filter": ParticleFilter(num=8, resampler=systematic, until=("\n",)),
+}
+
+STOP_RULES: dict[str, StopRule] = {
+    "beta_test": BetaTest(),
+    "unanimous_window": UnanimousWindow(),
+    "settled": Settled(),
 }
 
 RESAMPLERS: dict[str, Resampler] = {
@@ -142,6 +156,7 @@ TASKS: dict[str, Task] = {
 PARTS = {  # field of a strategy -> what it may be set to
     "verifier": VERIFIERS,
     "resampler": RESAMPLERS,
+    "rule": STOP_RULES,
     "potential": {"odds": log_odds, "prob": log_prob},
     "pick": {"vote": vote, "argmax": argmax, "drawn": drawn},
     "weigh": {"count": one_each, "verdict": by_verdict, "path_probability": by_path_probability},

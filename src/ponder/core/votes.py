@@ -1,6 +1,7 @@
 """Answers grouped by meaning, and what a group weighs. All weights are finite and at least 0."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -55,6 +56,12 @@ def labels(candidates: Sequence[Candidate], reader: AnswerReader) -> list[int | 
     """For each candidate the number of its group, 0 for the first to appear; None for one that does not vote."""
     home = {i: number for number, members in enumerate(grouped(candidates, reader)) for i in members}
     return [home.get(i) for i in range(len(candidates))]
+
+
+def leading_two(labels: Sequence[int | None]) -> tuple[int, int]:
+    """Votes of the most frequent label and of the next one; None does not vote."""
+    first, second, *_ = [n for _, n in Counter(x for x in labels if x is not None).most_common(2)] + [0, 0]
+    return first, second
 
 
 def tally(candidates: Sequence[Candidate], weights: Sequence[float], reader: AnswerReader) -> tuple[Tally, ...]:

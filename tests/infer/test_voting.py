@@ -1,0 +1,326 @@
+"""Votes that stop early or are pruned, x laws; the chances by enumeration, beside their closed forms. Mutants break each law."""
+
+import math
+import random
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from ponder.core.asks import Candidate, Prompt, Verdict
+from ponder.core.errors import BadField
+from ponder.core.guarantee import Guarantee
+from ponder.core.votes import by_path_probability, by_verdict, labels, leading_two, one_each, voted
+from ponder.infer.adaptive import Adaptive
+from ponder.infer.rpc import Rpc, mixture, pruned, weibull
+from ponder.infer.self_consistency import SelfConsistency
+from ponder.infer.stop.beta_test import BetaTest, leads
+from ponder.infer.stop.settled import Settled
+from ponder.infer.stop.unanimous_window import UnanimousWindow
+from ponder.testing import laws_strategy as laws
+from ponder.testing import laws_voting
+from ponder.testing.laws_strategy import played
+from ponder.testing.laws_voting import ONE_TOKEN, law_stops_early
+from ponder.testing.toy import ToyLM
+from ponder.verify.answers import Number
+
+NUMBERS = Prompt(messages=(("user", "?"),), answers=Number())
+STRATEGIES = {
+    "adaptive, beta test": Adaptive(num=5, rule=BetaTest(confidence=0.8)),
+    "adaptive, windows": Adaptive(num=6, rule=UnanimousWindow(size=2)),
+    "adaptive, settled": Adaptive(num=5, rule=Settled()),
+    "rpc": Rpc(num=8),
+}
+
+
+@pytest.mark.parametrize("law", laws.LAWS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_law(name, law):
+    law(STRATEGIES[name])
+
+
+# ---- stop rules
+
+RULES = (BetaTest(), BetaTest(confidence=0.8, batch=3), BetaTest(confidence=0.6), UnanimousWindow(size=2), UnanimousWindow(size=3), Settled())
+
+
+@dataclass(frozen=True)
+class Half:
+    """Mutant: asks for more than is left."""
+
+    guarantee, error = Guarantee.BIASED, 0.0
+
+    def more(self, labels, left):
+        return 4 if len(labels) < 5 else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hasty(BetaTest):
+    """Mutant: 0.75 of the votes after two draws, as a fixed share does, with the Beta test's claim."""
+
+    def more(self, labels, left):
+        first, _ = leading_two(labels)
+        return 0 if len(labels) >= 2 and first >= 0.75 * len(labels) else min(1, left)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sliding(UnanimousWindow):
+    """Mutant: looks at the last draws wherever they stand, so that it has more than one chance per window."""
+
+    def more(self, labels, left):
+        return 0 if len(labels) >= self.size and len(set(labels[-self.size :])) == 1 else min(1, left)
+
+
+@dataclass(frozen=True)
+class Tying(Settled):
+    """Mutant: stops where the rest could still tie."""
+
+    def more(self, labels, left):
+        first, second = leading_two(labels)
+        return 0 if labels and first - second >= left else min(1, left)
+
+
+@dataclass(frozen=True)
+class CountingSilence(Settled):
+    """Mutant: draws without an answer count as one answer."""
+
+    def more(self, labels, left):
+        return super().more([-1 if x is None else x for x in labels], left)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_are_legal(rule):
+    laws_voting.law_rule_is_legal(rule)
+
+
+def test_a_rule_that_wants_too_much_is_caught():
+    with pytest.raises(AssertionError, match="wants"):
+        laws_voting.law_rule_is_legal(Half())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_keep_their_stated_error(rule):
+    assert all(laws_voting.law_rule_keeps_its_error(rule, num) >= 0 for num in (1, 4, 10))
+
+
+@pytest.mark.parametrize("rule", (Hasty(), Tying()))
+def test_a_rule_that_understates_its_error_is_caught(rule):
+    with pytest.raises(AssertionError, match="another answer"):
+        laws_voting.law_rule_keeps_its_error(rule, 10)
+
+
+def test_settled_never_errs():
+    laws_voting.law_rule_never_errs(Settled())
+
+
+@pytest.mark.parametrize("rule", (Tying(), CountingSilence(), BetaTest(confidence=0.8)))
+def test_rules_that_may_err_are_caught(rule):
+    with pytest.raises(AssertionError, match="draws left"):
+        laws_voting.law_rule_never_errs(rule)
+
+
+def test_the_beta_test_is_the_incomplete_beta_function():
+    """P(share > 1/2) by quadrature of the posterior density."""
+    for first, second in ((0, 0), (1, 0), (4, 0), (7, 2), (20, 13)):
+        grid = [(i + 0.5) / 20000 for i in range(20000)]
+        density = [math.exp(first * math.log(p) + second * math.log(1 - p)) for p in grid]
+        assert leads(first, second) == pytest.approx(sum(density[10000:]) / sum(density), abs=1e-7)
+    assert leads(3, 0) < 0.95 <= leads(4, 0) == 31 / 32
+
+
+def test_the_error_of_a_window_is_its_integral():
+    """For size 2: 2 int q^2 / (q^2 + (1-q)^2) dq over [0, 1/2] = (1 - ln 2) / 2."""
+    assert UnanimousWindow(size=2).error == pytest.approx((1 - math.log(2)) / 2, abs=1e-6)
+
+
+def model(a, b):
+    """Answers "a" and "b" with these probabilities, and no answer with what is left."""
+    return ToyLM("ab", ((a, b, 1 - a - b), (0.3, 0.3, 0.4), (0.3, 0.3, 0.4)))
+
+
+SHARES = ((0.7, 0.3), (0.5, 0.5), (0.5, 0.2), (0.9, 0.1))
+
+
+@pytest.mark.parametrize(("a", "b"), SHARES)
+def test_settled_voting_is_full_voting_for_fewer_tokens(a, b):
+    found = law_stops_early(Adaptive(num=5, rule=Settled()), SelfConsistency(num=5), model(a, b))
+    assert found.changed == 0 and 3 <= found.draws < 5
+
+
+def cooled(a, b, temperature=0.8):
+    rest = 1 - a - b
+    mass = [x ** (1 / temperature) if x > 0 else 0.0 for x in (a, b, rest if rest > 1e-12 else 0.0)]
+    return [x / sum(mass) for x in mass]
+
+
+@pytest.mark.parametrize(("a", "b"), SHARES)
+def test_windows_cost_what_the_closed_form_says(a, b):
+    """Mean draws w (1 - (1 - u)^m) / u, u the chance of a unanimous window of answers."""
+    p, q, _ = cooled(a, b)
+    unanimous = p**2 + q**2
+    found = law_stops_early(Adaptive(num=4, rule=UnanimousWindow(size=2)), SelfConsistency(num=4), model(a, b))
+    assert found.draws == pytest.approx(2 * (1 - (1 - unanimous) ** 2) / unanimous, abs=1e-12)
+    sliding = law_stops_early(Adaptive(num=4, rule=Sliding(size=2)), SelfConsistency(num=4), model(a, b))
+    assert abs(sliding.draws - found.draws) > 0.01
+
+
+@pytest.mark.parametrize(("p", "q"), [(0.7, 0.3), (0.5, 0.5), (0.9, 0.1)])
+def test_the_beta_test_costs_and_errs_as_counted_by_hand(p, q):
+    """confidence 0.95 of 6: it stops after 4 equal answers or draws 6. (5 to 1 is 0.9375.) Another answer: never, 4 to 2 still wins."""
+    a, b, _ = cooled(p, q)
+    found = law_stops_early(Adaptive(num=6, rule=BetaTest()), SelfConsistency(num=6), model(p, q))
+    assert found.draws == pytest.approx(6 - 2 * (a**4 + b**4), abs=1e-12) and found.changed == 0
+    bold = law_stops_early(Adaptive(num=4, rule=BetaTest(confidence=0.7)), SelfConsistency(num=4), model(p, q))
+    assert bold.draws == pytest.approx(1.0)  # one vote already has probability 3/4
+    three_others = a * b**3 + b * a**3
+    assert three_others <= bold.changed <= three_others + 3 * 2 * a * a * b * b  # ties go to the likelier answer
+
+
+def test_adaptive_of_one_is_a_sample():
+    sampling = Adaptive(num=1, rule=BetaTest()).sampling
+    laws.law_alone_is_a_sample(Adaptive(num=1, rule=Settled()), sampling)
+
+
+def test_an_adaptive_vote_of_one_mind_is_short():
+    sure = ToyLM("ab", ((1.0, 0.0, 0.0), (0.3, 0.3, 0.4), (0.3, 0.3, 0.4)))
+    found = law_stops_early(Adaptive(num=16, rule=BetaTest()), SelfConsistency(num=16), sure)
+    assert found.draws == pytest.approx(4.0) and found.answers == pytest.approx({"a": 1.0})
+
+
+def told(text, log_p=-1.0, finish="stop"):
+    return Candidate(text, NUMBERS.answers.read(text), tokens=(hash(text) % 1000,), log_p=log_p, finish=finish)
+
+
+def test_labels_go_by_meaning():
+    drawn = [told("it is 1,000"), told("no idea"), told("2"), told("1000.0"), told("\\boxed{1000}", finish="budget")]
+    assert labels(drawn, Number()) == [0, None, 1, 0, None]
+    assert leading_two([0, None, 1, 0, None]) == (2, 1) and leading_two([]) == (0, 0) and leading_two([None, 3]) == (1, 0)
+
+
+def test_adaptive_reports_what_it_drew():
+    outcome = played(Adaptive(num=6, rule=Settled()), ONE_TOKEN).result
+    assert outcome.diagnostics["num_drawn"] == len(outcome.candidates) <= 6 and outcome.diagnostics["num_rounds"] >= 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: BetaTest(confidence=0.5),
+        lambda: BetaTest(batch=0),
+        lambda: UnanimousWindow(size=1),
+        lambda: Adaptive(num=0, rule=Settled()),
+    ],
+)
+def test_bad_settings_are_refused(make):
+    with pytest.raises(BadField, match="must be"):
+        make()
+
+
+# ---- perplexity consistency with reasoning pruning
+
+
+def quantiles(shape, scale, num):
+    """log x at the middle of `num` equal shares of a Weibull distribution."""
+    return [math.log(scale) + math.log(-math.log(1 - (i + 0.5) / num)) / shape for i in range(num)]
+
+
+def shuffled(log_p, key=0):
+    return random.Random(key).sample(log_p, len(log_p))
+
+
+PATHS = (
+    shuffled(quantiles(3.0, 1e-3, 9) + quantiles(1.5, 1e-14, 7)),
+    shuffled(quantiles(0.7, 1e-9, 16)),
+    [-1.0, -2.0],
+    [-3.0] * 6,
+    [-20.0 - 0.001 * i for i in range(8)],
+    [-900.0 * i - 1 for i in range(6)],  # would underflow as probabilities
+)
+
+
+def test_pruning_keeps_its_laws():
+    laws_voting.law_pruning_knows_no_unit(pruned, PATHS)
+    laws_voting.law_pruning_keeps_the_likely(pruned, PATHS)
+
+
+def test_pruning_without_logarithms_is_caught():
+    with pytest.raises(AssertionError, match="when shifted"):
+        laws_voting.law_pruning_knows_no_unit(lambda log_p: [math.exp(x) > 1e-9 for x in log_p], PATHS)
+
+
+def test_pruning_without_its_safeguard_is_caught():
+    with pytest.raises(AssertionError, match="above the mean"):
+        laws_voting.law_pruning_keeps_the_likely(lambda log_p: [x < max(log_p) for x in log_p], PATHS)
+
+
+def test_a_weibull_distribution_is_found_again():
+    for shape, scale in ((0.4, 1e-6), (1.0, 3.0), (6.0, 0.02)):
+        k, log_scale = weibull(np.array(quantiles(shape, scale, 4000)), np.ones(4000))
+        assert k == pytest.approx(shape, rel=0.01) and log_scale == pytest.approx(math.log(scale), abs=0.01)
+
+
+def test_two_far_components_are_told_apart():
+    high, low = quantiles(3.0, 1e-3, 9), quantiles(1.5, 1e-14, 7)
+    assert mixture(np.array(high + low)) == pytest.approx([1.0] * 9 + [0.0] * 7, abs=1e-6)
+    assert pruned(high + low) == [True] * 9 + [False] * 7
+    assert pruned(high + low, 0.0) == [True] * 16
+
+
+def test_pruning_takes_the_vote_from_many_unlikely_paths():
+    """Nine paths to one answer, each a billion times less likely than the single path to the other, lose; three votes win by number."""
+    unlikely = [Candidate(f"1, way {i}", "1", (i,), log_p=-40.0 - i, finish="stop") for i in range(9)]
+    likely = [Candidate("2", "2", (99,), log_p=-3.0, finish="stop")]
+    everyone = [*unlikely, *likely]
+    assert voted(everyone, one_each(everyone), NUMBERS).candidates[0].answer == "1"
+    assert voted(everyone, by_path_probability(everyone), NUMBERS).candidates[0].answer == "2"
+
+
+def test_rpc_that_keeps_all_is_perplexity_consistency():
+    for key in range(6):
+        kept, plain = Rpc(num=9, keep_from=0.0), SelfConsistency(num=9, weigh=by_path_probability, sampling=Rpc(num=1).sampling)
+        ours, theirs = played(kept, key=key).result, played(plain, key=key).result
+        assert ours.candidates == theirs.candidates and ours.diagnostics["num_pruned"] == 0
+
+
+def test_rpc_of_one_is_a_sample():
+    laws.law_alone_is_a_sample(Rpc(num=1), Rpc(num=1).sampling)
+
+
+def test_paths_drawn_again_add_nothing():
+    paths = [Candidate(f"{i % 3}", f"{i % 3}", (i,), log_p=-2.0 - 3 * i, finish="stop") for i in range(7)]
+    laws_voting.law_copies_add_nothing(lambda drawn: voted(drawn, by_path_probability(drawn), NUMBERS), paths)
+    with pytest.raises(AssertionError, match="weighs more"):
+        laws_voting.law_copies_add_nothing(lambda drawn: voted(drawn, [math.exp(c.log_p) for c in drawn], NUMBERS), paths)
+
+
+# ---- weighted best-of-N
+
+
+@dataclass(frozen=True)
+class Saying:
+    """A verifier that says one thing of everything."""
+
+    verdict: Verdict
+    name: str = "saying"
+
+    def asks(self, prompt, candidates):
+        return ()
+
+    def judge(self, prompt, candidates, answers):
+        return (self.verdict,) * len(candidates)
+
+
+@pytest.mark.parametrize("verdict", (Verdict(1.0, "probability"), Verdict(0.2, "probability"), Verdict(-3.0, "log_p"), Verdict(7.0, "score")))
+def test_a_verifier_that_always_says_the_same_leaves_the_vote(verdict):
+    """Whatever its unit: equal verdicts are equal votes."""
+    for key in range(6):
+        plain, weighted = (played(SelfConsistency(num=7, verifier=v), key=key).result for v in (None, Saying(verdict)))
+        assert [c.tokens for c in plain.candidates] == [c.tokens for c in weighted.candidates]
+        assert plain.confidence == pytest.approx(weighted.confidence, abs=1e-12)
+
+
+def test_a_weighted_vote_is_the_sum_of_verdicts():
+    verdicts = (0.5, 0.2, 0.2, 0.2, None)
+    drawn = [replace(told(text), verdicts=(Verdict(v, "probability"),)) for text, v in zip(("1", "2", "2.0", "2", "3"), verdicts)]
+    shares = voted(drawn, by_verdict(drawn), NUMBERS).diagnostics["shares"]
+    assert shares == pytest.approx({"2": 0.6 / 1.1, "1": 0.5 / 1.1, "3": 0.0})
