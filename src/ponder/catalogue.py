@@ -28,6 +28,7 @@ from ponder.engine.process import LocalProcess, Settings
 from ponder.infer.adaptive import Adaptive
 from ponder.infer.beam import Beam
 from ponder.infer.best_of_n import BestOfN
+from ponder.infer.deepconf import DeepConf
 from ponder.infer.diverse_beam import DiverseBeam
 from ponder.infer.greedy import Greedy
 from ponder.infer.ops import log_odds, log_prob
@@ -70,6 +71,7 @@ STRATEGIES: dict[str, Strategy] = {
     "weighted_best_of_n": SelfConsistency(num=8, verifier=MeanProbability()),
     "adaptive": Adaptive(num=16, rule=BetaTest()),
     "rpc": Rpc(num=16),
+    "deepconf": DeepConf(num=16),
     "beam": Beam(),
     "diverse_beam": DiverseBeam(),
     "particle_filter": ParticleFilter(num=8, resampler=systematic, until=("\n",)),

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from ponder.core.asks import Candidate, Prompt, Verdict
+from ponder.core.asks import Candidate, Prompt, TokenLogP, Verdict
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
+from ponder.core.rng import TorchRng
 from ponder.core.votes import by_path_probability, by_verdict, labels, leading_two, one_each, voted
 from ponder.infer.adaptive import Adaptive
+from ponder.infer.deepconf import DeepConf, Trace, confidence, lowest_group
 from ponder.infer.rpc import Rpc, mixture, pruned, weibull
 from ponder.infer.self_consistency import SelfConsistency
 from ponder.infer.stop.beta_test import BetaTest, leads
@@ -19,9 +21,11 @@ from ponder.infer.stop.settled import Settled
 from ponder.infer.stop.unanimous_window import UnanimousWindow
 from ponder.testing import laws_strategy as laws
 from ponder.testing import laws_voting
-from ponder.testing.laws_strategy import played
+from ponder.testing.exact import difference
+from ponder.testing.laws_strategy import PROMPT, played
 from ponder.testing.laws_voting import ONE_TOKEN, law_stops_early
-from ponder.testing.toy import ToyLM
+from ponder.testing.run import answer_all
+from ponder.testing.toy import ToyLM, ToyProcess
 from ponder.verify.answers import Number
 
 NUMBERS = Prompt(messages=(("user", "?"),), answers=Number())
@@ -30,6 +34,8 @@ STRATEGIES = {
     "adaptive, windows": Adaptive(num=6, rule=UnanimousWindow(size=2)),
     "adaptive, settled": Adaptive(num=5, rule=Settled()),
     "rpc": Rpc(num=8),
+    "deepconf": DeepConf(num=7, num_warm=3, keep=0.5, window=2, top=2, step_tokens=2, share=1.0),
+    "deepconf, offline": DeepConf(num=5, num_warm=5, keep=0.6, window=3, top=3),
 }
 
 
@@ -209,6 +215,11 @@ def test_adaptive_reports_what_it_drew():
         lambda: BetaTest(batch=0),
         lambda: UnanimousWindow(size=1),
         lambda: Adaptive(num=0, rule=Settled()),
+        lambda: Rpc(num=0),
+        lambda: Rpc(num=4, keep_from=1.5),
+        lambda: DeepConf(num=4, num_warm=5),
+        lambda: DeepConf(num=8, keep=0.0),
+        lambda: DeepConf(num=8, window=0),
     ],
 )
 def test_bad_settings_are_refused(make):
@@ -324,3 +335,81 @@ def test_a_weighted_vote_is_the_sum_of_verdicts():
     drawn = [replace(told(text), verdicts=(Verdict(v, "probability"),)) for text, v in zip(("1", "2", "2.0", "2", "3"), verdicts)]
     shares = voted(drawn, by_verdict(drawn), NUMBERS).diagnostics["shares"]
     assert shares == pytest.approx({"2": 0.6 / 1.1, "1": 0.5 / 1.1, "3": 0.0})
+
+
+# ---- confident answers
+
+
+def test_confidence_is_high_where_the_model_is_sure():
+    sure, unsure = ([math.log(p) for p in row] for row in ((0.98, 0.01, 0.01), (0.4, 0.3, 0.3)))
+    told = [TokenLogP(0, row[0], tuple(enumerate(row))) for row in (sure, unsure)]
+    assert confidence(told[0]) == pytest.approx(-sum(sure) / 3) and confidence(told[0]) > confidence(told[1])
+    assert confidence(TokenLogP(0, 0.0, ((0, 0.0), (1, -math.inf)))) == 50.0
+
+
+def test_the_lowest_group_is_the_least_window():
+    values = [5.0, 1.0, 3.0, 2.0, 9.0]
+    assert [lowest_group(values, w) for w in (1, 2, 3, 5, 99)] == [1.0, 2.0, 2.0, 4.0, 4.0] and lowest_group([], 3) == 0.0
+
+
+def test_the_bar_lets_a_share_of_the_warm_answers_pass():
+    traces = [Trace(laws.Prefix(PROMPT), (float(c),)) for c in (3, 9, 1, 7, 5)]
+    for keep, bar in ((1.0, 1.0), (0.6, 5.0), (0.5, 5.0), (0.2, 9.0), (0.01, 9.0)):
+        assert DeepConf(num=5, num_warm=5, keep=keep).bar(traces) == bar
+
+
+TWO_TOKENS = Prompt(messages=(("raw", "q"),), max_tokens=2)
+UNEVEN = ToyLM("ab", ((0.5, 0.4, 0.1), (0.9, 0.06, 0.04), (0.35, 0.35, 0.3)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blind(DeepConf):
+    """Never gives an answer up; filters all of them at the end by the bar of the warm ones."""
+
+    def grown(self, traces, bar, best, rng):
+        return (yield from super().grown(traces, None, best, rng))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Impatient(DeepConf):
+    """Mutant: judges the last tokens alone even before a window is full."""
+
+    def grown(self, traces, bar, best, rng):
+        done = yield from super().grown(traces, bar, best, rng)
+        return [replace(t, is_cut=bar is not None and (t.is_cut or t.confidences[-1] < bar)) for t in done]
+
+
+def election(kind):
+    strategy = kind(num=2, num_warm=1, keep=1.0, share=2.0, window=2, top=3, step_tokens=1)
+    return laws.enumerated(strategy, lambda o: {(o.candidates[0].answer, round(o.confidence or 0.0, 9)): 1.0}, UNEVEN, TWO_TOKENS).measure
+
+
+def test_giving_up_changes_no_vote():
+    """A lowest group only falls: who is given up could not have voted. So the election is that of the filter over whole answers."""
+    assert difference(election(DeepConf), election(Blind)) < 1e-12
+    assert difference(election(Impatient), election(Blind)) > 1e-3
+
+
+def test_giving_up_saves_tokens():
+    settings = dict(num=16, num_warm=4, keep=0.25, share=2.0, window=2, top=3, step_tokens=1)
+    long = Prompt(messages=(("raw", "q"),), max_tokens=20)
+    pairs = [tuple(answer_all(kind(**settings).run(long, TorchRng(key)), ToyProcess(UNEVEN)) for kind in (DeepConf, Blind)) for key in range(8)]
+    spent = [sum(done.cost.generated_tokens for done in side) for side in zip(*pairs)]
+    assert spent[0] < 0.8 * spent[1]
+    assert all(cut.result.diagnostics["num_cut"] > 0 for cut, _ in pairs)
+
+
+def test_a_clear_lead_ends_the_draws():
+    sure = ToyLM("ab", ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.0, 1.0)))
+    outcome = answer_all(DeepConf(num=16, num_warm=4).run(TWO_TOKENS, TorchRng(0)), ToyProcess(sure)).result
+    assert (outcome.diagnostics["num_drawn"], outcome.confidence, outcome.candidates[0].answer) == (4, 1.0, "a")
+
+
+def test_deepconf_of_one_is_a_sample():
+    laws.law_alone_is_a_sample(DeepConf(num=1, num_warm=1), DeepConf(num=1, num_warm=1).sampling)
+
+
+def test_a_filter_of_all_is_a_vote_weighted_by_confidence():
+    """keep 1 of all: nobody is left out."""
+    outcome = played(DeepConf(num=6, num_warm=6, keep=1.0)).result
+    assert outcome.diagnostics["num_kept"] == 6 and sum(outcome.diagnostics["shares"].values()) == pytest.approx(1.0)
