@@ -30,6 +30,7 @@ from ponder.infer.beam import Beam
 from ponder.infer.best_of_n import BestOfN
 from ponder.infer.deepconf import DeepConf
 from ponder.infer.diverse_beam import DiverseBeam
+from ponder.infer.dser import Dser
 from ponder.infer.greedy import Greedy
 from ponder.infer.ops import log_odds, log_prob
 from ponder.infer.particle_filter import MeanProbability, ParticleFilter, argmax, drawn, vote
@@ -40,6 +41,7 @@ from ponder.infer.resample.systematic import systematic
 from ponder.infer.rpc import Rpc
 from ponder.infer.sample import Sample
 from ponder.infer.self_consistency import SelfConsistency
+from ponder.infer.self_refine import SelfRefine
 from ponder.infer.stop.beta_test import BetaTest
 from ponder.infer.stop.settled import Settled
 from ponder.infer.stop.unanimous_window import UnanimousWindow
@@ -72,6 +74,8 @@ STRATEGIES: dict[str, Strategy] = {
     "adaptive": Adaptive(num=16, rule=BetaTest()),
     "rpc": Rpc(num=16),
     "deepconf": DeepConf(num=16),
+    "self_refine": SelfRefine(),
+    "dser": Dser(),
     "beam": Beam(),
     "diverse_beam": DiverseBeam(),
     "particle_filter": ParticleFilter(num=8, resampler=systematic, until=("\n",)),
