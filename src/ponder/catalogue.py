@@ -32,6 +32,7 @@ from ponder.infer.deepconf import DeepConf
 from ponder.infer.diverse_beam import DiverseBeam
 from ponder.infer.dser import Dser
 from ponder.infer.greedy import Greedy
+from ponder.infer.minimum_risk import MinimumRisk, overlap, same_answer
 from ponder.infer.ops import log_odds, log_prob
 from ponder.infer.particle_filter import MeanProbability, ParticleFilter, argmax, drawn, vote
 from ponder.infer.resample.multinomial import multinomial
@@ -41,7 +42,9 @@ from ponder.infer.resample.systematic import systematic
 from ponder.infer.rpc import Rpc
 from ponder.infer.sample import Sample
 from ponder.infer.self_consistency import SelfConsistency
+from ponder.infer.self_evaluation import NoBetterRestart, SelfEvaluation
 from ponder.infer.self_refine import SelfRefine
+from ponder.infer.solve_detect_verify import SolveDetectVerify
 from ponder.infer.stop.beta_test import BetaTest
 from ponder.infer.stop.settled import Settled
 from ponder.infer.stop.unanimous_window import UnanimousWindow
@@ -76,6 +79,9 @@ STRATEGIES: dict[str, Strategy] = {
     "deepconf": DeepConf(num=16),
     "self_refine": SelfRefine(),
     "dser": Dser(),
+    "solve_detect_verify": SolveDetectVerify(),
+    "self_evaluation": SelfEvaluation(),
+    "minimum_risk": MinimumRisk(),
     "beam": Beam(),
     "diverse_beam": DiverseBeam(),
     "particle_filter": ParticleFilter(num=8, resampler=systematic, until=("\n",)),
@@ -105,6 +111,7 @@ READERS: dict[str, AnswerReader] = {
 
 VERIFIERS: dict[str, Verifier] = {  # those that need no reference: strategies may use them
     "mean_probability": MeanProbability(),
+    "no_better_restart": NoBetterRestart(),
     "mean_log_p": MeanLogP(),
     "self_certainty": SelfCertainty(),
     "p_true": PTrue(),
@@ -164,6 +171,7 @@ PARTS = {  # field of a strategy -> what it may be set to
     "resampler": RESAMPLERS,
     "rule": STOP_RULES,
     "potential": {"odds": log_odds, "prob": log_prob},
+    "utility": {"same_answer": same_answer, "overlap": overlap},
     "pick": {"vote": vote, "argmax": argmax, "drawn": drawn},
     "weigh": {"count": one_each, "verdict": by_verdict, "path_probability": by_path_probability},
 }

@@ -10,7 +10,9 @@ from ponder.core.rng import TorchRng
 from ponder.infer.dser import Dser, Markov, fitted
 from ponder.infer.prompting import aside, check_template, clipped, filled, listed, quoted, replaces, replies, spaced
 from ponder.infer.self_consistency import SelfConsistency
+from ponder.infer.self_evaluation import NoBetterRestart, SelfEvaluation
 from ponder.infer.self_refine import SelfRefine
+from ponder.infer.solve_detect_verify import SolveDetectVerify
 from ponder.testing import laws_refine
 from ponder.testing import laws_strategy as laws
 from ponder.testing.laws_refine import HOSTILE, QUESTION, outside, scripted
@@ -21,6 +23,10 @@ STRATEGIES = {
     "self_refine": SelfRefine(rounds=2, critique_tokens=4, max_chars=900),
     "self_refine, no round": SelfRefine(rounds=0),
     "dser": Dser(chains=2, steps=2, check_tokens=4, max_chars=900),
+    "solve_detect_verify": SolveDetectVerify(rounds=1, num_fast=3, cues=("b",), slow_tokens=4, max_chars=900),
+    "solve_detect_verify, no cues": SolveDetectVerify(rounds=2, num_fast=1, cues=(), max_cues=0, max_chars=900),
+    "self_evaluation": SelfEvaluation(num=3, verifier=NoBetterRestart(max_chars=900)),
+    "self_evaluation, pruned": SelfEvaluation(num=4, batch=4, prune_at=2, verifier=NoBetterRestart(max_chars=900), stop_from=2.0),
     "dser, late answers": Dser(chains=2, steps=2, num_late=2, max_chars=900),
 }
 MAKES_PROMPTS = {name: s for name, s in STRATEGIES.items() if name != "self_refine, no round"}

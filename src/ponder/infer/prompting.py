@@ -3,6 +3,7 @@
 A template is a plain string with {places}. The question stands in it as it is; everything that a model wrote is quoted.
 """
 
+import math
 import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
@@ -75,6 +76,12 @@ def replies(
     asks = (Extend(prefix=Prefix(p), seed=rng.seed(i), sampling=sampling, certainty=True) for i, p in enumerate(prompts))
     answers = yield Turn(tuple(asks), best)
     return tuple(candidate(answer.prefix) for answer in answers)
+
+
+def chance_of_first(log_p: Sequence[float]) -> float:
+    """Probability of the first option among all, from their log-probabilities; 0 without any, or where none is possible."""
+    top = max(log_p, default=-math.inf)
+    return math.exp(log_p[0] - top) / math.fsum(math.exp(x - top) for x in log_p) if top > -math.inf else 0.0
 
 
 def replaces(new: Candidate, old: Candidate) -> bool:
