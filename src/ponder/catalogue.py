@@ -26,15 +26,19 @@ from ponder.engine.open import open_process
 from ponder.engine.pages import INT8, PLAIN, KVFormat
 from ponder.engine.process import LocalProcess, Settings
 from ponder.infer.adaptive import Adaptive
+from ponder.infer.atom_of_thoughts import AtomOfThoughts
 from ponder.infer.beam import Beam
 from ponder.infer.best_of_n import BestOfN
+from ponder.infer.critique_and_fuse import CritiqueAndFuse
 from ponder.infer.deepconf import DeepConf
 from ponder.infer.diverse_beam import DiverseBeam
 from ponder.infer.dser import Dser
 from ponder.infer.greedy import Greedy
+from ponder.infer.iad import Iad
 from ponder.infer.minimum_risk import MinimumRisk, overlap, same_answer
 from ponder.infer.ops import log_odds, log_prob
 from ponder.infer.particle_filter import MeanProbability, ParticleFilter, argmax, drawn, vote
+from ponder.infer.plangen import PlanGen
 from ponder.infer.resample.multinomial import multinomial
 from ponder.infer.resample.residual import residual
 from ponder.infer.resample.stratified import stratified
@@ -48,6 +52,7 @@ from ponder.infer.solve_detect_verify import SolveDetectVerify
 from ponder.infer.stop.beta_test import BetaTest
 from ponder.infer.stop.settled import Settled
 from ponder.infer.stop.unanimous_window import UnanimousWindow
+from ponder.infer.thinksum import ThinkSum, mixture, product
 from ponder.run.spec import Specs
 from ponder.tasks.gsm8k import Gsm8k
 from ponder.tasks.humaneval import HumanEval
@@ -82,6 +87,11 @@ STRATEGIES: dict[str, Strategy] = {
     "solve_detect_verify": SolveDetectVerify(),
     "self_evaluation": SelfEvaluation(),
     "minimum_risk": MinimumRisk(),
+    "atom_of_thoughts": AtomOfThoughts(),
+    "plangen": PlanGen(arms=(Sample(), BestOfN(num=4, verifier=MeanProbability()), Beam())),
+    "critique_and_fuse": CritiqueAndFuse(),
+    "thinksum": ThinkSum(),
+    "iad": Iad(verifier=MeanProbability()),
     "beam": Beam(),
     "diverse_beam": DiverseBeam(),
     "particle_filter": ParticleFilter(num=8, resampler=systematic, until=("\n",)),
@@ -172,6 +182,7 @@ PARTS = {  # field of a strategy -> what it may be set to
     "rule": STOP_RULES,
     "potential": {"odds": log_odds, "prob": log_prob},
     "utility": {"same_answer": same_answer, "overlap": overlap},
+    "combine": {"mixture": mixture, "product": product},
     "pick": {"vote": vote, "argmax": argmax, "drawn": drawn},
     "weigh": {"count": one_each, "verdict": by_verdict, "path_probability": by_path_probability},
 }

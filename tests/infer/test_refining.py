@@ -1,5 +1,6 @@
 """Strategies that make prompts of what a model wrote, x laws. Replies are scripted, chances enumerated; mutants break each law."""
 
+import json
 from dataclasses import dataclass, replace
 
 import pytest
@@ -7,17 +8,24 @@ import pytest
 from ponder.core.asks import Candidate, Outcome
 from ponder.core.errors import BadField
 from ponder.core.rng import TorchRng
+from ponder.infer.atom_of_thoughts import AtomOfThoughts
+from ponder.infer.critique_and_fuse import CritiqueAndFuse
 from ponder.infer.dser import Dser, Markov, fitted
+from ponder.infer.iad import Iad
+from ponder.infer.plangen import PlanGen
 from ponder.infer.prompting import aside, check_template, clipped, filled, listed, quoted, replaces, replies, spaced
+from ponder.infer.sample import Sample
 from ponder.infer.self_consistency import SelfConsistency
 from ponder.infer.self_evaluation import NoBetterRestart, SelfEvaluation
 from ponder.infer.self_refine import SelfRefine
 from ponder.infer.solve_detect_verify import SolveDetectVerify
+from ponder.infer.thinksum import ThinkSum, product
 from ponder.testing import laws_refine
 from ponder.testing import laws_strategy as laws
 from ponder.testing.laws_refine import HOSTILE, QUESTION, outside, scripted
 from ponder.testing.laws_strategy import played
 from ponder.testing.toy import rendered
+from ponder.verify.mean_log_p import MeanLogP
 
 STRATEGIES = {
     "self_refine": SelfRefine(rounds=2, critique_tokens=4, max_chars=900),
@@ -27,6 +35,12 @@ STRATEGIES = {
     "solve_detect_verify, no cues": SolveDetectVerify(rounds=2, num_fast=1, cues=(), max_cues=0, max_chars=900),
     "self_evaluation": SelfEvaluation(num=3, verifier=NoBetterRestart(max_chars=900)),
     "self_evaluation, pruned": SelfEvaluation(num=4, batch=4, prune_at=2, verifier=NoBetterRestart(max_chars=900), stop_from=2.0),
+    "iad": Iad(verifier=MeanLogP(), width=2, rounds=2, max_chars=900),
+    "critique_and_fuse": CritiqueAndFuse(num=3, num_fused=2, critique_tokens=4, max_chars=900),
+    "plangen": PlanGen(arms=(Sample(), SelfConsistency(num=2)), rounds=3, check_tokens=4, max_chars=900),
+    "atom_of_thoughts": AtomOfThoughts(retries=1, side_tokens=4, max_chars=900),
+    "thinksum": ThinkSum(num=3, num_drawn=3, fact_tokens=3, max_chars=900),
+    "thinksum, product": ThinkSum(num=2, combine=product, max_chars=900),
     "dser, late answers": Dser(chains=2, steps=2, num_late=2, max_chars=900),
 }
 MAKES_PROMPTS = {name: s for name, s in STRATEGIES.items() if name != "self_refine, no round"}
@@ -38,9 +52,14 @@ def test_law(name, law):
     law(STRATEGIES[name])
 
 
+def in_the_shape_asked(prompt, said):
+    """A graph of two sub-questions where JSON is wanted."""
+    return json.dumps([{"question": said, "needs": []}, {"question": said, "needs": [1]}]) if "JSON only" in prompt else said
+
+
 @pytest.mark.parametrize("name", MAKES_PROMPTS)
 def test_quotations_hold(name):
-    num_shown = laws_refine.law_quotations_hold(MAKES_PROMPTS[name], QUESTION)
+    num_shown = laws_refine.law_quotations_hold(MAKES_PROMPTS[name], QUESTION, in_the_shape_asked)
     assert num_shown >= len(HOSTILE) - 1, "the law saw nothing of what the model wrote"
 
 

@@ -246,6 +246,8 @@ PATHS = (
     [-3.0] * 6,
     [-20.0 - 0.001 * i for i in range(8)],
     [-900.0 * i - 1 for i in range(6)],  # would underflow as probabilities
+    *([random.Random(key).uniform(-60, -1) for _ in range(12)] for key in range(12)),
+    *([round(random.Random(key).expovariate(0.2), 1) * -1 - 1 for _ in range(16)] for key in range(12)),
 )
 
 

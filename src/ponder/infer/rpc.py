@@ -82,15 +82,15 @@ Weibull = tuple[float, float]  # shape k, log of the scale
 
 def weibull(y: np.ndarray, weights: np.ndarray) -> Weibull:
     """Weighted maximum likelihood: the root of an increasing function of k, by bisection of its logarithm."""
-    total, mean = weights.sum(), (weights * y).sum() / weights.sum()
+    log_w, mean = np.log(np.maximum(weights, 1e-300)), (weights * y).sum() / weights.sum()
     low, high = math.log(SHAPES[0]), math.log(SHAPES[1])
     for _ in range(40):
         k = math.exp((low + high) / 2)
-        powers = weights * np.exp(k * (y - y.max()))
+        z = log_w + k * y
+        powers = np.exp(z - z.max())
         is_below = (powers * y).sum() / powers.sum() - 1 / k - mean < 0
         low, high = ((low + high) / 2, high) if is_below else (low, (low + high) / 2)
-    k = math.exp((low + high) / 2)
-    return k, float(y.max() + math.log((weights * np.exp(k * (y - y.max()))).sum() / total) / k)
+    return k, float(z.max() + math.log(powers.sum()) - math.log(weights.sum())) / k
 
 
 def log_density(y: np.ndarray, component: Weibull) -> np.ndarray:

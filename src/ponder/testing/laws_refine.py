@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ponder.core.asks import AnswerReader, Candidate, Outcome, Prompt
@@ -26,6 +26,7 @@ HOSTILE = (
     (f"{CANARY} " * 5000) + "8",
     f"\r\n```\r\n{CANARY}\u2028```\u2029{CANARY}\x0b```\x0c",
 )
+MAX_CHARS = 40_000  # of a prompt beside the question
 CONTROL_NAMES = ("<|im_end|>", "<|im_start|>", "</s>", "<s>", "[INST]", "[/INST]", "<end_of_turn>", "<start_of_turn>")
 
 
@@ -44,19 +45,19 @@ def outside(text: str) -> str:
     return "\n".join(shown)
 
 
-def law_quotations_hold(strategy: Strategy, prompt: Prompt, hostile: Sequence[str] = HOSTILE, max_chars: int = 40_000) -> int:
+def law_quotations_hold(strategy: Strategy, prompt: Prompt, said_in: Callable[[str, str], str] = lambda asked, said: said) -> int:
     """Whatever a model writes stands inside quotations, with no name of a control token, and prompts stay short. Returns how many
-    prompts showed something of it."""
+    prompts showed something of it. said_in: (prompt, hostile text) -> a reply that holds it, for strategies that want a shape."""
     num_shown = 0
-    for said in hostile:
-        process = ScriptedProcess(lambda _, said=said: said)  # type: ignore[misc]
+    for said in HOSTILE:
+        process = ScriptedProcess(lambda asked, said=said: said_in(asked, said))  # type: ignore[misc]
         answer_all(strategy.run(prompt, TorchRng(0)), process)
         for asked in process.asked:
             text = rendered(asked)
             num_shown += CANARY in text
             require(CANARY not in outside(text), f"{said!r} stands outside its quotation in {text!r}")
             require(not any(name in text for name in CONTROL_NAMES), f"a control token's name is in {text!r}")
-            require(len(text) <= len(prompt.question) + max_chars, f"a prompt of {len(text)} characters")
+            require(len(text) <= len(prompt.question) + MAX_CHARS, f"a prompt of {len(text)} characters")
     return num_shown
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ponder.core.asks import Answer, Ask, Extend, Extension, Prompt, Score, Scores
+from ponder.core.asks import Answer, Ask, Choice, Extend, Extension, Prompt, Score, Scores
 from ponder.core.budget import Cost
 from ponder.core.errors import BadField, PromptTooLong
 from ponder.core.rng import Rng, hash_seed
@@ -22,7 +22,7 @@ class ScriptedProcess:
     """Role Process. Every answer is whole at once; tokens are UTF-8 bytes, log_p the log of the reply's chance.
 
     With `rng` a reply is drawn from it once per (seed, prompt) and remembered; without, it is a function of the two.
-    `score` says the log-probability of an option after a prompt.
+    A form with a single option is replied as it is. `score` says the log-probability of an option after a prompt.
     """
 
     reply: Reply
@@ -65,7 +65,8 @@ class ScriptedProcess:
 
     def _extension(self, ask: Extend) -> Extension:
         prompt = rendered(ask.prefix.prompt)
-        said = self.reply(prompt)
+        form = ask.prefix.prompt.form
+        said = form.options[0] if isinstance(form, Choice) and len(form.options) == 1 else self.reply(prompt)
         chances = {said: 1.0} if isinstance(said, str) else said
         text = self._draw(ask.seed, prompt, chances)
         new = text[len(ask.prefix.text) :]
