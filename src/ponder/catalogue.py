@@ -53,6 +53,7 @@ from ponder.infer.stop.beta_test import BetaTest
 from ponder.infer.stop.settled import Settled
 from ponder.infer.stop.unanimous_window import UnanimousWindow
 from ponder.infer.thinksum import ThinkSum, mixture, product
+from ponder.infer.until_accepted import UntilAccepted
 from ponder.run.spec import Specs
 from ponder.tasks.gsm8k import Gsm8k
 from ponder.tasks.humaneval import HumanEval
@@ -92,6 +93,7 @@ STRATEGIES: dict[str, Strategy] = {
     "critique_and_fuse": CritiqueAndFuse(),
     "thinksum": ThinkSum(),
     "iad": Iad(verifier=MeanProbability()),
+    "until_accepted": UntilAccepted(verifier=MeanProbability(), accept_from=0.9),
     "beam": Beam(),
     "diverse_beam": DiverseBeam(),
     "particle_filter": ParticleFilter(num=8, resampler=systematic, until=("\n",)),

@@ -2,17 +2,18 @@
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
-from ponder.core.asks import Candidate, Extend, Prompt, Scores
+from ponder.core.asks import Candidate, Extend, Prompt, Sampling, Scores, Verdict
 from ponder.core.errors import BadField
 from ponder.core.rng import TorchRng
 from ponder.core.votes import one_each, voted
 from ponder.infer.best_of_n import BestOfN
 from ponder.infer.minimum_risk import MinimumRisk, by_utility, gram_f1, overlap, same_answer
 from ponder.infer.self_evaluation import NoBetterRestart, SelfEvaluation
+from ponder.infer.until_accepted import Odds, UntilAccepted
 from ponder.testing import laws_strategy as laws
 from ponder.testing.exact import difference
 from ponder.testing.laws_refine import QUESTION
@@ -26,6 +27,8 @@ from ponder.verify.answers import Number
 
 STRATEGIES = {
     "self_evaluation": SelfEvaluation(num=3, verifier=Counting("a")),
+    "until_accepted": UntilAccepted(num=3, verifier=Counting("a")),
+    "until_accepted, by batches": UntilAccepted(num=6, batch=3, verifier=Counting("a"), accept_from=9.0),
     "minimum_risk": MinimumRisk(num=5),
     "minimum_risk, overlap": MinimumRisk(num=5, utility=overlap),
 }
@@ -39,6 +42,7 @@ def test_law(name, law):
 
 # ---- the model's own estimate
 
+STEADY_SAMPLING = Sampling(temperature=0.7)
 LIKES_A = Counting("a")
 STEADY = SelfEvaluation(num=3, cold=0.8, hot=0.8, stop_from=math.inf, verifier=LIKES_A)
 
@@ -165,17 +169,106 @@ def test_answers_count_by_meaning_and_spelling_is_caught():
         laws.law_answers_by_meaning(least_risk(overlap), NUMBERS, SPELLINGS, "1000")
 
 
+# ---- until one is accepted
+
+THREE = ToyLM("abc", ((0.5, 0.2, 0.3, 0.0), *((0.25, 0.25, 0.25, 0.25),) * 3))  # a is right, a and b are accepted, c is rejected
+KNOWN = Odds(shares=(1.0,), rates=(0.5,), completeness=1.0, soundness=0.6)
+ACCEPTING = UntilAccepted(num=3, verifier=Counting("c"), sampling=Sampling())
+
+
+@dataclass(frozen=True)
+class Accepting(Counting):
+    """1 for texts without `what`, else 0."""
+
+    def verdict(self, text):
+        return Verdict(float(self.what not in text))
+
+
+def outcomes(strategy):
+    see = lambda o: {(o.candidates[0].answer, o.diagnostics["num_drawn"], o.diagnostics["is_accepted"]): 1.0}
+    return laws.enumerated(strategy, see, THREE, ONE_TOKEN).measure
+
+
+def test_the_accepted_answer_has_the_law_of_the_first_that_passes():
+    found = outcomes(replace(ACCEPTING, verifier=Accepting("c")))
+    wanted = {("a", k, True): KNOWN.right(k) for k in (1, 2, 3)} | {("b", k, True): KNOWN.wrong(k) for k in (1, 2, 3)} | {("c", 3, False): 0.3**3}
+    assert difference(found, wanted) < 1e-12
+    assert KNOWN.ceiling() == pytest.approx(0.5 / 0.7) and KNOWN.trust(2) == pytest.approx(0.5 / 0.7)
+    draws = sum(k * p for (_, k, _), p in found.items())
+    assert draws == pytest.approx(sum(KNOWN.reached(k) for k in (1, 2, 3)), abs=1e-12)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastOfAll(UntilAccepted):
+    """Mutant: takes the best verdict of all, as best-of-n does, and forgets which came first."""
+
+    def run(self, prompt, rng):
+        outcome = yield from super().run(prompt, rng)
+        return replace(outcome, candidates=tuple(sorted(outcome.candidates, key=lambda c: c.mean_log_p)))
+
+
+def test_taking_another_than_the_first_accepted_is_caught():
+    eager = replace(ACCEPTING, verifier=Accepting("c"))
+    mutant = LastOfAll(num=3, verifier=Accepting("c"), sampling=Sampling())
+    assert difference(outcomes(eager), outcomes(mutant)) > 0.01
+
+
+def test_batches_change_the_cost_and_not_the_answer():
+    one, three = ({a: 0.0 for a in "abc"} for _ in range(2))
+    for total, batch in ((one, 1), (three, 3)):
+        for (answer, _, _), p in outcomes(replace(ACCEPTING, verifier=Accepting("c"), batch=batch)).items():
+            total[answer] += p
+    assert difference(one, three) < 1e-12
+
+
+PAPER = Odds(shares=(0.58, 0.42), rates=(0.87, 0.13), completeness=1.0, soundness=0.75)
+
+
+@pytest.mark.parametrize(("gain", "harm", "cost"), [(1.0, 4.0, 0.0), (1.0, 10.0, 0.0), (1.0, 0.5, 0.02), (1.0, 1.0, 0.05), (1.0, 0.0, 0.0)])
+def test_the_most_draws_worth_making_by_brute_force(gain, harm, cost):
+    """Every limit's expected value, from the tree of draws of each type of question."""
+
+    def value(limit):
+        total = 0.0
+        for share, rate in zip(PAPER.shares, PAPER.rates):
+            alive = share
+            for _ in range(limit):
+                total += alive * (gain * rate - harm * 0.25 * (1 - rate) - cost)
+                alive *= 0.75 * (1 - rate)
+        return total
+
+    best = max(range(13), key=lambda k: (round(value(k), 12), -k))
+    assert PAPER.most_worth(gain, harm, cost, 12) == best
+    assert UntilAccepted(num=12, verifier=LIKES_A, odds=PAPER, gain=gain, harm=harm, cost=cost).most == max(1, best)
+
+
+def test_the_papers_example():
+    """Where a false positive costs four times what a right answer brings, few draws pay; at ten times none does."""
+    assert PAPER.most_worth(1.0, 4.0, 0.0, 60) <= 5 and PAPER.most_worth(1.0, 10.0, 0.0, 60) == 0 and PAPER.most_worth(1.0, 0.0, 0.0, 60) == 60
+    weak = replace(PAPER, shares=(0.2, 0.8))
+    assert weak.ceiling() < PAPER.ceiling() < replace(PAPER, soundness=0.95).ceiling() < replace(PAPER, soundness=1.0).ceiling() == 1.0
+
+
+def test_a_verifier_that_accepts_everything_takes_the_first_answer():
+    always = UntilAccepted(num=3, verifier=Accepting("?"), sampling=STEADY_SAMPLING)
+    laws.law_alone_is_a_sample(always, STEADY_SAMPLING)
+
+
 @pytest.mark.parametrize(
     "make",
     [
+        lambda: UntilAccepted(num=2, batch=3, verifier=LIKES_A),
+        lambda: UntilAccepted(num=2, cost=-1.0, verifier=LIKES_A),
         lambda: MinimumRisk(num=0),
         lambda: MinimumRisk(num=3, hot=-1.0),
         lambda: SelfEvaluation(num=2, batch=3),
         lambda: SelfEvaluation(keep=0.0),
         lambda: SelfEvaluation(prune_at=0),
         lambda: SelfEvaluation(rise=0.0),
+        lambda: replace(PAPER, rates=(0.5,)),
+        lambda: replace(PAPER, shares=(0.5, 0.4)),
     ],
 )
 def test_bad_settings_are_refused(make):
-    with pytest.raises(BadField, match="must be"):
+    with pytest.raises(BadField, match="must"):
         make()
