@@ -35,6 +35,7 @@ from ponder.infer.diverse_beam import DiverseBeam
 from ponder.infer.dser import Dser
 from ponder.infer.greedy import Greedy
 from ponder.infer.iad import Iad
+from ponder.infer.medprompt import Medprompt
 from ponder.infer.minimum_risk import MinimumRisk, overlap, same_answer
 from ponder.infer.ops import log_odds, log_prob
 from ponder.infer.particle_filter import MeanProbability, ParticleFilter, argmax, drawn, vote
@@ -94,6 +95,7 @@ STRATEGIES: dict[str, Strategy] = {
     "thinksum": ThinkSum(),
     "iad": Iad(verifier=MeanProbability()),
     "until_accepted": UntilAccepted(verifier=MeanProbability(), accept_from=0.9),
+    "medprompt": Medprompt(),
     "beam": Beam(),
     "diverse_beam": DiverseBeam(),
     "particle_filter": ParticleFilter(num=8, resampler=systematic, until=("\n",)),
