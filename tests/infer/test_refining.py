@@ -138,9 +138,9 @@ def test_templates_are_checked():
             check_template("x", bad, ("a", "b"))
     assert filled("{a} {b} {", {"a": "{b}", "b": "2"}) == "{b} 2 {"
     with pytest.raises(BadField, match="critique template"):
-        SelfRefine(critique="Find mistakes in {draft}")
+        SelfRefine(critique="Find mistakes in {answer}")
     with pytest.raises(BadField, match="refine template"):
-        Dser(refine="{question} {draft}")
+        Dser(refine="{question} {answer}")
 
 
 def test_a_question_beside_the_task_leaves_its_form_and_reader():
@@ -195,7 +195,7 @@ def test_refining_without_a_fault_is_caught():
 
 
 def test_a_fault_is_mended():
-    """The reviser sees draft and critique, each in its quotation."""
+    """The reviser sees answer and critique, each in its quotation."""
 
     def reply(prompt):
         if is_first(prompt):

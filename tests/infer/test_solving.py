@@ -169,12 +169,12 @@ def test_feedback_pays_on_a_ladder():
 # ---- critique and fuse
 
 
-def test_drafts_that_agree_are_not_fused():
+def test_answers_that_agree_are_not_fused():
     result, asked = run(CritiqueAndFuse(num=3), lambda p: "it is 7" if is_first(p) else "8")
     assert len(asked) == 3 and result.candidates[0].answer == "7" and result.confidence == 1.0
 
 
-def test_fused_answers_vote_before_the_drafts():
+def test_fused_answers_vote_before_the_answers():
     fused = lambda p: {"3": 0.5, "1": 0.5} if is_first(p) else "the first is better" if "say in a few sentences" in p else "so 4"
     result, asked = run(CritiqueAndFuse(num=4), fused, key=1)
     assert [c.answer for c in result.candidates[:2]] == ["4", "4"] and len(asked) == 4 + 1 + 2
@@ -187,7 +187,7 @@ def test_fused_answers_that_hold_nothing_leave_the_vote():
     assert result.candidates[0].answer == plain.candidates[0].answer and result.diagnostics["num_rejected"] == 2
 
 
-def test_one_draft_without_fusion_is_a_sample():
+def test_one_answer_without_fusion_is_a_sample():
     laws.law_alone_is_a_sample(CritiqueAndFuse(num=1, num_fused=0), CritiqueAndFuse().sampling)
 
 
@@ -207,8 +207,8 @@ def planned(prompt):
         return "1"
     if "List every constraint" in prompt:
         return "odd numbers"
-    draft = int(re.findall(r"answer:\n```\n(\d)", prompt)[0])
-    return f"wrong. Score: {10 * draft}" if 'line "Score: N"' in prompt else str(min(9, draft + 2))
+    answer = int(re.findall(r"answer:\n```\n(\d)", prompt)[0])
+    return f"wrong. Score: {10 * answer}" if 'line "Score: N"' in prompt else str(min(9, answer + 2))
 
 
 def test_a_plan_climbs_by_its_feedback():
@@ -342,9 +342,9 @@ def test_combinations_are_beliefs(combine):
         lambda: Iad(verifier=Digit(), width=0),
         lambda: Iad(verifier=Digit(), improve="{best}"),
         lambda: CritiqueAndFuse(num=0),
-        lambda: CritiqueAndFuse(fuse="{drafts}"),
+        lambda: CritiqueAndFuse(fuse="{answers}"),
         lambda: PlanGen(arms=()),
-        lambda: PlanGen(arms=(Sample(),), score="{draft}"),
+        lambda: PlanGen(arms=(Sample(),), score="{answer}"),
         lambda: AtomOfThoughts(retries=-1),
         lambda: AtomOfThoughts(judge="{question}"),
         lambda: ThinkSum(num=-1),

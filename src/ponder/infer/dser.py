@@ -28,13 +28,13 @@ from ponder.infer.prompting import again, aside, check_template, filled, quoted,
 VERIFY = """{question}
 
 Proposed solution:
-{draft}
+{answer}
 
 Check every step of the proposed solution. Say which step is wrong and why, or that all are right."""
 REFINE = """{question}
 
 Proposed solution:
-{draft}
+{answer}
 
 What a check of it found:
 {check}
@@ -73,10 +73,10 @@ class Dser:
     chains: int = 4  # run beside each other
     steps: int = 3  # refinements of each
     num_late: int = 1  # last answers of each chain that vote
-    verify: str = VERIFY  # template of {question} and {draft}
-    refine: str = REFINE  # template of {question}, {draft} and {check}
+    verify: str = VERIFY  # template of {question} and {answer}
+    refine: str = REFINE  # template of {question}, {answer} and {check}
     check_tokens: int = 256  # most tokens of a check
-    max_chars: int = 4000  # shown of a draft or check
+    max_chars: int = 4000  # shown of an answer or check
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7))  # how each token is drawn
 
     guarantee: ClassVar[Guarantee] = Guarantee.BIASED
@@ -86,8 +86,8 @@ class Dser:
             raise BadField(
                 f"dser chains={self.chains}, steps={self.steps}, num_late={self.num_late}: must be at least 1, 0 and 1, num_late at most steps + 1"
             )
-        check_template("dser verify", self.verify, ("question", "draft"))
-        check_template("dser refine", self.refine, ("question", "draft", "check"))
+        check_template("dser verify", self.verify, ("question", "answer"))
+        check_template("dser refine", self.refine, ("question", "answer", "check"))
 
     def run(self, prompt: Prompt, rng: Rng) -> Asking:
         first = yield from replies([prompt] * self.chains, self.sampling, rng)
@@ -96,7 +96,7 @@ class Dser:
             if not all(is_whole(chain[-1]) for chain in chains):
                 break
             best = self.elected(chains, prompt).candidates
-            shown = [{"question": prompt.question, "draft": quoted(chain[-1].text, self.max_chars)} for chain in chains]
+            shown = [{"question": prompt.question, "answer": quoted(chain[-1].text, self.max_chars)} for chain in chains]
             sides = [aside(prompt, filled(self.verify, parts), self.check_tokens) for parts in shown]
             checks = yield from replies(sides, self.sampling, rng.fork(0, step), best=best)
             prompts = [

@@ -34,7 +34,7 @@ Constraints:
 {constraints}
 
 Proposed answer:
-{draft}
+{answer}
 
 Check the proposed answer against every constraint and say what is wrong. End with a line "Score: N", N from -100 (all wrong) to 100 (perfect)."""
 IMPROVE = """{question}
@@ -43,7 +43,7 @@ Constraints:
 {constraints}
 
 An earlier answer:
-{draft}
+{answer}
 
 What is wrong with it:
 {feedback}
@@ -59,8 +59,8 @@ class PlanGen:
     accept_from: float = 95.0  # score that ends the rounds
     diversity: float = 0.5  # bonus of arms that were seldom chosen
     constraints: str = CONSTRAINTS  # template of {question}
-    score: str = SCORE  # template of {question}, {constraints} and {draft}
-    improve: str = IMPROVE  # template of {question}, {constraints}, {draft} and {feedback}
+    score: str = SCORE  # template of {question}, {constraints} and {answer}
+    improve: str = IMPROVE  # template of {question}, {constraints}, {answer} and {feedback}
     check_tokens: int = 384  # most tokens of the constraints, and of a check
     max_chars: int = 4000  # shown of each quoted text
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7))  # how constraints and checks are drawn
@@ -71,8 +71,8 @@ class PlanGen:
         if not self.arms or min(self.rounds, self.check_tokens, self.max_chars) < 1:
             raise BadField(f"plangen arms={self.arms}, rounds={self.rounds}: must be at least one strategy and one round, limits at least 1")
         check_template("plangen constraints", self.constraints, ("question",))
-        check_template("plangen score", self.score, ("question", "constraints", "draft"))
-        check_template("plangen improve", self.improve, ("question", "constraints", "draft", "feedback"))
+        check_template("plangen score", self.score, ("question", "constraints", "answer"))
+        check_template("plangen improve", self.improve, ("question", "constraints", "answer", "feedback"))
 
     def run(self, prompt: Prompt, rng: Rng) -> Asking:
         ranked: tuple[Candidate, ...] = ()
@@ -81,7 +81,7 @@ class PlanGen:
         parts = {"question": prompt.question}
         for number in range(self.rounds):
             arm = chosen(rewards, self.diversity)
-            shown = {} if not ranked else parts | {"draft": self.quote(ranked[0].text), "feedback": self.quote(feedback[ranked[0]])}
+            shown = {} if not ranked else parts | {"answer": self.quote(ranked[0].text), "feedback": self.quote(feedback[ranked[0]])}
             asked = again(prompt, filled(self.improve, shown)) if shown else prompt
             outcome = yield from showing(ranked, self.arms[arm].run(asked, rng.fork(0, number)))
             answer = outcome.candidates[0]
@@ -92,7 +92,7 @@ class PlanGen:
                 side = aside(prompt, filled(self.constraints, parts), self.check_tokens)
                 (listed,) = yield from replies([side], self.sampling, rng.fork(1), best=(answer,))
                 parts["constraints"] = self.quote(listed.text)
-            side = aside(prompt, filled(self.score, parts | {"draft": self.quote(answer.text)}), self.check_tokens)
+            side = aside(prompt, filled(self.score, parts | {"answer": self.quote(answer.text)}), self.check_tokens)
             (check,) = yield from replies([side], self.sampling, rng.fork(2, number), best=ranked or (answer,))
             judged = replace(answer, score=read_score(check.text))
             rewards[arm].append((judged.score + 100) / 200 if judged.score is not None else 0.0)

@@ -40,22 +40,22 @@ from ponder.core.roles import Asking, Verifier
 from ponder.core.votes import is_whole, standing
 from ponder.infer.prompting import aside, chance_of_first, check_template, filled, quoted
 
-RESTART = "{question}\n\nAn answer, perhaps unfinished:\n{draft}\n\nWould an answer written from scratch be better? Reply with Yes or No."
+RESTART = "{question}\n\nAn answer, perhaps unfinished:\n{answer}\n\nWould an answer written from scratch be better? Reply with Yes or No."
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoBetterRestart:
     """Verifier of whole and partial answers: the model's probability that a new start would not be better."""
 
-    question: str = RESTART  # template of {question} and {draft}
+    question: str = RESTART  # template of {question} and {answer}
     max_chars: int = 4000  # shown of the answer
     name: str = "no_better_restart"
 
     def __post_init__(self) -> None:
-        check_template("no_better_restart", self.question, ("question", "draft"))
+        check_template("no_better_restart", self.question, ("question", "answer"))
 
     def asks(self, prompt: Prompt, candidates: Sequence[Candidate]) -> tuple[Ask, ...]:
-        texts = [filled(self.question, {"question": prompt.question, "draft": quoted(c.text, self.max_chars)}) for c in candidates]
+        texts = [filled(self.question, {"question": prompt.question, "answer": quoted(c.text, self.max_chars)}) for c in candidates]
         return tuple(Score(prefix=Prefix(aside(prompt, text, 1)), options=("No", "Yes")) for text in texts)
 
     def judge(self, prompt: Prompt, candidates: Sequence[Candidate], answers: Sequence[Answer]) -> tuple[Verdict, ...]:

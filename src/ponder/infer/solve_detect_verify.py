@@ -24,11 +24,11 @@ from ponder.core.roles import Asking
 from ponder.core.votes import is_whole
 from ponder.infer.prompting import again, aside, chance_of_first, check_template, filled, quoted, replaces, replies
 
-COMPLETE = "{question}\n\nReasoning so far:\n{draft}\n\nDoes it already reach the final answer? Reply with Yes or No."
-CONCLUDE = "{question}\n\nReasoning:\n{draft}\n\nState the final answer that this reasoning reaches, in one sentence."
-FAST = "{question}\n\nProposed solution:\n{draft}\n\nIs the final answer correct? Reply with Yes or No."
-SLOW = "{question}\n\nProposed solution:\n{draft}\n\nCheck it step by step. End with a line that says Yes when it is correct, or No."
-MEND = "{question}\n\nProposed solution:\n{draft}\n\nA check of it says:\n{check}\n\nSolve the problem again without this mistake."
+COMPLETE = "{question}\n\nReasoning so far:\n{answer}\n\nDoes it already reach the final answer? Reply with Yes or No."
+CONCLUDE = "{question}\n\nReasoning:\n{answer}\n\nState the final answer that this reasoning reaches, in one sentence."
+FAST = "{question}\n\nProposed solution:\n{answer}\n\nIs the final answer correct? Reply with Yes or No."
+SLOW = "{question}\n\nProposed solution:\n{answer}\n\nCheck it step by step. End with a line that says Yes when it is correct, or No."
+MEND = "{question}\n\nProposed solution:\n{answer}\n\nA check of it says:\n{check}\n\nSolve the problem again without this mistake."
 YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 Step = Generator[Turn, Sequence[Answer], Candidate]
 
@@ -41,11 +41,11 @@ class SolveDetectVerify:
     cues: tuple[str, ...] = ("Wait", "Alternatively", "Hmm", "But let me")  # of hesitation; none: solutions are never stopped
     complete_from: float = 0.5  # P(Yes) at which a solution is stopped
     max_cues: int = 4  # most times that a solution is looked at
-    complete: str = COMPLETE  # this and the next three: templates of {question} and {draft}
+    complete: str = COMPLETE  # this and the next three: templates of {question} and {answer}
     conclude: str = CONCLUDE
     fast: str = FAST
     slow: str = SLOW
-    mend: str = MEND  # template of {question}, {draft} and {check}
+    mend: str = MEND  # template of {question}, {answer} and {check}
     slow_tokens: int = 512  # most tokens of a long check
     max_chars: int = 6000  # shown of a solution or check
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7))  # how each token is drawn
@@ -59,8 +59,8 @@ class SolveDetectVerify:
                 "at least 1, and in [0.5, 1]"
             )
         for name in ("complete", "conclude", "fast", "slow"):
-            check_template(f"solve_detect_verify {name}", getattr(self, name), ("question", "draft"))
-        check_template("solve_detect_verify mend", self.mend, ("question", "draft", "check"))
+            check_template(f"solve_detect_verify {name}", getattr(self, name), ("question", "answer"))
+        check_template("solve_detect_verify mend", self.mend, ("question", "answer", "check"))
 
     def run(self, prompt: Prompt, rng: Rng) -> Asking:
         first = yield from self.solved(prompt, prompt, rng.fork(0), ())
@@ -73,7 +73,7 @@ class SolveDetectVerify:
             checks.append("accepted" if is_right else "rejected")
             if is_right or number == self.rounds:
                 break
-            parts = {"question": prompt.question, "draft": quoted(answers[0].text, self.max_chars), "check": quoted(check, self.max_chars)}
+            parts = {"question": prompt.question, "answer": quoted(answers[0].text, self.max_chars), "check": quoted(check, self.max_chars)}
             mended = yield from self.solved(again(prompt, filled(self.mend, parts)), prompt, rng.fork(2, number), answers)
             answers = (mended, *answers) if replaces(mended, answers[0]) else (*answers, mended)
         return Outcome(answers, diagnostics={"checks": list(checks), "num_solutions": len(answers)})
@@ -88,7 +88,7 @@ class SolveDetectVerify:
             prefix = told.prefix
             if prefix.is_final:
                 break
-            parts = {"question": prompt.question, "draft": quoted(prefix.text, self.max_chars)}
+            parts = {"question": prompt.question, "answer": quoted(prefix.text, self.max_chars)}
             side = aside(prompt, filled(self.complete, parts), 1)
             (scores,) = yield Turn((Score(prefix=Prefix(side), options=("Yes", "No")),), best or shown(prefix))
             if chance_of_first(scores.log_p) >= self.complete_from:
@@ -99,7 +99,7 @@ class SolveDetectVerify:
 
     def checked(self, prompt: Prompt, answers: tuple[Candidate, ...], rng: Rng) -> Generator[Turn, Sequence[Answer], tuple[bool, str]]:
         """(whether the first answer passes, what the check said). Checks that say neither Yes nor No let it pass."""
-        parts = {"question": prompt.question, "draft": quoted(answers[0].text, self.max_chars)}
+        parts = {"question": prompt.question, "answer": quoted(answers[0].text, self.max_chars)}
         fast = yield from replies([aside(prompt, filled(self.fast, parts), 4)] * self.num_fast, self.sampling, rng.fork(0), best=answers)
         votes = [v for v in (says_yes(c.text) for c in fast) if v is not None]
         share = sum(votes) / len(votes) if votes else 1.0
