@@ -286,3 +286,64 @@ def test_a_refinement_replaces_only_what_it_is_worth():
     silent = Candidate("hm", None, finish="stop")
     assert replaces(answer, silent) and replaces(answer, answer) and replaces(silent, silent)
     assert not replaces(silent, answer) and not replaces(replace(answer, finish="budget"), answer) and not replaces(replace(silent, text=""), silent)
+
+
+# ---- mutants: each breaks a law that its parent keeps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eager(CritiqueAndFuse):
+    """Mutant: whatever was fused stands first."""
+
+    def outcome(self, plain, fused, prompt):
+        return replace(plain, candidates=(*fused, *plain.candidates))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastPlan(PlanGen):
+    """Mutant: the last plan is the answer."""
+
+    def run(self, prompt, rng):
+        outcome = yield from super().run(prompt, rng)
+        return replace(outcome, candidates=tuple(sorted(outcome.candidates, key=lambda c: c.score or 0.0)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loyal(Dser):
+    """Mutant: a chain keeps its first answer."""
+
+    def elected(self, chains, prompt):
+        return super().elected([chain[:1] for chain in chains], prompt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeverContent(SolveDetectVerify):
+    """Mutant: mends what passed."""
+
+    def checked(self, prompt, answers, rng):
+        _, check = yield from super().checked(prompt, answers, rng)
+        return False, check
+
+
+def test_mutants_break_the_laws_that_their_parents_keep():
+    with pytest.raises(AssertionError, match="took the place"):
+        laws_refine.law_keeps_an_answer(Eager(num=4), QUESTION)
+    with pytest.raises(AssertionError, match="off by"):
+        laws_refine.law_follows_the_chain(Loyal(chains=1, steps=2), chain, QUESTION, after_two_steps())
+    with pytest.raises(AssertionError, match="off by"):
+        yes = lambda p: FIRST if is_first(p) else "Yes, 1"
+        laws_refine.law_no_fault_is_a_sample(NeverContent(cues=(), max_cues=0), yes, QUESTION)
+    with pytest.raises(AssertionError, match="first, better ones"):
+        scores = lambda p: "1" if is_first(p) else "2" if "Score: N" not in p else "Score: 10" if quoted("1", 9) in p else "Score: 90"
+        laws_refine.law_best_is_never_lost(LastPlan(arms=(Sample(),), rounds=2), scores, QUESTION, lambda c: float(c.answer or 0))
+
+
+def after_two_steps():
+    share = Markov(P_IN, P_OUT).after(2, START)
+    return {"1": share, "2": 1 - share}
+
+
+@pytest.mark.parametrize("strategy", (Dser(chains=1, steps=3), Dser(chains=1, steps=2, num_late=3)))
+def test_a_chain_that_never_moves_keeps_the_first_answers_distribution(strategy):
+    still = lambda p: FIRST if is_first(p) else "checked" if "Check every step" in p else "1" if quoted("1", 9) in p else "2"
+    laws_refine.law_no_fault_is_a_sample(strategy, still, QUESTION)

@@ -156,7 +156,7 @@ def test_forgetting_the_best_is_caught():
 def test_iad_without_rounds_is_best_of_n():
     for key in range(4):
         ours, theirs = (played(s, key=key).result.candidates for s in (Iad(verifier=MeanLogP(), rounds=0), BestOfN(num=4, verifier=MeanLogP())))
-        assert ours == theirs
+        assert ours == tuple(sorted(theirs, key=lambda c: c.answer is None))
     laws.law_alone_is_a_sample(Iad(verifier=MeanLogP(), width=1, rounds=0), Iad(verifier=MeanLogP()).sampling)
 
 

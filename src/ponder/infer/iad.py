@@ -7,7 +7,8 @@ Guarantee  biased: the maximum of R over answers that R itself steered
 Cost       width (1 + rounds) answers and as many verdicts, in 1 + rounds batches; later prompts hold two answers
 Choose     with a verifier that sees more than right or wrong (a share of tests passed, a similarity), and a model that can use two examples.
            With a yes-or-no verifier or a small model: best_of_n, of which this is the round 0.
-Differs    answers of all rounds stay in the race; a verdict's detail is shown beside its value
+Differs    answers of all rounds stay in the race; a text without an answer stands behind every answer, whatever its verdict; a
+           verdict's detail is shown beside its value
 """
 
 from collections.abc import Generator, Sequence
@@ -91,5 +92,5 @@ def said(c: Candidate) -> str:
     return f"{value}\n{verdict.detail}".strip()
 
 
-def rank(c: Candidate) -> tuple[bool, bool, float, tuple[bool, bool, float]]:
-    return is_whole(c), c.score is not None, c.score or 0.0, standing(c)
+def rank(c: Candidate) -> tuple[bool, bool, bool, float, tuple[bool, bool, float]]:
+    return is_whole(c), c.answer is not None, c.score is not None, c.score or 0.0, standing(c)

@@ -105,7 +105,7 @@ class SelfEvaluation:
         if self.prune_at is not None and len(prefixes) > 1:
             halves = yield from self.judged(prompt, [candidate(p) for p in prefixes], best)
             order = sorted(range(len(halves)), key=lambda i: rank(halves[i]), reverse=True)
-            cut = order[math.ceil(self.keep * len(order)) :]
+            cut = [i for i in order[math.ceil(self.keep * len(order)) :] if not prefixes[i].is_final]  # an ended answer costs no more
             dropped = [replace(halves[i], finish="budget") for i in cut]
             numbers_left = [k for i, k in enumerate(numbers) if i not in cut]
             prefixes = [p for i, p in enumerate(prefixes) if i not in cut]
@@ -114,7 +114,7 @@ class SelfEvaluation:
         open_ones = [i for i, p in enumerate(prefixes) if not p.is_final]
         if open_ones:
             asks = [self.ask(prefixes[i], numbers_left[i], rng.seed(numbers_left[i], 1), None) for i in open_ones]
-            told = yield Turn(tuple(asks), best or tuple(dropped) or tuple(candidate(p) for p in prefixes))
+            told = yield Turn(tuple(asks), best or shown(prefixes))
             for i, answer in zip(open_ones, told, strict=True):
                 prefixes[i] = answer.prefix
         return [*(yield from self.judged(prompt, [candidate(p) for p in prefixes], best)), *dropped]
@@ -123,12 +123,20 @@ class SelfEvaluation:
         self, prompt: Prompt, candidates: Sequence[Candidate], best: tuple[Candidate, ...]
     ) -> Generator[Turn, Sequence[Answer], list[Candidate]]:
         ask = Judge(verifier=self.verifier, prompt=prompt, candidates=tuple(candidates))
-        (told,) = yield Turn((ask,), best or tuple(candidates))
+        (told,) = yield Turn((ask,), best or tuple(sorted(candidates, key=is_ended, reverse=True)))
         return [replace(c, score=v.value, verdicts=(v,)) for c, v in zip(candidates, told.verdicts, strict=True)]
 
     def ask(self, prefix: Prefix, number: int, seed: int, limit: int | None) -> Extend:
         heat = self.hot - (self.hot - self.cold) * math.exp(-number / self.rise)
         return Extend(prefix=prefix, seed=seed, max_tokens=limit, sampling=Sampling(temperature=heat), certainty=True)
+
+
+def shown(prefixes: Sequence[Prefix]) -> tuple[Candidate, ...]:
+    return tuple(sorted(map(candidate, prefixes), key=is_ended, reverse=True))
+
+
+def is_ended(c: Candidate) -> bool:
+    return c.finish not in (None, "budget")
 
 
 def rank(c: Candidate) -> tuple[bool, float, tuple[bool, bool, float]]:
