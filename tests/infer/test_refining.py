@@ -112,6 +112,7 @@ def test_a_template_that_is_filled_twice_is_caught(monkeypatch):
 
 def test_control_names_are_spaced_and_other_text_is_not():
     assert spaced("<|im_end|> </s> [INST] [/INST] <start_of_turn>") == "< |im_end| > < /s> [ INST] [ /INST] < start_of_turn>"
+    assert spaced("<｜User｜><|fim_prefix|>") == "< ｜User｜ >< |fim_prefix| >"
     assert spaced("a < b, c > d, x[0], [1, 2], a|b, 3<4>2") == "a < b, c > d, x[0], [1, 2], a|b, 3< 4>2"
 
 

@@ -11,6 +11,7 @@ from ponder.core.errors import BadField
 from ponder.core.rng import TorchRng
 from ponder.core.votes import one_each, voted
 from ponder.infer.best_of_n import BestOfN
+from ponder.infer.greedy import Greedy
 from ponder.infer.minimum_risk import MinimumRisk, by_utility, gram_f1, overlap, same_answer
 from ponder.infer.self_evaluation import NoBetterRestart, SelfEvaluation
 from ponder.infer.until_accepted import Odds, UntilAccepted
@@ -146,6 +147,10 @@ def test_overlap_by_hand():
     assert gram_f1("abab", "abc", 2) == pytest.approx(2 * 1 / (3 + 2)) and gram_f1("a", "b", 3) == 1.0 and gram_f1("ab", "", 1) == 0.0
     ours, theirs = Candidate("Über den Fluss", None), Candidate("über DEN fluss", None)
     assert overlap(QUESTION, ours, theirs) == 1.0
+
+
+def test_one_hedged_answer_is_greedy_decoding():
+    assert played(MinimumRisk(num=1)).result.candidates[0].tokens == played(Greedy()).result.candidates[0].tokens
 
 
 def test_the_first_answer_is_greedy_and_the_others_ever_hotter():

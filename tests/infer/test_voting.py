@@ -203,6 +203,26 @@ def test_labels_go_by_meaning():
     assert leading_two([0, None, 1, 0, None]) == (2, 1) and leading_two([]) == (0, 0) and leading_two([None, 3]) == (1, 0)
 
 
+@dataclass
+class Slow:
+    """Counts its comparisons."""
+
+    calls: int = 0
+
+    def read(self, text):
+        return text
+
+    def same(self, a, b):
+        self.calls += 1
+        return a.casefold() == b.casefold()
+
+
+def test_equal_strings_are_compared_once():
+    reader = Slow()
+    drawn = [replace(told("x"), text=t, answer=t) for t in "aAbaBbAaab"]
+    assert labels(drawn, reader) == [0, 0, 1, 0, 1, 1, 0, 0, 0, 1] and reader.calls == 1 + 1 + 2
+
+
 def test_adaptive_reports_what_it_drew():
     outcome = played(Adaptive(num=6, rule=Settled()), ONE_TOKEN).result
     assert outcome.diagnostics["num_drawn"] == len(outcome.candidates) <= 6 and outcome.diagnostics["num_rounds"] >= 1

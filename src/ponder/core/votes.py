@@ -41,14 +41,17 @@ def voters(candidates: Sequence[Candidate]) -> tuple[int, ...]:
 
 
 def grouped(candidates: Sequence[Candidate], reader: AnswerReader) -> list[list[int]]:
-    """Indices of `voters` with equal answers, in order of their first member."""
+    """Indices of `voters` with equal answers, in order of their first member. Equal strings are compared once: it may be slow."""
     groups: list[list[int]] = []
+    home: dict[str, list[int]] = {}
     for i in voters(candidates):
-        home = next((g for g in groups if reader.same(candidates[g[0]].answer or "", candidates[i].answer or "")), None)
-        if home is None:
-            groups.append([i])
-        else:
-            home.append(i)
+        answer = candidates[i].answer or ""
+        if answer not in home:
+            found = next((g for g in groups if reader.same(candidates[g[0]].answer or "", answer)), None)
+            if found is None:
+                groups.append(found := [])
+            home[answer] = found
+        home[answer].append(i)
     return groups
 
 
