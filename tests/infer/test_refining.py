@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from ponder.core.asks import Candidate, Outcome
+from ponder.core.asks import Candidate, Choice, Extend, Outcome, Prompt
 from ponder.core.errors import BadField
 from ponder.core.rng import TorchRng
 from ponder.infer.atom_of_thoughts import AtomOfThoughts
@@ -348,3 +348,16 @@ def after_two_steps():
 def test_a_chain_that_never_moves_keeps_the_first_answers_distribution(strategy):
     still = lambda p: FIRST if is_first(p) else "checked" if "Check every step" in p else "1" if quoted("1", 9) in p else "2"
     laws_refine.law_no_fault_is_a_sample(strategy, still, QUESTION)
+
+
+FORM = Prompt(messages=(("raw", "q"),), max_tokens=4, form=Choice(("a", "ab", "bba")))
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_answer_is_in_the_form_and_side_questions_are_not(name):
+    """Critiques, checks and facts are free text; what stands as an answer never is."""
+    done = played(STRATEGIES[name], FORM, key=3)
+    assert all(c.text in FORM.form.options for c in done.result.candidates if c.finish == "stop")
+    assert done.result.candidates[0].text in FORM.form.options
+    forms = {ask.prefix.prompt.form for turn in done.turns for ask in turn.asks if isinstance(ask, Extend)}
+    assert forms <= {None, FORM.form, *(Choice((o,)) for o in FORM.form.options)}
