@@ -137,6 +137,7 @@ def test_the_beta_test_is_the_incomplete_beta_function():
 def test_the_error_of_a_window_is_its_integral():
     """For size 2: 2 int q^2 / (q^2 + (1-q)^2) dq over [0, 1/2] = (1 - ln 2) / 2."""
     assert UnanimousWindow(size=2).error == pytest.approx((1 - math.log(2)) / 2, abs=1e-6)
+    assert UnanimousWindow(size=1000).error < UnanimousWindow(size=20).error < UnanimousWindow(size=3).error
 
 
 def model(a, b):
