@@ -1,9 +1,12 @@
 """Strategies that make prompts of what a model wrote, x laws. Replies are scripted, chances enumerated; mutants break each law."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ponder.core.asks import Candidate, Choice, Extend, Outcome, Prompt
 from ponder.core.errors import BadField
@@ -87,6 +90,13 @@ def test_outside_reads_as_commonmark_does():
 def test_nothing_ends_a_quotation(text):
     assert outside(f"before\n{quoted(text, 900)}\nafter") == "before\nafter"
     assert len(quoted(text, 900)) < 1100
+
+
+@given(text=st.text("`~\n\r \u2028<|>/[]INST{a}", max_size=60), max_chars=st.integers(1, 80))
+@settings(max_examples=200, deadline=None)
+def test_no_text_ends_a_quotation(text, max_chars):
+    assert outside(f"before\n{quoted(text, max_chars)}\nafter") == "before\nafter"
+    assert not re.search(r"<\||\|>|</?[A-Za-z]\w*>|\[/?[A-Z_]{2,}\]", quoted(text, 10**6))
 
 
 @pytest.mark.parametrize(
