@@ -30,7 +30,7 @@ from ponder.infer.atom_of_thoughts import AtomOfThoughts
 from ponder.infer.beam import Beam
 from ponder.infer.best_of_n import BestOfN
 from ponder.infer.critique_and_fuse import CritiqueAndFuse
-from ponder.infer.deepconf import DeepConf
+from ponder.infer.deepconf import DeepConf, bottom_groups, lowest_group, tail_group, whole_mean
 from ponder.infer.diverse_beam import DiverseBeam
 from ponder.infer.dser import Dser
 from ponder.infer.greedy import Greedy
@@ -187,6 +187,7 @@ PARTS = {  # field of a strategy -> what it may be set to
     "potential": {"odds": log_odds, "prob": log_prob},
     "utility": {"same_answer": same_answer, "overlap": overlap},
     "combine": {"mixture": mixture, "product": product},
+    "measure": {"lowest_group": lowest_group, "bottom_groups": bottom_groups, "tail_group": tail_group, "whole_mean": whole_mean},
     "pick": {"vote": vote, "argmax": argmax, "drawn": drawn},
     "weigh": {"count": one_each, "verdict": by_verdict, "path_probability": by_path_probability},
 }

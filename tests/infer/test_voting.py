@@ -13,7 +13,7 @@ from ponder.core.guarantee import Guarantee
 from ponder.core.rng import TorchRng
 from ponder.core.votes import by_path_probability, by_verdict, labels, leading_two, one_each, voted
 from ponder.infer.adaptive import Adaptive
-from ponder.infer.deepconf import DeepConf, Trace, confidence, lowest_group
+from ponder.infer.deepconf import DeepConf, Trace, bottom_groups, confidence, lowest_group, tail_group, whole_mean
 from ponder.infer.rpc import Rpc, mixture, pruned, weibull
 from ponder.infer.self_consistency import SelfConsistency
 from ponder.infer.stop.beta_test import BetaTest, leads
@@ -35,6 +35,7 @@ STRATEGIES = {
     "adaptive, settled": Adaptive(num=5, rule=Settled()),
     "rpc": Rpc(num=8),
     "deepconf": DeepConf(num=7, num_warm=3, keep=0.5, window=2, top=2, step_tokens=2, share=1.0),
+    "deepconf by the tail": DeepConf(num=6, num_warm=3, keep=0.5, window=2, top=2, step_tokens=2, share=1.0, measure=tail_group),
     "deepconf, offline": DeepConf(num=5, num_warm=5, keep=0.6, window=3, top=3),
 }
 
@@ -373,12 +374,15 @@ def test_confidence_is_high_where_the_model_is_sure():
 def test_the_lowest_group_is_the_least_window():
     values = [5.0, 1.0, 3.0, 2.0, 9.0]
     assert [lowest_group(values, w) for w in (1, 2, 3, 5, 99)] == [1.0, 2.0, 2.0, 4.0, 4.0] and lowest_group([], 3) == 0.0
+    assert (tail_group(values, 2), whole_mean(values, 2), bottom_groups(values, 2)) == (5.5, 4.0, 2.0)
+    many = [float(i) for i in range(40)]
+    assert bottom_groups(many, 1) == 1.5 and whole_mean([], 1) == tail_group([], 1) == 0.0
 
 
 def test_the_bar_lets_a_share_of_the_warm_answers_pass():
     traces = [Trace(laws.Prefix(PROMPT), (float(c),)) for c in (3, 9, 1, 7, 5)]
     for keep, bar in ((1.0, 1.0), (0.6, 5.0), (0.5, 5.0), (0.2, 9.0), (0.01, 9.0)):
-        assert DeepConf(num=5, num_warm=5, keep=keep).bar(traces) == bar
+        assert DeepConf(num=5, num_warm=5, keep=keep).bar(traces, lowest_group) == bar
 
 
 TWO_TOKENS = Prompt(messages=(("raw", "q"),), max_tokens=2)
