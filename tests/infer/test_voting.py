@@ -116,6 +116,23 @@ def test_a_rule_that_understates_its_error_is_caught(rule):
         laws_voting.law_rule_keeps_its_error(rule, 10)
 
 
+@pytest.mark.parametrize(("confidence", "num"), [(0.95, 40), (0.8, 40), (0.99, 40)])
+def test_the_beta_test_keeps_its_error_over_many_draws(confidence, num):
+    """Counts alone decide, so votes of 40 are a lattice: chance of passing a point without a stop, times that of being overtaken."""
+    rule, error = BetaTest(confidence=confidence), 0.0
+    alive = {(0, 0): 1.0}
+    for total in range(num):
+        grown: dict[tuple[int, int], float] = {}
+        for (a, b), p in alive.items():
+            if rule.more([0] * a + [1] * b, num - total) == 0:
+                error += p * laws_voting.overtaken(max(a, b), min(a, b), num - total)
+                continue
+            for point, chance in (((a + 1, b), (a + 1) / (total + 2)), ((a, b + 1), (b + 1) / (total + 2))):
+                grown[point] = grown.get(point, 0.0) + p * chance
+        alive = grown
+    assert 0.1 * rule.error < error <= rule.error
+
+
 def test_settled_never_errs():
     laws_voting.law_rule_never_errs(Settled())
 
