@@ -25,8 +25,9 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
 
 PACKAGE = "src/ponder/"
 SHARED = {  # technique folder -> files in it that are shared parts of the room, not techniques
-    "infer": {"__init__", "ops", "compose"},
+    "infer": {"__init__", "ops", "compose", "prompting"},
     "infer/resample": {"__init__"},
+    "infer/stop": {"__init__"},
     "verify": {"__init__", "answers", "measure", "coverage", "math_process", "math_worker", "sandbox", "sandbox_child"},
     "accelerate/schedule": {"__init__"},
     "accelerate/weights": {"__init__", "codes"},
@@ -34,6 +35,7 @@ SHARED = {  # technique folder -> files in it that are shared parts of the room,
 CATALOGUE = {  # technique folder -> dicts of catalogue.py that name its techniques
     "infer": ("STRATEGIES",),
     "infer/resample": ("RESAMPLERS",),
+    "infer/stop": ("STOP_RULES",),
     "verify": ("VERIFIERS", "SCORERS"),
     "accelerate/schedule": ("SCHEDULERS",),
     "accelerate/weights": ("WEIGHTS", "DEVICE_WEIGHTS"),

@@ -20,25 +20,43 @@ from ponder.accelerate.weights.native8 import Native8
 from ponder.core.asks import AnswerReader, WholeText
 from ponder.core.errors import UnknownName
 from ponder.core.formats import WeightFormat
-from ponder.core.roles import Resampler, Strategy, Verifier
+from ponder.core.roles import Resampler, StopRule, Strategy, Verifier
 from ponder.core.schedule import Scheduler
 from ponder.core.votes import by_path_probability, by_verdict, one_each
 from ponder.engine.device import find_device
 from ponder.engine.open import open_process
 from ponder.engine.pages import INT8, PLAIN, KVFormat
 from ponder.engine.process import LocalProcess, Settings
+from ponder.infer.adaptive import Adaptive
+from ponder.infer.atom_of_thoughts import AtomOfThoughts
 from ponder.infer.beam import Beam
 from ponder.infer.best_of_n import BestOfN
+from ponder.infer.critique_and_fuse import CritiqueAndFuse
+from ponder.infer.deepconf import DeepConf, bottom_groups, lowest_group, tail_group, whole_mean
 from ponder.infer.diverse_beam import DiverseBeam
+from ponder.infer.dser import Dser
 from ponder.infer.greedy import Greedy
+from ponder.infer.iad import Iad
+from ponder.infer.medprompt import Medprompt
+from ponder.infer.minimum_risk import MinimumRisk, overlap, same_answer
 from ponder.infer.ops import log_odds, log_prob
 from ponder.infer.particle_filter import MeanProbability, ParticleFilter, argmax, drawn, vote
+from ponder.infer.plangen import PlanGen
 from ponder.infer.resample.multinomial import multinomial
 from ponder.infer.resample.residual import residual
 from ponder.infer.resample.stratified import stratified
 from ponder.infer.resample.systematic import systematic
+from ponder.infer.rpc import Rpc
 from ponder.infer.sample import Sample
 from ponder.infer.self_consistency import SelfConsistency
+from ponder.infer.self_evaluation import NoBetterRestart, SelfEvaluation
+from ponder.infer.self_refine import SelfRefine
+from ponder.infer.solve_detect_verify import SolveDetectVerify
+from ponder.infer.stop.beta_test import BetaTest
+from ponder.infer.stop.settled import Settled
+from ponder.infer.stop.unanimous_window import UnanimousWindow
+from ponder.infer.thinksum import ThinkSum, mixture, product
+from ponder.infer.until_accepted import UntilAccepted
 from ponder.run.spec import Specs
 from ponder.tasks.gsm8k import Gsm8k
 from ponder.tasks.humaneval import HumanEval
@@ -64,9 +82,31 @@ STRATEGIES: dict[str, Strategy] = {
     "sample": Sample(),
     "best_of_n": BestOfN(num=8, verifier=MeanProbability()),
     "self_consistency": SelfConsistency(num=8),
+    "weighted_best_of_n": SelfConsistency(num=8, verifier=MeanProbability()),
+    "adaptive": Adaptive(num=16, rule=BetaTest()),
+    "rpc": Rpc(num=16),
+    "deepconf": DeepConf(num=16),
+    "self_refine": SelfRefine(),
+    "dser": Dser(),
+    "solve_detect_verify": SolveDetectVerify(),
+    "self_evaluation": SelfEvaluation(),
+    "minimum_risk": MinimumRisk(),
+    "atom_of_thoughts": AtomOfThoughts(),
+    "plangen": PlanGen(arms=(Sample(), BestOfN(num=4, verifier=MeanProbability()), Beam())),
+    "critique_and_fuse": CritiqueAndFuse(),
+    "thinksum": ThinkSum(),
+    "iad": Iad(verifier=MeanProbability()),
+    "until_accepted": UntilAccepted(verifier=MeanProbability(), accept_from=0.9),
+    "medprompt": Medprompt(),
     "beam": Beam(),
     "diverse_beam": DiverseBeam(),
     "particle_filter": ParticleFilter(num=8, resampler=systematic, until=("\n",)),
+}
+
+STOP_RULES: dict[str, StopRule] = {
+    "beta_test": BetaTest(),
+    "unanimous_window": UnanimousWindow(),
+    "settled": Settled(),
 }
 
 RESAMPLERS: dict[str, Resampler] = {
@@ -87,6 +127,7 @@ READERS: dict[str, AnswerReader] = {
 
 VERIFIERS: dict[str, Verifier] = {  # those that need no reference: strategies may use them
     "mean_probability": MeanProbability(),
+    "no_better_restart": NoBetterRestart(),
     "mean_log_p": MeanLogP(),
     "self_certainty": SelfCertainty(),
     "p_true": PTrue(),
@@ -150,7 +191,11 @@ TASKS: dict[str, Task] = {
 PARTS = {  # field of a strategy -> what it may be set to
     "verifier": VERIFIERS,
     "resampler": RESAMPLERS,
+    "rule": STOP_RULES,
     "potential": {"odds": log_odds, "prob": log_prob},
+    "utility": {"same_answer": same_answer, "overlap": overlap},
+    "combine": {"mixture": mixture, "product": product},
+    "measure": {"lowest_group": lowest_group, "bottom_groups": bottom_groups, "tail_group": tail_group, "whole_mean": whole_mean},
     "pick": {"vote": vote, "argmax": argmax, "drawn": drawn},
     "weigh": {"count": one_each, "verdict": by_verdict, "path_probability": by_path_probability},
 }

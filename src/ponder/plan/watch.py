@@ -87,7 +87,8 @@ class TimedDecoder:
 
     def __init__(self, decoder: Decoder, clock: Clock) -> None:
         self.inner = replace(decoder, bodies=tuple(timed_body(body, clock) for body in decoder.bodies))
-        self.config, self.model_id, self.dtype, self.clock = decoder.config, decoder.model_id, decoder.dtype, clock
+        self.config, self.model_id, self.dtype, self.device = decoder.config, decoder.model_id, decoder.dtype, decoder.device
+        self.clock = clock
         self.last: Tensor | None = None
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, prompts: Sequence[tuple[int, int]] = ()) -> Tensor:
