@@ -16,7 +16,7 @@ from ponder.core.budget import Budget, Cost
 from ponder.core.errors import BudgetTooSmall, PonderError, PromptTooLong, StoreError
 from ponder.core.rng import TorchRng
 from ponder.core.roles import Process, Strategy
-from ponder.run.account import Account, Ledger, most_tokens
+from ponder.run.account import Account, Ledger, most_tokens, read_as
 from ponder.run.codec import answer_json, ask_json, cost_json, dumps, prompt_json
 from ponder.run.recipe import Recipe, Result, describe
 from ponder.run.store import SampleStore
@@ -224,7 +224,7 @@ class Driver:
             if prompts + expected + price + (need if wave or not isinstance(work.ask, Extend) else 1) > left:
                 break
             work.price = price
-            known.add(work.ask.prefix.prompt)  # type: ignore[union-attr]
+            known.add(read_as(work.ask.prefix.prompt))  # type: ignore[union-attr]
             wave.append(running.waiting.popleft())
             expected, prompts = expected + need, prompts + price
         if not wave:
