@@ -1,5 +1,6 @@
 """The driver: budgets, booking, determinism, resume. All on the toy process, where every count is known."""
 
+import math
 import time
 from dataclasses import dataclass, field, replace
 
@@ -17,6 +18,7 @@ from ponder.run.driver import Driver, Job, ask
 from ponder.run.recipe import Recipe
 from ponder.run.store import SampleStore
 from ponder.testing.toy import ToyProcess, toy_lm
+from ponder.testing.verifiers import Reckless
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,13 @@ class TwoForms:
 def test_a_prompt_is_paid_once_whatever_its_form():
     results, driver = run(jobs_of([TwoForms()], Budget()))
     assert [r.cost.prompt_tokens for r in results] == [driver.process.prompt_len(job.prompt) for job in jobs_of([TwoForms()], Budget())]
+
+
+def test_a_verifier_may_say_nan_and_infinity():
+    results, _ = run(jobs_of([BestOfN(num=8, verifier=Reckless())], Budget()))
+    scores = [c.score for r in results for c in r.candidates]
+    assert None in scores and all(s is None or math.isfinite(s) for s in scores)
+    assert any(v.detail == "the verifier said NaN" for r in results for c in r.candidates for v in c.verdicts)
 
 
 class Interrupted(Exception):
