@@ -41,6 +41,7 @@ STEPS = {
     "asking": Steps(until=("b",), step_tokens=2, verifier=Seeing("a")),
     "silent": Steps(until=(), step_tokens=1, verifier=Abstaining()),
     "reckless": Steps(until=("a",), step_tokens=2, verifier=Reckless()),
+    "looking ahead": Steps(until=(), step_tokens=2, lookahead=2),
     "all given up": Steps(until=("a",), min_reward=1.0),
 }
 CASES = {f"{name}; {kind}": search for kind, steps in STEPS.items() for name, search in searches(steps).items()}

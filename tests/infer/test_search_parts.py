@@ -162,6 +162,28 @@ def test_votes_choose_by_weight_and_say_their_share():
     assert len(voted.candidates) == 3
 
 
+def greedy_end(tokens):
+    prefix = Prefix(SMALL)
+    for token in tokens:
+        prefix = LM.grown(prefix, token)
+    while not prefix.is_final:
+        prefix = LM.grown(prefix, max(range(3), key=LM.log_p(prefix).__getitem__))
+    return prefix.tokens
+
+
+def test_lookahead_judges_what_greedy_steps_lead_to():
+    went = set()
+    for seed in range(6):
+        tree = known(seed, is_oracle=False)
+        steps = Steps(until=(), step_tokens=1, verifier=Lookup({a: tree.values[a] for a in tree.answers}), lookahead=9, sampling=Sampling())
+        turns = laws_search.extends(searched(StepBeam(width=40, branch=40, steps=steps), SMALL))
+        sampled = [asks for asks in turns if asks[0].sampling.temperature > 0]
+        best = max(((0,), (1,)), key=lambda tokens: tree.values[greedy_end(tokens)])
+        assert {ask.prefix.tokens for ask in sampled[1]} == {best}
+        went.add(best)
+    assert went == {(0,), (1,)}
+
+
 # ---- A*
 
 
@@ -405,6 +427,7 @@ def test_more_tokens_never_give_a_worse_verdict():
         lambda: Steps(until=()),
         lambda: Steps(max_steps=0),
         lambda: Steps(min_reward=2.0),
+        lambda: Steps(lookahead=-1),
         lambda: StepBeam(width=0),
         lambda: Dvts(width=5, branch=2),
         lambda: Rebase(temperature=0.0),

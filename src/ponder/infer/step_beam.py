@@ -7,7 +7,7 @@ Guarantee  biased: tilted towards what the verifier likes early; width=1 is plai
 Cost       about the tokens of width answers, one verdict per step, two turns per step
 Choose     with a verifier that is right about partial answers. It commits early: dvts keeps the paths apart, rebase shares out softly.
 Differs    an answer that is finished leaves the beam, so width answers are paid for and never more; copies are merged, not padded
-           back; the n children are dealt evenly to the beams kept; no look-ahead
+           back; the n children are dealt evenly to the beams kept. Look-ahead is a setting of the steps, for every search
 """
 
 import math

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from ponder.core.asks import Answer, Candidate, Extend, Judge, Outcome, Prefix, Prompt, Sampling, Turn, Verdict, candidate
+from ponder.core.asks import GREEDY, Answer, Candidate, Extend, Judge, Outcome, Prefix, Prompt, Sampling, Turn, Verdict, candidate
 from ponder.core.errors import BadField
 from ponder.core.rng import Rng
 from ponder.core.roles import Verifier
@@ -146,13 +146,14 @@ class Steps:
     max_steps: int = 40  # the last one goes on to the end of the answer
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8))  # how each token is drawn
     min_reward: float = 0.0  # partial answers with an opinion below it (as a probability) are given up
+    lookahead: int = 0  # greedy steps after which a partial answer is judged; 0: as it is (Snell et al. 2024, section 5.2)
     weigh: Weigh | None = None  # how the whole answers vote; None: the best verdict wins
 
     def __post_init__(self) -> None:
         if not self.until and self.step_tokens is None:
             raise BadField("a search without until and step_tokens has one step only; give one of them, or use best_of_n")
-        if self.max_steps < 1 or not 0 <= self.min_reward <= 1:
-            raise BadField(f"steps max_steps={self.max_steps}, min_reward={self.min_reward}: must be at least 1 and in [0, 1]")
+        if self.max_steps < 1 or self.lookahead < 0 or not 0 <= self.min_reward <= 1:
+            raise BadField(f"max_steps={self.max_steps}, lookahead={self.lookahead}, min_reward={self.min_reward}: at least 1, 0, and in [0, 1]")
 
     def ask(self, node: Node, number: int, rng: Rng) -> Extend:
         """The step that makes child `number` of `node`."""
@@ -191,11 +192,26 @@ class Steps:
         new = [n for n in nodes if n.prefix.finish != "budget"]
         if not new:
             return
-        asked = tuple(n.unjudged for n in new)
+        ahead = yield from self.foreseen(tree, [n.prefix for n in new])
+        asked = tuple(n.unjudged if n.prefix is seen else candidate(seen) for n, seen in zip(new, ahead, strict=True))
         (told,) = yield Turn((Judge(verifier=self.verifier, prompt=tree.prompt, candidates=asked),), tree.best())
         for node, verdict in zip(new, told.verdicts, strict=True):
             if verdict.value is not None and not math.isnan(verdict.value):
                 node.verdict = replace(verdict, value=min(max(verdict.value, -HUGE), HUGE))
+
+    def foreseen(self, tree: "Tree", prefixes: list[Prefix]) -> Generator[Turn, Sequence[Answer], list[Prefix]]:
+        """The prefixes after `lookahead` greedy steps each, which only their judge sees."""
+        ahead = list(prefixes)
+        for _ in range(self.lookahead):
+            going = [] if tree.is_spent else [i for i, prefix in enumerate(ahead) if not prefix.is_final]
+            if not going:
+                break
+            asks = (Extend(prefix=ahead[i], seed=0, max_tokens=self.step_tokens, until=self.until, sampling=GREEDY) for i in going)
+            answers = yield Turn(tuple(asks), tree.best())
+            for i, answer in zip(going, answers, strict=True):
+                ahead[i] = answer.prefix
+                tree.is_spent |= answer.prefix.finish == "budget"
+        return ahead
 
     def open(self, nodes: Iterable[Node]) -> list[Node]:
         """Those that may grow: not final, not given up; each once."""
