@@ -47,10 +47,18 @@ STEPS = {
 CASES = {f"{name}; {kind}": search for kind, steps in STEPS.items() for name, search in searches(steps).items()}
 
 
-@pytest.mark.parametrize("law", (*laws_strategy.LAWS, *laws_search.LAWS), ids=lambda f: f.__name__)
+IN_COMPANY = laws_search.law_same_tree_in_company  # 64 runs each
+
+
+@pytest.mark.parametrize("law", (*laws_strategy.LAWS, *(law for law in laws_search.LAWS if law is not IN_COMPANY)), ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", CASES)
 def test_law(name, law):
     law(CASES[name])
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.endswith(("fluent", "asking"))])
+def test_same_tree_in_company(name):
+    IN_COMPANY(CASES[name])
 
 
 COOL = Sampling(temperature=0.7)
