@@ -13,6 +13,7 @@ from ponder.infer.step_beam import StepBeam
 from ponder.infer.tree import Steps
 from ponder.infer.tree_of_thoughts import TreeOfThoughts, dfs
 from ponder.testing import laws_search, laws_strategy
+from ponder.testing.laws_search import known
 from ponder.testing.verifiers import Abstaining, Counting, Reckless, Seeing
 
 
@@ -112,11 +113,23 @@ def test_finds_the_best_answer(name):
 def test_astar_with_the_exact_heuristic(cost):
     astar = lambda v: AStar(cost=cost, branch=40, parallel=1, steps=one_token(v))
     laws_search.law_expands_no_more_than(astar, lambda v: BestFirst(branch=40, parallel=1, steps=one_token(v)))
-    laws_search.law_first_answer_costs_least(astar, cost, is_oracle=True)
+    laws_search.law_first_answer_costs_least(astar, cost, [known(seed, is_oracle=True) for seed in range(12)])
+
+
+@pytest.mark.parametrize("cost", (drop, progress))
+def test_astar_where_verdicts_never_rise_puts_the_best_first(cost):
+    trees = [known(seed, is_falling=True) for seed in range(12)]
+    laws_search.law_first_answer_costs_least(lambda v: AStar(cost=cost, branch=40, parallel=1, steps=one_token(v)), cost, trees)
+    for seed, tree in enumerate(trees):
+        found = laws_search.searched(AStar(cost=cost, branch=40, parallel=1, steps=one_token(tree.verifier)), laws_search.SMALL, key=seed).result
+        assert tree.values[found.candidates[0].tokens] == tree.values[tree.best]
+        share = {drop: 2.0, progress: 1.0}[cost]
+        assert -found.diagnostics["first_priorities"][0] == pytest.approx(share * (1 - tree.values[tree.best]), abs=1e-12)
 
 
 def test_progress_is_admissible_under_any_verifier_and_drop_is_not():
     astar = {cost: lambda v, cost=cost: AStar(cost=cost, branch=40, parallel=1, steps=one_token(v)) for cost in (drop, progress)}
-    laws_search.law_first_answer_costs_least(astar[progress], progress, is_oracle=False)
+    trees = [known(seed) for seed in range(12)]
+    laws_search.law_first_answer_costs_least(astar[progress], progress, trees)
     with pytest.raises(AssertionError, match="the least is"):
-        laws_search.law_first_answer_costs_least(astar[drop], drop, is_oracle=False)
+        laws_search.law_first_answer_costs_least(astar[drop], drop, trees)

@@ -6,12 +6,13 @@ Shapes     prompt -> all answers that were met, best verdict first
 Guarantee  biased: tilted towards what the verifier likes; branch=1 is plain sampling
 Cost       at most max_expansions x branch steps and verdicts; two turns per `parallel` expansions
 Choose     over best_first when verdicts waver. Two costs, as the paper's exact one is known to us at second hand only (an increase
-           of h is charged: drop). With U, D the total rise and fall of h on the path and h_1 its first value:
-           drop      f = h_1 + 2U - D: losses count twice, a high last verdict still pulls; h is admissible only where r never rises
-           progress  f = h_1 + U: never falls on a path, so h is consistent and (parallel=1) the first answer that stands first
-                     has lost least among all answers in reach; but paths that only improve all tie, and the deeper goes first
-           Where r never rises, as with the exact chance of the best completion, both find the best answer that can be met.
-Differs    among the answers met the best verdict is returned, which need not be the first; the first step pays no edge
+           of h is charged: drop). With U, D the total rise and fall of h from 0 at the root:
+           drop      f = 2U - D: losses count twice, a high last verdict still pulls; h is admissible where no continuation gains
+                     more than twice what it loses
+           progress  f = U: never falls on a path, so h is consistent under any verifier, and (parallel=1) the first answer that
+                     stands first has lost least among all in reach; but paths that only improve tie, and the deeper goes first
+           Where r never rises, both put the answer with the best verdict first.
+Differs    among the answers met the best verdict is returned, which need not be the first
 """
 
 from collections.abc import Callable
@@ -63,7 +64,7 @@ class AStar:
         """-f, then -h."""
         remaining = 1.0 - node.reward
         paid, child = 0.0, node
-        while child.parent is not None and child.parent.parent is not None:
-            paid += self.cost(1.0 - child.parent.reward, 1.0 - child.reward)
-            child = child.parent
+        while (before := child.parent) is not None:
+            paid += self.cost(1.0 - before.reward if before.parent else 0.0, 1.0 - child.reward)
+            child = before
         return -(paid + remaining), -remaining

@@ -6,7 +6,7 @@ the order of the answers nor on what runs beside it, and a longer run holds the 
 
 import heapq
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ponder.core.asks import GREEDY, Answer, Candidate, Extend, Judge, Outcome, Prefix, Prompt, Sampling, Turn, Verdict, candidate
@@ -102,7 +102,7 @@ class Tree:
             first.setdefault((n.origin, n.prefix.tokens, n.prefix.finish), n.candidate)
         return tuple(sorted(first.values(), key=rank, reverse=True))
 
-    def outcome(self, weigh: Weigh | None, diagnostics: dict[str, object]) -> Outcome:
+    def outcome(self, weigh: Weigh | None, diagnostics: Mapping[str, object]) -> Outcome:
         """The best verdict first; with `weigh`, the best of the answer that gets most weight, and its share as confidence."""
         found = self.best() or (self.root.unjudged,)
         found = tuple(c if c.finish else replace(c, finish="budget") for c in found)
@@ -116,11 +116,11 @@ class Tree:
         weights = weigh(found) if weigh else []
         tallies = tally(found, weights, self.prompt.answers) if weigh else ()
         if not tallies:
-            return Outcome(found, None, about | diagnostics)
+            return Outcome(found, None, about | dict(diagnostics))
         first = max(tallies[0].members, key=lambda i: (weights[i], -i))
         total = sum(t.weight for t in tallies)
         chosen = (found[first], *found[:first], *found[first + 1 :])
-        return Outcome(chosen, tallies[0].weight / total if total > 0 else None, about | diagnostics)
+        return Outcome(chosen, tallies[0].weight / total if total > 0 else None, about | dict(diagnostics))
 
 
 def rank(c: Candidate) -> Rank:
@@ -217,7 +217,7 @@ class Steps:
         """Those that may grow: not final, not given up; each once."""
         return [n for n in distinct(nodes) if not n.prefix.is_final and (n.reward >= self.min_reward or n.opinion is None)]
 
-    def concluded(self, tree: Tree, rng: Rng, diagnostics: dict[str, object] | None = None) -> Generator[Turn, Sequence[Answer], Outcome]:
+    def concluded(self, tree: Tree, rng: Rng, diagnostics: Mapping[str, object] | None = None) -> Generator[Turn, Sequence[Answer], Outcome]:
         """The outcome. If nothing is whole yet, the best leaf is first brought to its end."""
         leaves = [n for n in (*tree.roots, *tree.nodes) if not n.children and not n.prefix.is_final]
         if leaves and not tree.is_spent and not any(n.is_whole for n in tree.nodes):

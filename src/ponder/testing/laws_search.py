@@ -105,12 +105,15 @@ def grown_all(prefix: Prefix) -> Iterator[Prefix]:
         yield from grown_all(child)
 
 
-def known(seed: int, *, is_oracle: bool) -> Known:
+def known(seed: int, *, is_oracle: bool = False, is_falling: bool = False) -> Known:
+    """is_oracle: a prefix has the best value that can still come. is_falling: no more than the prefix before it."""
     everything = list(grown_all(Prefix(SMALL)))
     chance = {p.tokens: hash_seed("value", seed, p.tokens) / 2**63 for p in everything}
     answers = tuple(p.tokens for p in everything if p.is_final)
     if is_oracle:
         chance = {p.tokens: max(chance[a] for a in answers if a[: len(p.tokens)] == p.tokens) for p in everything}
+    if is_falling:
+        chance = {p.tokens: min(chance[p.tokens[:i]] for i in range(1, len(p.tokens) + 1)) for p in everything}
     return Known(chance, answers)
 
 
@@ -132,12 +135,11 @@ def law_expands_no_more_than(make: Callable[[Lookup], Strategy], other: Callable
         require(nums[0] <= nums[1], f"seed {seed}: expands {nums[0]}, the other {nums[1]}")  # type: ignore[operator]
 
 
-def law_first_answer_costs_least(make: Callable[[Lookup], Strategy], cost: Callable[[float, float], float], *, is_oracle: bool) -> None:
-    """The first answer that stands first has the least f = sum of cost(h, h') + h(answer) among all answers."""
-    for seed in range(12):
-        tree = known(seed, is_oracle=is_oracle)
-        h = {tokens: 1 - value for tokens, value in tree.values.items()}
-        f = {a: h[a] + math.fsum(cost(h[a[:i]], h[a[: i + 1]]) for i in range(1, len(a))) for a in tree.answers}
+def law_first_answer_costs_least(make: Callable[[Lookup], Strategy], cost: Callable[[float, float], float], trees: Sequence[Known]) -> None:
+    """The first answer that stands first has the least f = sum of cost(h, h') + h(answer) among all answers; h is 0 at the root."""
+    for seed, tree in enumerate(trees):
+        h = {tokens: 1 - value for tokens, value in tree.values.items()} | {(): 0.0}
+        f = {a: h[a] + math.fsum(cost(h[a[:i]], h[a[: i + 1]]) for i in range(len(a))) for a in tree.answers}
         firsts = searched(make(tree.verifier), SMALL, key=seed).result.diagnostics["first_priorities"]
         require(isinstance(firsts, list) and len(firsts) == 1, f"seed {seed}: {firsts}")
         require(abs(-firsts[0] - min(f.values())) <= TOLERANCE, f"seed {seed}: f = {-firsts[0]}, the least is {min(f.values())}")  # type: ignore[index]
