@@ -27,21 +27,27 @@ from ponder.engine.device import find_device
 from ponder.engine.open import open_process
 from ponder.engine.pages import INT8, PLAIN, KVFormat
 from ponder.engine.process import LocalProcess, Settings
+from ponder.infer.ab_mcts import AbMcts, beta, gaussian, mixed
 from ponder.infer.adaptive import Adaptive
+from ponder.infer.astar import AStar, drop, progress
 from ponder.infer.atom_of_thoughts import AtomOfThoughts
 from ponder.infer.beam import Beam
+from ponder.infer.best_first import BestFirst
 from ponder.infer.best_of_n import BestOfN
 from ponder.infer.critique_and_fuse import CritiqueAndFuse
 from ponder.infer.deepconf import DeepConf, bottom_groups, lowest_group, tail_group, whole_mean
 from ponder.infer.diverse_beam import DiverseBeam
 from ponder.infer.dser import Dser
+from ponder.infer.dvts import Dvts
 from ponder.infer.greedy import Greedy
 from ponder.infer.iad import Iad
+from ponder.infer.mcts import Mcts, puct, uct
 from ponder.infer.medprompt import Medprompt
 from ponder.infer.minimum_risk import MinimumRisk, overlap, same_answer
 from ponder.infer.ops import log_odds, log_prob
 from ponder.infer.particle_filter import MeanProbability, ParticleFilter, argmax, drawn, vote
 from ponder.infer.plangen import PlanGen
+from ponder.infer.rebase import Rebase
 from ponder.infer.resample.multinomial import multinomial
 from ponder.infer.resample.residual import residual
 from ponder.infer.resample.stratified import stratified
@@ -52,10 +58,13 @@ from ponder.infer.self_consistency import SelfConsistency
 from ponder.infer.self_evaluation import NoBetterRestart, SelfEvaluation
 from ponder.infer.self_refine import SelfRefine
 from ponder.infer.solve_detect_verify import SolveDetectVerify
+from ponder.infer.step_beam import StepBeam
 from ponder.infer.stop.beta_test import BetaTest
 from ponder.infer.stop.settled import Settled
 from ponder.infer.stop.unanimous_window import UnanimousWindow
 from ponder.infer.thinksum import ThinkSum, mixture, product
+from ponder.infer.tree import Steps
+from ponder.infer.tree_of_thoughts import TreeOfThoughts, bfs, dfs
 from ponder.infer.until_accepted import UntilAccepted
 from ponder.run.spec import Specs
 from ponder.tasks.gsm8k import Gsm8k
@@ -74,8 +83,11 @@ from ponder.verify.numeric import Numeric
 from ponder.verify.p_true import PTrue
 from ponder.verify.self_certainty import SelfCertainty
 from ponder.verify.unit_tests import UnitTests
+from ponder.verify.value_prompt import ValuePrompt
 
 DEFAULT_MODEL = "smollm2-135m"
+
+LINES = Steps(until=("\n",))  # a step is a line
 
 STRATEGIES: dict[str, Strategy] = {
     "greedy": Greedy(),
@@ -101,6 +113,14 @@ STRATEGIES: dict[str, Strategy] = {
     "beam": Beam(),
     "diverse_beam": DiverseBeam(),
     "particle_filter": ParticleFilter(num=8, resampler=systematic, until=("\n",)),
+    "step_beam": StepBeam(steps=LINES),
+    "dvts": Dvts(steps=LINES),
+    "rebase": Rebase(steps=LINES),
+    "best_first": BestFirst(steps=LINES),
+    "astar": AStar(steps=LINES),
+    "mcts": Mcts(steps=LINES),
+    "ab_mcts": AbMcts(steps=LINES),
+    "tree_of_thoughts": TreeOfThoughts(steps=Steps(until=("\n",), max_steps=4, verifier=ValuePrompt())),
 }
 
 STOP_RULES: dict[str, StopRule] = {
@@ -131,6 +151,7 @@ VERIFIERS: dict[str, Verifier] = {  # those that need no reference: strategies m
     "mean_log_p": MeanLogP(),
     "self_certainty": SelfCertainty(),
     "p_true": PTrue(),
+    "value_prompt": ValuePrompt(),
     "constant": Constant(),
 }
 
@@ -197,6 +218,10 @@ PARTS = {  # field of a strategy -> what it may be set to
     "combine": {"mixture": mixture, "product": product},
     "measure": {"lowest_group": lowest_group, "bottom_groups": bottom_groups, "tail_group": tail_group, "whole_mean": whole_mean},
     "pick": {"vote": vote, "argmax": argmax, "drawn": drawn},
+    "cost": {"drop": drop, "progress": progress},
+    "curiosity": {"puct": puct, "uct": uct},
+    "choose": {"gaussian": gaussian, "beta": beta, "mixed": mixed},
+    "order": {"bfs": bfs, "dfs": dfs},
     "weigh": {"count": one_each, "verdict": by_verdict, "path_probability": by_path_probability},
 }
 

@@ -1,5 +1,6 @@
 """The driver: budgets, booking, determinism, resume. All on the toy process, where every count is known."""
 
+import math
 import time
 from dataclasses import dataclass, field, replace
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ponder.core.asks import Extend, Judge, Outcome, Prefix, Prompt, Sampling, Score, Turn, Verdict, candidate
+from ponder.core.asks import Choice, Extend, Judge, Outcome, Prefix, Prompt, Sampling, Score, Turn, Verdict, candidate
 from ponder.core.budget import Budget, Cost
 from ponder.core.errors import BudgetTooSmall, DeadParticles, PonderError, PromptTooLong
 from ponder.infer.best_of_n import BestOfN
@@ -17,6 +18,7 @@ from ponder.run.driver import Driver, Job, ask
 from ponder.run.recipe import Recipe
 from ponder.run.store import SampleStore
 from ponder.testing.toy import ToyProcess, toy_lm
+from ponder.testing.verifiers import Reckless
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,30 @@ def test_ledger_equals_the_process(strategy, tokens):
     assert sum((replace(r.cost, seconds=0, cpu_seconds=0, wasted_tokens=0) for r in results), Cost()) == replace(
         driver.ledger.booked, seconds=0, cpu_seconds=0
     )
+
+
+@dataclass(frozen=True)
+class TwoForms:
+    """Asks about one prompt twice, the second time under a form."""
+
+    guarantee = Greedy.guarantee
+
+    def run(self, prompt, rng):
+        prompts = (prompt, replace(prompt, form=Choice(("ab",)), max_tokens=3))
+        answers = yield Turn(tuple(Extend(prefix=Prefix(p), seed=rng.seed(i)) for i, p in enumerate(prompts)))
+        return Outcome(tuple(candidate(a.prefix) for a in answers))
+
+
+def test_a_prompt_is_paid_once_whatever_its_form():
+    results, driver = run(jobs_of([TwoForms()], Budget()))
+    assert [r.cost.prompt_tokens for r in results] == [driver.process.prompt_len(job.prompt) for job in jobs_of([TwoForms()], Budget())]
+
+
+def test_a_verifier_may_say_nan_and_infinity():
+    results, _ = run(jobs_of([BestOfN(num=8, verifier=Reckless())], Budget()))
+    scores = [c.score for r in results for c in r.candidates]
+    assert None in scores and all(s is None or math.isfinite(s) for s in scores)
+    assert any(v.detail == "the verifier said NaN" for r in results for c in r.candidates for v in c.verdicts)
 
 
 class Interrupted(Exception):

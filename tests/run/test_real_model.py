@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 
 from ponder import catalogue
-from ponder.core.asks import chat
+from ponder.core.asks import Extend, Prefix, Score, chat
 from ponder.core.budget import Budget, Cost
+from ponder.infer.tree_of_thoughts import as_step, forced
 from ponder.run.driver import Driver, Job
 from ponder.run.recipe import Recipe
 from ponder.run.store import SampleStore
+from ponder.testing.run import answer_turn
 from ponder.verify.answers import ShortText
 
 SPECS = (
@@ -19,6 +21,7 @@ SPECS = (
     "beam:width=3",
     "diverse_beam:width=2,num_groups=2",
     "particle_filter:num=6,step_tokens=4",
+    "rebase:width=4,step_tokens=4",
 )
 COUNTS = ("prompt_tokens", "reused_tokens", "generated_tokens")
 
@@ -81,3 +84,18 @@ def test_alone_together_and_resumed_are_the_same(path, tmp_path):
     resumed, driver = run(make(path), jobs(), store=store, max_jobs=3)
     assert [r.trace for r in resumed] == [r.trace for r in alone]
     assert resumed == alone and driver.ledger.stored_answers > 0
+
+
+def test_a_proposed_thought_becomes_tokens_of_the_answer(path):
+    """Its log-probability is that of scoring the text, and the prefix is open: a step of the search goes on from it."""
+    process, prompt, text = make(path), chat("What is 9 + 4?", max_tokens=24), ""
+    prefix = Prefix(prompt)
+    for line in ("9 + 4 = 13\n", "So the answer is 13.\n"):
+        text += line
+        (told,) = answer_turn((forced(prefix, line),), process)
+        prefix = as_step(told, prompt, text)
+        (scores,) = answer_turn((Score(prefix=Prefix(prompt), options=(text,)),), process)
+        assert (prefix.text, prefix.finish) == (text, None)
+        assert prefix.log_p == pytest.approx(scores.log_p[0], abs=1e-3)
+    (grown,) = answer_turn((Extend(prefix=prefix, seed=0),), process)
+    assert grown.prefix.text.startswith(text) and grown.prefix.is_final

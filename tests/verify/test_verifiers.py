@@ -16,6 +16,7 @@ from ponder.verify.p_true import PTrue
 from ponder.verify.sandbox import Limits
 from ponder.verify.self_certainty import SelfCertainty
 from ponder.verify.unit_tests import UnitTests
+from ponder.verify.value_prompt import ValuePrompt
 
 ASKED = chat("What is 6 * 7?", answers=Number())
 STRANGE = ("", "\x00", "\ud800", "\\boxed{" * 50, "9" * 10_000, "def f(:", "```python\nwhile True: pass", "( " * 500)
@@ -28,6 +29,7 @@ VERIFIERS = {
     "p_true": PTrue(num_samples=2),
     "self_certainty": SelfCertainty(),
     "unit_tests": UnitTests(tests="assert f() == 1", limits=Limits(seconds=1.0)),
+    "value_prompt": ValuePrompt(),
 }
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ponder.core.asks import Answer, Candidate, Expansion, Extend, Judge, Prefix, Prompt, Sampling, Turn, Verdict, candidate
+from ponder.core.asks import ABSTAIN, Answer, Ask, Candidate, Expansion, Extend, Judge, Prefix, Prompt, Sampling, Turn, Verdict, candidate
 from ponder.core.errors import BadField, BadWeight, DeadParticles
 from ponder.core.guarantee import Guarantee, weakest
 from ponder.core.particles import Batch, Particles, State, uniform_particles
@@ -246,6 +246,19 @@ class ExtendStep:
         return Extend(
             prefix=prefix, seed=seed, max_tokens=self.max_tokens, until=self.until, sampling=self.sampling, certainty=self.certainty
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MeanProbability:
+    """Verifier: geometric mean of the token probabilities, from the model itself. What there is without a reward model."""
+
+    name: str = "mean_probability"
+
+    def asks(self, prompt: Prompt, candidates: Sequence[Candidate]) -> tuple[Ask, ...]:
+        return ()
+
+    def judge(self, prompt: Prompt, candidates: Sequence[Candidate], answers: Sequence[Answer]) -> tuple[Verdict, ...]:
+        return tuple(Verdict(min(1.0, math.exp(c.mean_log_p)), "probability") if c.tokens else ABSTAIN for c in candidates)
 
 
 CLIP = 1e-7  # keeps a verdict of 0 or 1 from deciding alone

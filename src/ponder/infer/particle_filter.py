@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ponder.core.asks import ABSTAIN, Answer, Ask, Candidate, Outcome, Prefix, Prompt, Sampling, Verdict, candidate
+from ponder.core.asks import Candidate, Outcome, Prefix, Prompt, Sampling, Verdict, candidate
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee, weakest
 from ponder.core.particles import Particles
@@ -26,21 +26,7 @@ from ponder.core.roles import Asking, Resampler, Verifier
 from ponder.core.votes import is_whole, tally
 from ponder.core.weights import normalize
 from ponder.infer.compose import While
-from ponder.infer.ops import Advance, ExtendStep, Judged, JudgedStep, Resample, Spawn, log_odds, start
-
-
-@dataclass(frozen=True)
-class MeanProbability:
-    """Verifier: geometric mean of the token probabilities, from the model itself. What there is without a reward model."""
-
-    name: str = "mean_probability"
-
-    def asks(self, prompt: Prompt, candidates: Sequence[Candidate]) -> tuple[Ask, ...]:
-        return ()
-
-    def judge(self, prompt: Prompt, candidates: Sequence[Candidate], answers: Sequence[Answer]) -> tuple[Verdict, ...]:
-        return tuple(Verdict(min(1.0, math.exp(c.mean_log_p)), "probability") if c.tokens else ABSTAIN for c in candidates)
-
+from ponder.infer.ops import Advance, ExtendStep, Judged, JudgedStep, MeanProbability, Resample, Spawn, log_odds, start
 
 Pick = Callable[[Prompt, Sequence[Candidate], Tensor, Rng], int]  # candidates with weights [N] that sum to 1 -> index
 

@@ -54,14 +54,14 @@ class Account:
     def __init__(self, budget: Budget, process: Process) -> None:
         self.budget, self.process = budget, process
         self.cost = Cost()
-        self.known: set[Prompt] = set()
+        self.known: set[object] = set()  # prompts that are paid for, as `read_as` names them
         self.lengths: list[int] = []  # generated tokens of finished Extends
         self.live_seconds = 0.0  # of asks that are not booked yet
 
-    def prompt_price(self, ask: Ask, known: set[Prompt]) -> int:
+    def prompt_price(self, ask: Ask, known: set[object]) -> int:
         """Tokens of the ask's prompt if this job has not paid for it yet."""
         prompt = ask.prefix.prompt  # type: ignore[union-attr]
-        return 0 if prompt in known else self.process.prompt_len(prompt)
+        return 0 if read_as(prompt) in known else self.process.prompt_len(prompt)
 
     def tokens_left(self) -> float:
         """Tokens that every limit still allows; inf without limits. Never negative."""
@@ -105,6 +105,11 @@ class Account:
             cost, prompt_tokens=prompt_tokens, reused_tokens=max(0, requested - prompt_tokens), generated_tokens=generated,
             flops=self.process.flops(prompt_tokens + generated, (requested + generated) // 2 + 1), calls=1,
         )  # fmt: skip
+
+
+def read_as(prompt: Prompt) -> object:
+    """What of a prompt its tokens depend on: prompts that differ in their stops, lengths or forms are computed once."""
+    return prompt.messages, prompt.prefill
 
 
 def most_tokens(ask: Ask) -> int:

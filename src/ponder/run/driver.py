@@ -11,15 +11,32 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from ponder.core.asks import Answer, Ask, Candidate, Extend, Extension, Judge, Judgement, Outcome, Prompt, Turn, spent_answer, unfit_answer
+from ponder.core.asks import (
+    ABSTAIN,
+    Answer,
+    Ask,
+    Candidate,
+    Extend,
+    Extension,
+    Judge,
+    Judgement,
+    Outcome,
+    Prompt,
+    Turn,
+    Verdict,
+    spent_answer,
+    unfit_answer,
+)  # fmt: skip
 from ponder.core.budget import Budget, Cost
 from ponder.core.errors import BudgetTooSmall, PonderError, PromptTooLong, StoreError
 from ponder.core.rng import TorchRng
 from ponder.core.roles import Process, Strategy
-from ponder.run.account import Account, Ledger, most_tokens
+from ponder.run.account import Account, Ledger, most_tokens, read_as
 from ponder.run.codec import answer_json, ask_json, cost_json, dumps, prompt_json
 from ponder.run.recipe import Recipe, Result, describe
 from ponder.run.store import SampleStore
+
+HUGE = 1e300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +182,7 @@ class Driver:
         self.ledger.verifier_seconds += seconds
         own = Cost(seconds=seconds, cpu_seconds=time.process_time() - cpu)
         running.account.cost += own
-        running.answers[slot] = Judgement(tuple(verdicts), sum((p.cost for p in parts), own))
+        running.answers[slot] = Judgement(tuple(map(sound, verdicts)), sum((p.cost for p in parts), own))
 
     def _fill(self, active: list[Running]) -> None:
         """Moves every job as far as it comes without the process, then starts its next wave. A job whose strategy or
@@ -228,7 +245,7 @@ class Driver:
             if prompts + expected + price + (need if wave or not isinstance(work.ask, Extend) else 1) > left:
                 break
             work.price = price
-            known.add(work.ask.prefix.prompt)  # type: ignore[union-attr]
+            known.add(read_as(work.ask.prefix.prompt))  # type: ignore[union-attr]
             wave.append(running.waiting.popleft())
             expected, prompts = expected + need, prompts + price
         if not wave:
@@ -383,6 +400,15 @@ class Driver:
             answer=selected.answer if selected else None, candidates=outcome.candidates, confidence=outcome.confidence, cost=cost,
             stop_reason=running.stop_reason, diagnostics=outcome.diagnostics, trace=tuple(running.lines),
         )  # fmt: skip
+
+
+def sound(verdict: Verdict) -> Verdict:
+    """A verdict that can be compared and written down: NaN is an abstention, an infinity the largest number."""
+    if verdict.value is None or math.isfinite(verdict.value):
+        return verdict
+    if math.isnan(verdict.value):
+        return replace(ABSTAIN, detail="the verifier said NaN")
+    return replace(verdict, value=math.copysign(HUGE, verdict.value))
 
 
 def _wasted(extensions: list[tuple[tuple[int, ...], int]], candidates: Sequence[Candidate]) -> int:

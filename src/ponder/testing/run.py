@@ -1,6 +1,7 @@
 """The smallest loop that answers a running strategy or op, so that laws need no driver."""
 
-from collections.abc import Generator, Sequence
+import random
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -64,3 +65,38 @@ def judged(ask: Judge, process: Process) -> Judgement:
     answers = answer_turn(verifier.asks(ask.prompt, ask.candidates), process)
     cost = sum((answer.cost for answer in answers), Cost())
     return Judgement(verifier.judge(ask.prompt, ask.candidates, answers), cost.as_verifier())
+
+
+def answer_crowd(
+    crowd: Sequence[Generator[Turn, Sequence[Answer], T]], make: Callable[[], Process], draw: random.Random
+) -> list[tuple[T, tuple[Turn, ...]]]:
+    """Runs all of `crowd` at once on one process: (result, turns) of each. Who asks when, in which order, is drawn anew each step.
+
+    A verifier's asks go to a process of their own, since theirs may be answered while others wait.
+    """
+    process = make()
+    turns: list[list[Turn]] = [[next(running)] for running in crowd]
+    told: list[dict[int, Answer]] = [{} for _ in crowd]
+    waiting = [(who, slot) for who, mine in enumerate(turns) for slot in range(len(mine[0].asks))]
+    owners: dict[int, tuple[int, int]] = {}
+    results: dict[int, T] = {}
+    while len(results) < len(crowd):
+        draw.shuffle(waiting)
+        for who, slot in [waiting.pop() for _ in range(min(len(waiting), draw.randint(0 if owners else 1, 8)))]:
+            ask = turns[who][-1].asks[slot]
+            if isinstance(ask, Judge):
+                told[who][slot] = judged(ask, make())
+            else:
+                owners[process.add(ask)] = (who, slot)
+        for ticket, answer in process.step():
+            who, slot = owners.pop(ticket)
+            told[who][slot] = answer
+        for who in [w for w in range(len(crowd)) if w not in results and len(told[w]) == len(turns[w][-1].asks)]:
+            answers = tuple(told[who][slot] for slot in range(len(told[who])))
+            told[who] = {}
+            try:
+                turns[who].append(crowd[who].send(answers))
+                waiting += [(who, slot) for slot in range(len(turns[who][-1].asks))]
+            except StopIteration as stop:
+                results[who] = stop.value
+    return [(results[who], tuple(turns[who])) for who in range(len(crowd))]

@@ -1,9 +1,11 @@
 """Verifiers for tests: what they say is known, so what a strategy makes of it can be checked."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ponder.core.asks import ABSTAIN, Answer, Ask, Candidate, Prefix, Prompt, Score, Scores, Verdict
+from ponder.core.rng import hash_seed
 
 
 @dataclass(frozen=True)
@@ -51,3 +53,32 @@ class Seeing:
     def judge(self, prompt: Prompt, candidates: Sequence[Candidate], answers: Sequence[Answer]) -> tuple[Verdict, ...]:
         known = [a.log_p if isinstance(a, Scores) else () for a in answers]
         return tuple(Verdict(log_p[0], "log_p") if log_p else ABSTAIN for log_p in known)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """A probability per completion, whole or not; abstains on those that are not listed."""
+
+    values: Mapping[tuple[int, ...], float]  # tokens -> probability
+    name: str = "lookup"
+
+    def asks(self, prompt: Prompt, candidates: Sequence[Candidate]) -> tuple[Ask, ...]:
+        return ()
+
+    def judge(self, prompt: Prompt, candidates: Sequence[Candidate], answers: Sequence[Answer]) -> tuple[Verdict, ...]:
+        return tuple(Verdict(self.values[c.tokens], "probability") if c.tokens in self.values else ABSTAIN for c in candidates)
+
+
+@dataclass(frozen=True)
+class Reckless:
+    """Says whatever comes: NaN, infinities, numbers that are no probabilities, nothing. Always the same of the same text."""
+
+    name: str = "reckless"
+
+    def asks(self, prompt: Prompt, candidates: Sequence[Candidate]) -> tuple[Ask, ...]:
+        return ()
+
+    def judge(self, prompt: Prompt, candidates: Sequence[Candidate], answers: Sequence[Answer]) -> tuple[Verdict, ...]:
+        said = (math.nan, math.inf, -math.inf, 7.0, None, 0.5, -3.0)  # one nan: equal to itself in a tuple
+        kinds = ("probability", "log_p", "score")
+        return tuple(Verdict(said[hash_seed(c.text) % 7], kinds[hash_seed("kind", c.text) % 3]) for c in candidates)
