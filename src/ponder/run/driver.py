@@ -9,16 +9,17 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 from ponder.core.asks import Answer, Ask, Candidate, Extend, Extension, Judge, Judgement, Outcome, Prompt, Turn, spent_answer
 from ponder.core.budget import Budget, Cost
 from ponder.core.errors import BudgetTooSmall, PonderError, PromptTooLong, StoreError
+from ponder.core.probe import Probe
 from ponder.core.rng import TorchRng
 from ponder.core.roles import Process, Strategy
 from ponder.run.account import Account, Ledger, most_tokens
-from ponder.run.codec import answer_json, ask_json, cost_json, dumps, prompt_json
-from ponder.run.recipe import Recipe, Result, describe
+from ponder.run.codec import answer_json, ask_json, candidate_json, cost_json, dumps, prompt_json
+from ponder.run.recipe import Recipe, Result, describe, probes_of
 from ponder.run.store import SampleStore
 
 
@@ -61,6 +62,7 @@ class Running:
     live: dict[int, Work] = field(default_factory=dict)  # ticket -> work
     extensions: list[tuple[tuple[int, ...], int]] = field(default_factory=list)  # (tokens after it, generated)
     lines: list[str] = field(default_factory=list)
+    probes: dict[str, Probe] = field(default_factory=dict)  # what the strategy's verifiers read: added to every Extend
     stop_reason: str = "done"
     outcome: Outcome | None = None
 
@@ -128,6 +130,7 @@ class Driver:
     def _start(self, job: Job) -> Running:
         rng = TorchRng(job.seed)
         running = Running(job, Account(job.recipe.budget, self.process), job.recipe.strategy.run(job.prompt, rng))
+        running.probes = probes_of(job.recipe.strategy)
         head = {"job": job.id, "seed": job.seed, "model": self.process.model_id, "prompt": prompt_json(job.prompt)}
         running.lines.append(dumps(head | {"recipe": describe(job.recipe)}))
         return running
@@ -146,7 +149,7 @@ class Driver:
             if isinstance(ask, Judge):
                 self._place_judge(running, slot, ask)
             else:
-                running.waiting.append(Work(slot, ask))
+                running.waiting.append(Work(slot, _probed(ask, running.probes)))
 
     def _place_judge(self, running: Running, slot: int, ask: Judge) -> None:
         asks = ask.verifier.asks(ask.prompt, ask.candidates)  # type: ignore[attr-defined]
@@ -372,13 +375,20 @@ class Driver:
         selected = outcome.candidates[0] if outcome.candidates else None
         end = {
             "job": running.job.id, "stop_reason": running.stop_reason, "cost": cost_json(cost), "confidence": outcome.confidence,
-            "diagnostics": outcome.diagnostics, "candidates": [asdict(c) for c in outcome.candidates],
+            "diagnostics": outcome.diagnostics, "candidates": [candidate_json(c) for c in outcome.candidates],
         }  # fmt: skip
         running.lines.append(dumps(end))
         return Result(
             answer=selected.answer if selected else None, candidates=outcome.candidates, confidence=outcome.confidence, cost=cost,
             stop_reason=running.stop_reason, diagnostics=outcome.diagnostics, trace=tuple(running.lines),
         )  # fmt: skip
+
+
+def _probed(ask: Ask, probes: dict[str, Probe]) -> Ask:
+    """`ask`, an Extend also with those probes."""
+    if not probes or not isinstance(ask, Extend):
+        return ask
+    return replace(ask, probes=tuple((probes | {p.name: p for p in ask.probes}).values()))
 
 
 def _wasted(extensions: list[tuple[tuple[int, ...], int]], candidates: Sequence[Candidate]) -> int:

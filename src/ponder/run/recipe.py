@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 
 from ponder.core.asks import Candidate, Verdict
 from ponder.core.budget import Budget, Cost
+from ponder.core.probe import Probe
 from ponder.core.roles import Strategy
 
 
@@ -26,6 +27,14 @@ def describe(value: object) -> object:
     if callable(value):
         return str(getattr(value, "__name__", type(value).__name__))
     return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def probes_of(value: object) -> dict[str, Probe]:
+    """By name, the `probes` of every part of a strategy that has some (core.roles.Verifier): what its Extends must read."""
+    if is_dataclass(value) and not isinstance(value, type):
+        found = {probe.name: probe for probe in getattr(value, "probes", ())}
+        return found | {name: probe for f in fields(value) for name, probe in probes_of(getattr(value, f.name)).items()}
+    return {name: probe for v in value for name, probe in probes_of(v).items()} if isinstance(value, tuple | list) else {}
 
 
 @dataclass(frozen=True, kw_only=True)
