@@ -25,14 +25,27 @@ PACKAGE = "src/ponder/"
 SHARED = {  # technique folder -> files in it that are shared parts of the room, not techniques
     "infer": {"__init__", "ops", "compose"},
     "infer/resample": {"__init__"},
-    "verify": {"__init__", "answers", "measure", "coverage", "math_process", "math_worker", "sandbox", "sandbox_child"},
+    "verify": {
+        "__init__",
+        "answers",
+        "measure",
+        "coverage",
+        "ceiling",
+        "quality",
+        "heads",
+        "fit",
+        "math_process",
+        "math_worker",
+        "sandbox",
+        "sandbox_child",
+    },
     "accelerate/schedule": {"__init__"},
     "accelerate/weights": {"__init__", "codes"},
 }
 CATALOGUE = {  # technique folder -> dicts of catalogue.py that name its techniques
     "infer": ("STRATEGIES",),
     "infer/resample": ("RESAMPLERS",),
-    "verify": ("VERIFIERS", "SCORERS"),
+    "verify": ("VERIFIERS", "SCORERS", "TRAINED"),
     "accelerate/schedule": ("SCHEDULERS",),
     "accelerate/weights": ("WEIGHTS",),
 }

@@ -37,7 +37,7 @@ from ponder.infer.resample.stratified import stratified
 from ponder.infer.resample.systematic import systematic
 from ponder.infer.sample import Sample
 from ponder.infer.self_consistency import SelfConsistency
-from ponder.run.spec import Specs
+from ponder.run.spec import FilesToo, Specs
 from ponder.tasks.gsm8k import Gsm8k
 from ponder.tasks.humaneval import HumanEval
 from ponder.tasks.math500 import Math500
@@ -48,10 +48,13 @@ from ponder.tasks.task import Task
 from ponder.verify.answers import Choice, Code, Latex, Number, ShortText
 from ponder.verify.constant import Constant
 from ponder.verify.exact import Exact
+from ponder.verify.heads import load_head
 from ponder.verify.math_equal import MathEqual
 from ponder.verify.mean_log_p import MeanLogP
 from ponder.verify.numeric import Numeric
+from ponder.verify.p_ik import PIK
 from ponder.verify.p_true import PTrue
+from ponder.verify.probe_head import ProbeHead
 from ponder.verify.self_certainty import SelfCertainty
 from ponder.verify.unit_tests import UnitTests
 
@@ -98,6 +101,11 @@ SCORERS = {  # those that know the reference: tasks use them, strategies never s
     "unit_tests": UnitTests,
 }
 
+TRAINED = {  # those that hold a trained head, by which of a candidate's states it knows (`ponder train-verifier`)
+    "last": ProbeHead,
+    "prompt": PIK,
+}
+
 WEIGHTS: dict[str, WeightFormat] = {
     "native": Native(narrow=Int4(), wide=Bf16()),
     "native4": Native4(fallback=Int4()),
@@ -139,8 +147,15 @@ TASKS: dict[str, Task] = {
     **PRESELECTED,
 }
 
+
+def open_verifier(path: Path) -> Verifier:
+    """The verifier with the trained head in that file. Raises BadField, StoreError."""
+    head = load_head(path)
+    return TRAINED[head.place](head=head)  # type: ignore[no-any-return]
+
+
 PARTS = {  # field of a strategy -> what it may be set to
-    "verifier": VERIFIERS,
+    "verifier": FilesToo(VERIFIERS, ".safetensors", open_verifier),
     "resampler": RESAMPLERS,
     "potential": {"odds": log_odds, "prob": log_prob},
     "pick": {"vote": vote, "argmax": argmax, "drawn": drawn},

@@ -18,9 +18,9 @@ class Recipe:
 
 
 def describe(value: object) -> object:
-    """Settings as plain JSON: a dataclass becomes its class name and fields, a function its name."""
+    """Settings as plain JSON: a dataclass becomes its class name and the fields that its repr shows, a function its name."""
     if is_dataclass(value) and not isinstance(value, type):
-        settings = {f.name: describe(getattr(value, f.name)) for f in fields(value)}
+        settings = {f.name: describe(getattr(value, f.name)) for f in fields(value) if f.repr}
         return {"is": type(value).__name__, **settings}
     if isinstance(value, tuple | list):
         return [describe(v) for v in value]
