@@ -252,7 +252,7 @@ class LocalProcess:
         if track.num_computed < track.num_given:
             reading.append(given)
         if not track.num_seen:
-            num_reused = track.num_computed + track.is_paid
+            num_reused = track.num_computed + track.is_paid if track is job.tracks[0] else 0  # what options share counts once
             job.count.reused_tokens += num_reused
             self.count.reused_tokens += num_reused
         return True
