@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
 from lib.rows import append
 
 from ponder import catalogue
@@ -26,7 +27,7 @@ from ponder.models.fetch import pull
 from ponder.run.compare import Question, RunFolder, compare, settings_of
 from ponder.run.recipe import Recipe
 from ponder.run.report import summarize
-from ponder.run.rollouts import Rollouts, collect, states_at
+from ponder.run.rollouts import Rollout, Rollouts, collect, states_at
 from ponder.run.store import SampleStore
 from ponder.verify.fit import Recipe as Fit
 from ponder.verify.fit import fit_head
@@ -56,6 +57,20 @@ def row_of(name: str, q: Quality, about: str) -> dict[str, object]:
     return {"technique": name, "figure": figure} | asdict(q)
 
 
+def rolled_out(process: Process, questions: Sequence[Question], strategy: Rollouts, name: str) -> tuple[list[Rollout], float | None]:
+    """Rollouts, and the CPU seconds that they took; None where some of them were made by an earlier run."""
+    path = WORK / f"{name}.pt"
+    if not path.exists():
+        store = SampleStore(WORK / f"{name}.sqlite")
+        is_resumed, start = len(store) > 0, time.process_time()
+        made = list(collect(process, questions, strategy, store=store, seed=0))
+        store.close()
+        seconds = None if is_resumed else round(time.process_time() - start, 1)
+        torch.save({"rollouts": [(r.question, r.is_right, r.mean_log_p, r.states_ND) for r in made], "seconds": seconds}, path)
+    kept = torch.load(path)
+    return [Rollout(*fields) for fields in kept["rollouts"]], kept["seconds"]
+
+
 def compared(process: Process, questions: Sequence[Question], about: str) -> list[dict[str, object]]:
     """Strategies with and without the head, on the same questions with at most the same tokens."""
     specs = [s.format(head=HEAD) for s in STRATEGIES]
@@ -83,12 +98,8 @@ def main() -> None:
     process = catalogue.open_model(pull(model), "native")
     dev, test = questions_of(task, "dev", num_train), questions_of(task, "test", n)
     WORK.mkdir(parents=True, exist_ok=True)
-    store = SampleStore(WORK / "rollouts.sqlite")
-    is_resumed, start = len(store) > 0, time.process_time()
-    rollouts = list(collect(process, dev, Rollouts(), store=store))
-    rolled = time.process_time() - start
-    unseen = list(collect(process, test, Rollouts(), store=store, seed=1))
-    store.close()
+    rollouts, rolled = rolled_out(process, dev, Rollouts(), f"dev-{num_train}")
+    unseen, _ = rolled_out(process, test, Rollouts(num=4), f"test-{n}")
     where, model_id = f"{name}, {model}, {n} test questions", checkpoint_of(process.model_id)
     found: dict[str, Quality] = {}
     heads: dict[str, tuple[str, float]] = {}
@@ -117,7 +128,7 @@ def main() -> None:
             "head": key,
             "num_train": num_train,
             "seed": 0,
-            "rollout_cpu_seconds": None if is_resumed else round(rolled, 1),
+            "rollout_cpu_seconds": rolled,
         }
         rows.append(
             row_of(technique, q, f"{where}, {key}, heads trained on {num_train} dev questions") | facts | {"fit_cpu_seconds": round(seconds, 2)}

@@ -54,9 +54,12 @@ from ponder.verify.mean_log_p import MeanLogP
 from ponder.verify.numeric import Numeric
 from ponder.verify.p_ik import PIK
 from ponder.verify.p_true import PTrue
+from ponder.verify.pairwise import Pairwise
 from ponder.verify.probe_head import ProbeHead
+from ponder.verify.program_agreement import ProgramAgreement
 from ponder.verify.self_certainty import SelfCertainty
 from ponder.verify.unit_tests import UnitTests
+from ponder.verify.yes_no import YesNo
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -91,6 +94,9 @@ VERIFIERS: dict[str, Verifier] = {  # those that need no reference: strategies m
     "mean_log_p": MeanLogP(),
     "self_certainty": SelfCertainty(),
     "p_true": PTrue(),
+    "yes_no": YesNo(),
+    "pairwise": Pairwise(),
+    "program_agreement": ProgramAgreement(),
     "constant": Constant(),
 }
 

@@ -94,19 +94,20 @@ def law_order_is_nothing_to_a_judge(verifier: Verifier, prompt: Prompt, pair: tu
     found = []
     for candidates in (pair, pair[::-1]):
         asks = verifier.asks(prompt, candidates)
-        answers = [leaning(ask, pair[0].text, lean) for ask in asks if isinstance(ask, Score)]
+        answers = [leaning(ask, pair, lean) for ask in asks if isinstance(ask, Score)]
         require(len(answers) == len(asks), f"asks {asks}: this law knows Score alone")
         found.append([v.value for v in verifier.judge(prompt, candidates, answers)])
+    require(all(value is not None for values in found for value in values), f"no verdict: {found}")
     (first, second), (second_again, first_again) = found
-    require(first is not None and second is not None, f"no verdict: {found}")
-    require(first == first_again and second == second_again, f"{found[0]} in one order, {found[1]} in the other")
+    swapped = max(abs(first - first_again), abs(second - second_again))  # type: ignore[operator]
+    require(swapped < 1e-12, f"{found[0]} in one order, {found[1]} in the other")
     require(abs(first + second - 1) < 1e-12, f"{first} + {second} is not 1")  # type: ignore[operator]
     require(first > second, f"{first} for what the model prefers, {second} for the other")  # type: ignore[operator]
 
 
-def leaning(ask: Score, preferred: str, lean: float) -> Scores:
-    """One nat for the option that names `preferred`, `lean` nats for whatever is named first."""
+def leaning(ask: Score, pair: tuple[Candidate, Candidate], lean: float) -> Scores:
+    """One nat for the option that names pair[0], `lean` nats for whatever is named first."""
     text = ask.prefix.prompt.question
-    is_first = text.find(preferred) >= 0 and text.find(preferred) < len(text) / 2
+    is_first = text.find(pair[0].text) < text.find(pair[1].text)
     logits = torch.tensor([lean + float(is_first), float(not is_first)], dtype=torch.float64).log_softmax(0)
     return Scores(tuple(logits.tolist()))
