@@ -7,17 +7,18 @@ same tokens each. Rows go to benchmarks/results/verifier_head.jsonl at the end, 
 out/verifier_head: a run that was stopped goes on where it was.
 """
 
+import functools
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from lib.rows import append
 
 from ponder import catalogue
-from ponder.cli.show import comparison_table, out
+from ponder.cli.show import comparison_table, limit_lines, out
 from ponder.cli.train import baseline, measure, quality_table
 from ponder.cli.verbs import questions_of
 from ponder.core.budget import parse_budget
@@ -27,10 +28,10 @@ from ponder.models.fetch import pull
 from ponder.run.compare import Question, RunFolder, compare, settings_of
 from ponder.run.recipe import Recipe
 from ponder.run.report import summarize
-from ponder.run.rollouts import Rollout, Rollouts, collect, states_at
 from ponder.run.store import SampleStore
-from ponder.verify.fit import Recipe as Fit
-from ponder.verify.fit import fit_head
+from ponder.train.fit import Recipe as Fit
+from ponder.train.fit import fit_head
+from ponder.train.rollouts import Rollout, Rollouts, collect, states_at
 from ponder.verify.heads import save_head
 from ponder.verify.quality import Quality
 
@@ -43,7 +44,6 @@ STRATEGIES = (
     "self_consistency:num=8,verifier={head},weigh=verdict",
     "best_of_n:num=8",
     "best_of_n:num=8,verifier={head}",
-    "particle_filter:num=8",
     "particle_filter:num=8,verifier={head}",
 )
 
@@ -51,24 +51,36 @@ STRATEGIES = (
 def row_of(name: str, q: Quality, about: str) -> dict[str, object]:
     """One verifier's figures on held-out questions."""
     figure = f"{about}: AUROC {q.auroc:.3f} [{q.auroc_interval[0]:.2f}, {q.auroc_interval[1]:.2f}]"
+    if q.auroc_within is not None:
+        figure += f", within questions {q.auroc_within:.3f} [{q.auroc_within_interval[0]:.2f}, {q.auroc_within_interval[1]:.2f}]"
     if q.calibration_error is not None:
         figure += f", ECE {q.calibration_error:.3f}, Brier {q.brier:.3f}"
     figure += f", accepts {100 * (q.false_positive_rate or 0):.0f} % of wrong answers at {q.threshold:.2f}; {q.tokens:.0f} tokens an answer"
     return {"technique": name, "figure": figure} | asdict(q)
 
 
-def rolled_out(process: Process, questions: Sequence[Question], strategy: Rollouts, name: str) -> tuple[list[Rollout], float | None]:
-    """Rollouts, and the CPU seconds that they took; None where some of them were made by an earlier run."""
+@dataclass(frozen=True)
+class Kept:
+    """Rollouts on disk. seconds: CPU time that they took; None where some of them were made by an earlier, stopped run."""
+
+    rollouts: list[Rollout]
+    seconds: float | None
+    model_id: str
+
+
+def rolled_out(open_process: Callable[[], Process], questions: Sequence[Question], strategy: Rollouts, name: str) -> Kept:
+    """Rollouts of a finished earlier run, or new ones."""
     path = WORK / f"{name}.pt"
     if not path.exists():
-        store = SampleStore(WORK / f"{name}.sqlite")
+        process, store = open_process(), SampleStore(WORK / f"{name}.sqlite")
         is_resumed, start = len(store) > 0, time.process_time()
-        made = list(collect(process, questions, strategy, store=store, seed=0))
+        made = list(collect(process, questions, strategy, store=store))
         store.close()
         seconds = None if is_resumed else round(time.process_time() - start, 1)
-        torch.save({"rollouts": [(r.question, r.is_right, r.mean_log_p, r.states_ND) for r in made], "seconds": seconds}, path)
+        fields = [(r.question, r.is_right, r.mean_log_p, r.states_ND) for r in made]
+        torch.save({"rollouts": fields, "seconds": seconds, "model_id": checkpoint_of(process.model_id)}, path)
     kept = torch.load(path)
-    return [Rollout(*fields) for fields in kept["rollouts"]], kept["seconds"]
+    return Kept([Rollout(*fields) for fields in kept["rollouts"]], kept["seconds"], kept["model_id"])
 
 
 def compared(process: Process, questions: Sequence[Question], about: str) -> list[dict[str, object]]:
@@ -79,6 +91,8 @@ def compared(process: Process, questions: Sequence[Question], about: str) -> lis
     summaries = summarize(compare(process, recipes, questions, folder=folder, seed=0))
     folder.close()
     out.print(comparison_table(summaries, title=f"{about}, at most {BUDGET} a question"))
+    for line in limit_lines(summaries):
+        out.print(line)
     rows = []
     for s in summaries:
         figure = (
@@ -91,50 +105,39 @@ def compared(process: Process, questions: Sequence[Question], about: str) -> lis
     return rows
 
 
+def measured(dev: Kept, test: Kept, where: str, facts: dict[str, object]) -> None:
+    """Fits heads to `dev`, keeps the linear one, and adds a row for each verifier on `test`."""
+    found: dict[str, Quality] = {}
+    seconds: dict[str, float] = {}
+    kinds = (("linear", "steps", 0), ("32 units", "steps", 32), ("linear outcome", "answers", 0), ("p_ik", "prompts", 0))
+    for label, learn, hidden in kinds:
+        start, place = time.process_time(), "prompt" if learn == "prompts" else "last"
+        head = fit_head(states_at(dev.rollouts, learn), model_id=dev.model_id, place=place, recipe=Fit(hidden=hidden))
+        taken = time.process_time() - start
+        if label == "linear":
+            save_head(head, HEAD)
+        for which in ("prompts",) if learn == "prompts" else ("steps", "answers"):
+            found[f"{label}, {which}"], seconds[f"{label}, {which}"] = measure(states_at(test.rollouts, which), head.read), taken
+    (found["mean_log_p"],) = baseline(test.rollouts).values()
+    out.print(quality_table(found, title=where))
+    for key, q in found.items():
+        technique = "mean_log_p" if key == "mean_log_p" else "p_ik" if key.startswith("p_ik") else "probe_head"
+        about = facts | {"head": key, "rollout_cpu_seconds": dev.seconds, "fit_cpu_seconds": round(seconds.get(key, 0.0), 2)}
+        append("verifier_head", row_of(technique, q, f"{where}, {key}, heads trained on {facts['num_train']} dev questions") | about)
+
+
 def main() -> None:
     given = dict(enumerate(sys.argv[1:]))
     name, num_train, n, model = given.get(0, "rg:short_sums"), int(given.get(1, 400)), int(given.get(2, 300)), given.get(3, "smollm2-135m")
     task = replace(catalogue.task(name), num=max(num_train, n))
-    process = catalogue.open_model(pull(model), "native")
-    dev, test = questions_of(task, "dev", num_train), questions_of(task, "test", n)
+    open_process = functools.cache(lambda: catalogue.open_model(pull(model), "native"))
+    questions = questions_of(task, "test", n)
     WORK.mkdir(parents=True, exist_ok=True)
-    rollouts, rolled = rolled_out(process, dev, Rollouts(), f"dev-{num_train}")
-    unseen, _ = rolled_out(process, test, Rollouts(num=4), f"test-{n}")
-    where, model_id = f"{name}, {model}, {n} test questions", checkpoint_of(process.model_id)
-    found: dict[str, Quality] = {}
-    heads: dict[str, tuple[str, float]] = {}
-    for label, learn, fit in (
-        ("linear", "steps", Fit(hidden=0)),
-        ("32 units", "steps", Fit(hidden=32)),
-        ("linear, outcome", "answers", Fit(hidden=0)),
-    ):
-        start = time.process_time()
-        head = fit_head(states_at(rollouts, learn), model_id=model_id, place="last", recipe=fit)
-        if label == "linear":
-            save_head(head, HEAD)
-        for which in ("steps", "answers"):
-            found[f"{label}, {which}"] = measure(states_at(unseen, which), head.read)
-            heads[f"{label}, {which}"] = ("probe_head", time.process_time() - start)
-    start = time.process_time()
-    knows = fit_head(states_at(rollouts, "prompts"), model_id=model_id, place="prompt", recipe=Fit(hidden=0))
-    found["p_ik"], heads["p_ik"] = measure(states_at(unseen, "prompts"), knows.read), ("p_ik", time.process_time() - start)
-    (found["mean_log_p"],) = baseline(unseen).values()
-    rows = []
-    for key, q in found.items():
-        technique, seconds = heads.get(key, (key, 0.0))
-        facts = {
-            "task": name,
-            "model": model,
-            "head": key,
-            "num_train": num_train,
-            "seed": 0,
-            "rollout_cpu_seconds": rolled,
-        }
-        rows.append(
-            row_of(technique, q, f"{where}, {key}, heads trained on {num_train} dev questions") | facts | {"fit_cpu_seconds": round(seconds, 2)}
-        )
-    out.print(quality_table(found, title=where))
-    for row in rows + compared(process, test, f"{name}, {model}"):
+    dev = rolled_out(open_process, questions_of(task, "dev", num_train), Rollouts(), f"dev-{num_train}")
+    test = rolled_out(open_process, questions, Rollouts(num=4), f"test-{n}")
+    if not HEAD.exists():
+        measured(dev, test, f"{name}, {model}, {n} test questions", {"task": name, "model": model, "num_train": num_train, "seed": 0})
+    for row in compared(open_process(), questions, f"{name}, {model}"):
         append("verifier_head", row)
 
 

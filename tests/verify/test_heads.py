@@ -5,18 +5,21 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ponder.catalogue import strategy
+from ponder.cli.show import out
+from ponder.cli.train import Opened, baseline, measure, quality_table, train_verifier
 from ponder.core.asks import Prefix, Prompt, Read, Readings, Sampling, candidate, spent_answer
-from ponder.core.errors import BadField, PonderError, StoreError
+from ponder.core.errors import BadField, PonderError, StoreError, UnknownName
 from ponder.core.probe import checkpoint_of
 from ponder.infer.best_of_n import BestOfN
 from ponder.infer.particle_filter import ParticleFilter
 from ponder.infer.resample.systematic import systematic
 from ponder.run.compare import Question
 from ponder.run.driver import ask
-from ponder.run.rollouts import Rollouts, collect, states_at
 from ponder.testing import laws_probe, laws_verifier
 from ponder.testing.toy import ToyProcess, toy_lm
-from ponder.verify.fit import Recipe, States, fit_head, platt, split_groups
+from ponder.train.fit import Recipe, States, fit_head, platt, split_groups
+from ponder.train.rollouts import Rollouts, collect, states_at
 from ponder.verify.heads import load_head, save_head
 from ponder.verify.measure import auroc, expected_calibration_error
 from ponder.verify.p_ik import PIK
@@ -244,3 +247,30 @@ def test_too_few_states_are_refused():
         States(torch.zeros(2, 3), (True,), ("q", "r"))
     with pytest.raises(BadField, match="at least"):
         Recipe(patience=0)
+
+
+def test_train_verifier_refuses_before_any_work(tmp_path):
+    with pytest.raises(BadField, match="steps, answers, prompts"):
+        train_verifier(task="rg:short_sums", out=tmp_path / "h", kind="all", n=50, samples=2, model=Opened("m", "native", None), fit=Recipe())
+    with pytest.raises(BadField, match="at least 10"):
+        train_verifier(task="rg:short_sums", out=tmp_path / "h", kind="steps", n=5, samples=2, model=Opened("m", "native", None), fit=Recipe())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_head_is_named_by_its_file_in_a_strategy(head, tmp_path):
+    path = tmp_path / "h.safetensors"
+    save_head(head, path)
+    found = strategy(f"best_of_n:num=3,verifier={path}")
+    assert found.verifier == ProbeHead(head=head)
+    assert ask(ToyProcess(LM), PROMPTS[0], found).cost.verifier_tokens == 0
+    with pytest.raises(StoreError):
+        strategy(f"best_of_n:verifier={tmp_path / 'none.safetensors'}")
+    with pytest.raises(UnknownName, match="verifier"):
+        strategy("best_of_n:verifier=none")
+
+
+def test_the_table_says_what_was_measured(rollouts, head):
+    with out.capture() as shown:
+        out.print(quality_table({"head": measure(states_at(rollouts, "answers"), head.read)} | baseline(rollouts), title="toy"))
+    text = shown.get()
+    assert "within" in text and "mean_log_p" in text and "head" in text

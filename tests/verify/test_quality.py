@@ -27,6 +27,8 @@ def test_fast_is_slow(rows):
     assert found.brier == pytest.approx(brier(values, labels), abs=1e-12)
     assert found.false_positive_rate == pytest.approx(false_positive_rate(values, labels, threshold=0.5))
     assert found.true_positive_rate == pytest.approx(true_positive_rate(values, labels, threshold=0.5))
+    within = [(v > w) + 0.5 * (v == w) for v, x, g in rows for w, y, h in rows if x and not y and g == h]
+    assert found.auroc_within == (pytest.approx(sum(within) / len(within)) if within else None)
     low, high = found.brier_interval
     assert 0 <= low <= high <= 1
 
@@ -58,6 +60,13 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
         found = quality([draw.gauss(0.7 * y, 1) for y in labels], labels, [str(i) for i in range(80)], is_probability=False)
         num_held += found.auroc_interval[0] <= truth <= found.auroc_interval[1]
     assert 33 <= num_held <= 40
+
+
+def test_knowing_hard_questions_is_not_knowing_right_answers():
+    """Values that tell questions apart and nothing else: AUROC is high, within questions it is a coin's."""
+    rows = [(0.9 if hard == 0 else 0.1, i % 4 < (1 if hard else 3), f"{hard}-{q}") for hard in (0, 1) for q in range(20) for i in range(4)]
+    found = quality(*zip(*rows), is_probability=True)
+    assert found.auroc == pytest.approx(0.75) and found.auroc_within == 0.5
 
 
 def test_abstentions_are_counted_and_left_out():

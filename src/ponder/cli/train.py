@@ -11,9 +11,9 @@ from ponder.cli import show
 from ponder.cli.verbs import open_named, questions_of
 from ponder.core.errors import BadField
 from ponder.core.probe import checkpoint_of
-from ponder.run.rollouts import Rollout, Rollouts, collect, states_at
 from ponder.run.store import SampleStore
-from ponder.verify.fit import Recipe, States, fit_head, split_groups
+from ponder.train.fit import Recipe, States, fit_head, split_groups
+from ponder.train.rollouts import Rollout, Rollouts, collect, states_at
 from ponder.verify.heads import save_head
 from ponder.verify.quality import Quality, quality
 
@@ -82,14 +82,17 @@ def baseline(rollouts: list[Rollout]) -> dict[str, Quality]:
 def quality_table(found: dict[str, Quality], *, title: str) -> Table:
     """A row per verifier: AUROC, calibration error, Brier score, false- and true-positive rate, cost."""
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold", caption_justify="left", padding=(0, 1))
-    table.add_column("verifier", overflow="fold")
-    for name in ("n", "right %", "AUROC", "ECE", "Brier", "false +", "true +", "at", "tokens"):
+    table.add_column("verifier", overflow="fold", min_width=14)
+    for name in ("n", "AUROC", "within", "ECE", "Brier", "false/true +", "tokens"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, q in found.items():
-        cells = [_interval(q.auroc, q.auroc_interval), _interval(q.calibration_error, q.calibration_interval), _number(q.brier)]
-        cells += [_interval(q.false_positive_rate, q.false_positive_interval), _number(q.true_positive_rate), f"{q.threshold:.2f}"]
-        table.add_row(name, str(q.num), f"{100 * q.share_right:.0f}", *cells, f"{q.tokens:.1f}")
-    table.caption = "[ ]: 95 % bootstrap over questions; tokens: the verifier's own, per answer; at: a value from which on it accepts"
+        cells = [_interval(q.auroc, q.auroc_interval), _interval(q.auroc_within, q.auroc_within_interval), _number(q.calibration_error)]
+        cells += [_number(q.brier), f"{_number(q.false_positive_rate)} / {_number(q.true_positive_rate)}"]
+        table.add_row(name, str(q.num), *cells, f"{q.tokens:.0f}")
+    table.caption = (
+        "[ ]: 95 % bootstrap over questions; within: AUROC among answers to one question, which selection needs\n"
+        "false/true +: accepted among wrong / right ones, at 1/2 or the median; tokens: the verifier's own, per answer"
+    )
     return table
 
 
@@ -98,4 +101,8 @@ def _number(value: float | None) -> str:
 
 
 def _interval(value: float | None, interval: tuple[float, float]) -> str:
-    return "-" if value is None else f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+    return "-" if value is None else f"{value:.2f} [{_short(interval[0])} {_short(interval[1])}]"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}".removeprefix("0")

@@ -206,7 +206,7 @@ def report(comparison: Comparison, out: Path, title: str) -> list[Summary]:
     """Prints the table; writes summary.json and quality.png beside the rows."""
     summaries = summarize(comparison)
     show.out.print(show.comparison_table(summaries, title=title))
-    for line in show.verdict_lines(summaries):
+    for line in (*show.verdict_lines(summaries), *show.limit_lines(summaries)):
         show.out.print(line)
     failed = [row for row in comparison.rows if row.result.stop_reason == "failed"]
     for row in failed[:3]:

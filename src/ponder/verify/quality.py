@@ -1,5 +1,8 @@
 """How good a verifier is, with intervals: AUROC, calibration error, Brier score, false-positive rate, and what it cost.
 
+AUROC over all answers also rewards knowing which questions are hard; to choose among answers to one question, AUROC within
+questions is what counts: P(right above wrong | same question), ties half.
+
 Intervals are 95 %, by bootstrap over questions: answers to one question are not independent of each other. The slow, exact
 definitions are in verify.measure; a test compares them.
 """
@@ -27,6 +30,8 @@ class Quality:
     share_right: float
     auroc: float | None
     auroc_interval: Interval
+    auroc_within: float | None
+    auroc_within_interval: Interval
     calibration_error: float | None
     calibration_interval: Interval
     brier: float | None
@@ -53,7 +58,8 @@ def quality(
         raise BadField(f"value {x[(x < 0) | (x > 1)][0]} is no probability: calibration needs values in [0, 1]")
     names, group = np.unique([groups[i] for i in kept], return_inverse=True)
     draws = np.random.default_rng(seed).integers(0, len(names), (RESAMPLES, len(names)))
-    weights = [np.bincount(draw, minlength=len(names))[group].astype(float) for draw in draws]
+    counts = np.stack([np.bincount(draw, minlength=len(names)) for draw in draws]).astype(float)
+    weights = list(counts[:, group])
     once = np.ones(len(x))
 
     def both(measure: Callable[[Array, Array, Array], float | None], is_defined: bool = True) -> tuple[float | None, Interval]:
@@ -61,17 +67,26 @@ def quality(
         if found is None:
             return None, (0.0, 1.0)
         drawn = [value for w in weights if (value := measure(x, y, w)) is not None]
-        low, high = np.quantile(drawn, [0.025, 0.975])
-        return found, (float(low), float(high))
+        return found, interval_of(drawn)
 
+    won, pairs = pairs_within(x, y, group, len(names))
+    drawn_pairs = counts @ pairs
+    within = float(won.sum() / pairs.sum()) if pairs.any() else None
+    within_interval = interval_of((counts @ won)[drawn_pairs > 0] / drawn_pairs[drawn_pairs > 0]) if pairs.any() else (0.0, 1.0)
     area, calibration = both(weighted_auroc), both(weighted_calibration, is_probability)
     square, false = both(weighted_brier, is_probability), both(lambda x, y, w: share_accepted(x, w * ~y, threshold))
     return Quality(
         num=len(values), num_questions=len(set(groups)), num_abstained=len(values) - len(kept), share_right=float(y.mean()),
-        auroc=area[0], auroc_interval=area[1], calibration_error=calibration[0], calibration_interval=calibration[1],
+        auroc=area[0], auroc_interval=area[1], auroc_within=within, auroc_within_interval=within_interval,
+        calibration_error=calibration[0], calibration_interval=calibration[1],
         brier=square[0], brier_interval=square[1], threshold=threshold, false_positive_rate=false[0], false_positive_interval=false[1],
         true_positive_rate=share_accepted(x, once * y, threshold), tokens=tokens, seconds=seconds,
     )  # fmt: skip
+
+
+def interval_of(drawn: Sequence[float] | Array) -> Interval:
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def weighted_auroc(x: Array, y: Array, w: Array) -> float | None:
@@ -80,6 +95,15 @@ def weighted_auroc(x: Array, y: Array, w: Array) -> float | None:
     right, wrong = np.bincount(level, w * y), np.bincount(level, w * ~y)
     pairs = right.sum() * wrong.sum()
     return float((right * (wrong.cumsum() - wrong / 2)).sum() / pairs) if pairs else None
+
+
+def pairs_within(x: Array, y: Array, group: Array, num_groups: int) -> tuple[Array, Array]:
+    """By question [G]: pairs of a right and a wrong answer, and how many of them the right one won, ties half."""
+    won, pairs = np.zeros(num_groups), np.zeros(num_groups)
+    for g in range(num_groups):
+        gaps = x[(group == g) & y][:, None] - x[(group == g) & ~y][None]
+        won[g], pairs[g] = (gaps > 0).sum() + 0.5 * (gaps == 0).sum(), gaps.size
+    return won, pairs
 
 
 def weighted_calibration(x: Array, y: Array, w: Array, num_bins: int = 10) -> float:

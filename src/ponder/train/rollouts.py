@@ -16,7 +16,7 @@ from ponder.run.compare import Question
 from ponder.run.driver import Driver, Job
 from ponder.run.recipe import Recipe
 from ponder.run.store import SampleStore
-from ponder.verify.fit import States
+from ponder.train.fit import States
 
 
 @dataclass(frozen=True)
