@@ -1,6 +1,6 @@
 """A head trained on the model's own rollouts: what it knows on unseen questions, and what strategies make of it at equal tokens.
 
-python benchmarks/verifier_head.py [TASK [TRAIN [N [MODEL]]]]
+python benchmarks/verifier_head.py [TASK [TRAIN [N [MODEL [STRATEGIES]]]]]   (STRATEGIES: specs with ; between, {head} for the head)
 
 Trains on TRAIN dev questions (8 answers each), measures on N test questions, and runs strategies on the same N with at most the
 same tokens each. Rows go to benchmarks/results/verifier_head.jsonl at the end, whatever comes out. Samples are kept in
@@ -44,6 +44,7 @@ STRATEGIES = (
     "self_consistency:num=8,verifier={head},weigh=verdict",
     "best_of_n:num=8",
     "best_of_n:num=8,verifier={head}",
+    "particle_filter:num=8",
     "particle_filter:num=8,verifier={head}",
 )
 
@@ -83,10 +84,11 @@ def rolled_out(open_process: Callable[[], Process], questions: Sequence[Question
     return Kept([Rollout(*fields) for fields in kept["rollouts"]], kept["seconds"], kept["model_id"])
 
 
-def compared(process: Process, questions: Sequence[Question], about: str) -> list[dict[str, object]]:
+def compared(process: Process, questions: Sequence[Question], specs: Sequence[str], about: str) -> list[dict[str, object]]:
     """Strategies with and without the head, on the same questions with at most the same tokens."""
-    specs = [s.format(head=HEAD) for s in STRATEGIES]
-    recipes = [Recipe(label=s.replace(str(HEAD), "probe_head"), strategy=catalogue.strategy(s), budget=parse_budget(BUDGET)) for s in specs]
+    recipes = [
+        Recipe(label=s.format(head="probe_head"), strategy=catalogue.strategy(s.format(head=HEAD)), budget=parse_budget(BUDGET)) for s in specs
+    ]
     folder = RunFolder(WORK / "compare", settings_of(process, recipes, questions, task=about, seed=0)).open(resume=True)
     summaries = summarize(compare(process, recipes, questions, folder=folder, seed=0))
     folder.close()
@@ -137,7 +139,8 @@ def main() -> None:
     test = rolled_out(open_process, questions, Rollouts(num=4), f"test-{n}")
     if not HEAD.exists():
         measured(dev, test, f"{name}, {model}, {n} test questions", {"task": name, "model": model, "num_train": num_train, "seed": 0})
-    for row in compared(open_process(), questions, f"{name}, {model}"):
+    specs = given.get(4, ";".join(STRATEGIES)).split(";")
+    for row in compared(open_process(), questions, specs, f"{name}, {model}"):
         append("verifier_head", row)
 
 
