@@ -28,15 +28,17 @@ SHARED = {  # technique folder -> files in it that are shared parts of the room,
     "infer": {"__init__", "ops", "compose", "prompting", "tree"},
     "infer/resample": {"__init__"},
     "infer/stop": {"__init__"},
-    "verify": {"__init__", "answers", "measure", "coverage", "math_process", "math_worker", "sandbox", "sandbox_child"},
+    "verify": {
+        "__init__", "answers", "measure", "coverage", "ceiling", "quality", "heads", "math_process", "math_worker", "sandbox", "sandbox_child",
+    },
     "accelerate/schedule": {"__init__"},
     "accelerate/weights": {"__init__", "codes"},
-}
+}  # fmt: skip
 CATALOGUE = {  # technique folder -> dicts of catalogue.py that name its techniques
     "infer": ("STRATEGIES",),
     "infer/resample": ("RESAMPLERS",),
     "infer/stop": ("STOP_RULES",),
-    "verify": ("VERIFIERS", "SCORERS"),
+    "verify": ("VERIFIERS", "SCORERS", "TRAINED"),
     "accelerate/schedule": ("SCHEDULERS",),
     "accelerate/weights": ("WEIGHTS", "DEVICE_WEIGHTS"),
 }
@@ -46,7 +48,7 @@ HEADINGS = ("Paper", "Equation", "Shapes", "Guarantee", "Cost", "Choose", "Diffe
 HEADING = re.compile(rf"^\**({'|'.join(HEADINGS)})\**:?[ \n]+", re.MULTILINE)
 GUARANTEES = {"exact", "unbiased", "biased", "approximate"}
 BANNED_NAMES = {"utils", "util", "common", "base", "manager", "helpers", "helper", "misc"}
-SMALL_ROOMS, SMALL_LINES = ("core", "engine", "run", "infer"), 6500  # without technique files
+SMALL_ROOMS, SMALL_LINES = ("core", "engine", "run", "infer"), 8000  # without technique files
 TEXT_FILES = {".py", ".md", ".toml", ".lock", ".jsonl", ".json", ".sh", ".yml", ".txt", ".typed", ""}
 FOREIGN = re.compile(r"/(?:work|opt|root|farm|home)/|\.librar[y]/|pypi\.org|pythonhosted\.org")
 

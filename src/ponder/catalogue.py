@@ -66,7 +66,7 @@ from ponder.infer.thinksum import ThinkSum, mixture, product
 from ponder.infer.tree import Steps
 from ponder.infer.tree_of_thoughts import TreeOfThoughts, bfs, dfs
 from ponder.infer.until_accepted import UntilAccepted
-from ponder.run.spec import Specs
+from ponder.run.spec import FilesToo, Specs
 from ponder.tasks.gsm8k import Gsm8k
 from ponder.tasks.humaneval import HumanEval
 from ponder.tasks.math500 import Math500
@@ -77,13 +77,19 @@ from ponder.tasks.task import Task
 from ponder.verify.answers import Choice, Code, Latex, Number, ShortText
 from ponder.verify.constant import Constant
 from ponder.verify.exact import Exact
+from ponder.verify.heads import load_head
 from ponder.verify.math_equal import MathEqual
 from ponder.verify.mean_log_p import MeanLogP
 from ponder.verify.numeric import Numeric
+from ponder.verify.p_ik import PIK
 from ponder.verify.p_true import PTrue
+from ponder.verify.pairwise import Pairwise
+from ponder.verify.probe_head import ProbeHead
+from ponder.verify.program_agreement import ProgramAgreement
 from ponder.verify.self_certainty import SelfCertainty
 from ponder.verify.unit_tests import UnitTests
 from ponder.verify.value_prompt import ValuePrompt
+from ponder.verify.yes_no import YesNo
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -152,6 +158,9 @@ VERIFIERS: dict[str, Verifier] = {  # those that need no reference: strategies m
     "self_certainty": SelfCertainty(),
     "p_true": PTrue(),
     "value_prompt": ValuePrompt(),
+    "yes_no": YesNo(),
+    "pairwise": Pairwise(),
+    "program_agreement": ProgramAgreement(),
     "constant": Constant(),
 }
 
@@ -160,6 +169,11 @@ SCORERS = {  # those that know the reference: tasks use them, strategies never s
     "numeric": Numeric,
     "math_equal": MathEqual,
     "unit_tests": UnitTests,
+}
+
+TRAINED = {  # those that hold a trained head, by which of a candidate's states it knows (`ponder train-verifier`)
+    "last": ProbeHead,
+    "prompt": PIK,
 }
 
 WEIGHTS: dict[str, WeightFormat] = {
@@ -209,8 +223,15 @@ TASKS: dict[str, Task] = {
     **PRESELECTED,
 }
 
+
+def open_verifier(path: Path) -> Verifier:
+    """The verifier with the trained head in that file. Raises BadField, StoreError."""
+    head = load_head(path)
+    return TRAINED[head.place](head=head)  # type: ignore[no-any-return]
+
+
 PARTS = {  # field of a strategy -> what it may be set to
-    "verifier": VERIFIERS,
+    "verifier": FilesToo(VERIFIERS, ".safetensors", open_verifier),
     "resampler": RESAMPLERS,
     "rule": STOP_RULES,
     "potential": {"odds": log_odds, "prob": log_prob},

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ponder.cli.show import limit_lines
 from ponder.core.asks import Candidate, Prompt, Verdict
 from ponder.core.budget import Budget, Cost
 from ponder.core.errors import BadField, PonderError, StoreError
@@ -20,7 +21,7 @@ from ponder.infer.sample import Sample
 from ponder.run.compare import Comparison, Question, Row, RunFolder, compare, score, settings_of
 from ponder.run.plot import plot_quality, side_by_side
 from ponder.run.recipe import Recipe, Result
-from ponder.run.report import interval, summarize
+from ponder.run.report import Limit, interval, summarize
 from ponder.testing.toy import ToyProcess, toy_lm
 
 WORKER = """
@@ -160,6 +161,18 @@ def test_figures_are_what_they_say():
     assert (two.accuracy, two.gain, two.oracle, two.tokens_per_correct, two.verifier_auroc) == (0.75, 0.25, 1.0, 40.0, 1.0)
     assert two.gain_low > 0 and two.verdict == "better" and one.verdict == "no difference shown"
     assert one.accuracy_low < 0.5 < one.accuracy_high
+
+
+def test_a_verifier_s_mistakes_have_their_ceiling():
+    """One candidate in four is accepted: half of the accepted are right. Rates 1/4 everywhere, so that is the ceiling too."""
+    values = [((0.9, q % 2 == 0), (0.5, False), (0.4, False), (0.3, q % 2 == 1)) for q in range(40)]
+    rows = [row("fooled", q, q % 2 == 0, values=values[q]) for q in range(40)]
+    (found,) = summarize(Comparison(recipes=("fooled",), rows=tuple(rows), ledgers={}, is_complete=True))
+    assert found.limit == Limit(4, pytest.approx(20 / 120), 0.5, pytest.approx(0.5))
+    (line,) = limit_lines([found])
+    assert "one answer in 4" in line and "17 % of the wrong and 50 % of the right" in line and "end at 50 % right" in line
+    blind = [row("a", 0, True), row("a", 1, True, values=((0.5, True),))]
+    assert summarize(Comparison(recipes=("a",), rows=tuple(blind), ledgers={}, is_complete=True))[0].limit is None
 
 
 def test_the_interval_covers_as_often_as_it_says():

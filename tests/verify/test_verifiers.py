@@ -13,10 +13,13 @@ from ponder.verify.math_equal import MathEqual
 from ponder.verify.mean_log_p import MeanLogP
 from ponder.verify.numeric import Numeric
 from ponder.verify.p_true import PTrue
+from ponder.verify.pairwise import Pairwise
+from ponder.verify.program_agreement import ProgramAgreement
 from ponder.verify.sandbox import Limits
 from ponder.verify.self_certainty import SelfCertainty
 from ponder.verify.unit_tests import UnitTests
 from ponder.verify.value_prompt import ValuePrompt
+from ponder.verify.yes_no import YesNo
 
 ASKED = chat("What is 6 * 7?", answers=Number())
 STRANGE = ("", "\x00", "\ud800", "\\boxed{" * 50, "9" * 10_000, "def f(:", "```python\nwhile True: pass", "( " * 500)
@@ -27,6 +30,9 @@ VERIFIERS = {
     "mean_log_p": MeanLogP(),
     "numeric": Numeric(reference="42"),
     "p_true": PTrue(num_samples=2),
+    "pairwise": Pairwise(),
+    "program_agreement": ProgramAgreement(),
+    "yes_no": YesNo(),
     "self_certainty": SelfCertainty(),
     "unit_tests": UnitTests(tests="assert f() == 1", limits=Limits(seconds=1.0)),
     "value_prompt": ValuePrompt(),

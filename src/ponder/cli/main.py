@@ -113,6 +113,27 @@ def strategies() -> None:
 
 
 @app.command()
+def train_verifier(
+    task: Annotated[str, typer.Option("--task", "-t", help="Task whose scorer labels the rollouts (see `ponder tasks`).")],
+    out: Annotated[Path, typer.Option(help="Where the head goes (.safetensors); its samples are kept beside it.")] = Path("out/head.safetensors"),
+    kind: Annotated[
+        str, typer.Option(help="What it learns: steps, answers (of finished ones alone) or prompts (whether the model knows).")
+    ] = "steps",
+    n: Annotated[int, typer.Option("--n", "-n", help="Number of questions of the dev split; a fifth of them measures only.")] = 200,
+    samples: Annotated[int, typer.Option(help="Answers drawn for each question.")] = 8,
+    hidden: Annotated[int, typer.Option(help="Inner units of the head; 0: linear.")] = 0,
+    model: Model = DEFAULT_MODEL,
+    weights: Weights = "native",
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Train a small head on the model's own hidden states to judge its steps; use it as verifier=FILE in a strategy."""
+    train = importlib.import_module("ponder.cli.train")
+    raise typer.Exit(train.train_verifier(task=task, out=out, kind=kind, n=n, samples=samples, model=train.Opened(model, weights, threads),
+                                          fit=train.Recipe(hidden=hidden, seed=seed)))  # fmt: skip
+
+
+@app.command()
 def profile(
     model: Annotated[str, typer.Argument(help="Catalogue name, GGUF file or safetensors folder; a config.json is predicted only.")] = DEFAULT_MODEL,
     weights: Annotated[str, typer.Option(help="Weight format, as of `ponder ask`; the CPU's.")] = "native",

@@ -125,6 +125,16 @@ def verdict_lines(summaries: Sequence[Summary]) -> list[str]:
     ]
 
 
+def limit_lines(summaries: Sequence[Summary]) -> list[str]:
+    """One sentence per strategy with a verifier: how often it is fooled, and the accuracy that no more samples can exceed."""
+    return [
+        f"{s.recipe}: accepting one answer in {s.limit.one_in}, its verifier takes {100 * s.limit.accepts_wrong:.0f} % of the wrong and "
+        f"{100 * s.limit.accepts_right:.0f} % of the right ones: more samples end at {100 * s.limit.ceiling:.0f} % right"
+        for s in summaries
+        if s.limit is not None
+    ]
+
+
 Phase = tuple[Cell, Prediction, Profile | None]  # what was asked, predicted and, where it ran, measured
 
 

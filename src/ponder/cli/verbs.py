@@ -45,7 +45,7 @@ def ask(
     limits = parse_budget(budget, strict=strict)
     chosen = catalogue.strategy(strategy)
     prompt = Prompt(messages=(("user", _question(question)),), max_tokens=max_tokens, answers=_known("answer reader", answer, catalogue.READERS))
-    process = _open(model, catalogue.weights_on(device, weights), threads, device=device, context_len=context)
+    process = open_named(model, catalogue.weights_on(device, weights), threads, device=device, context_len=context)
     job = Job(id="ask", prompt=prompt, recipe=Recipe(label=strategy, strategy=chosen, budget=limits), seed=hash_seed(seed, "ask"))
     with _interruptible() as should_stop:
         driver = Driver(process, should_stop=should_stop)
@@ -74,7 +74,7 @@ def compare(
     chosen = catalogue.task(task)
     questions = questions_of(chosen, split, n)
     weights = catalogue.weights_on(device, weights)
-    process = _open(model, weights, threads, device=device, context_len=context)
+    process = open_named(model, weights, threads, device=device, context_len=context)
     title = f"{task} ({split}, n={len(questions)}), {model} {weights}{'' if device == 'cpu' else ' on ' + device}, at most {limits} a question"
     return run_comparison(process, recipes, questions, out=out, task=task, seed=seed, resume=resume, title=title)
 
@@ -87,7 +87,7 @@ def demo() -> int:
     questions = questions_of(catalogue.task(settings.task), "test", settings.num_questions)
     limits = parse_budget(settings.budget)
     recipes = [Recipe(label=s, strategy=catalogue.strategy(s), budget=limits) for s in settings.strategies]
-    process = _open(settings.model, settings.weights, None)
+    process = open_named(settings.model, settings.weights, None)
     out = Path("out") / f"demo-{hash_seed(process.model_id, str(describe(recipes)), settings.task, len(questions)):016x}"[:21]
     title = f"{settings.task} (test, n={len(questions)}), {settings.model} {settings.weights}, at most {limits} a question"
     code = run_comparison(process, recipes, questions, out=out, task=settings.task, seed=0, resume=True, title=title)
@@ -149,7 +149,7 @@ def profile(*, model: str, weights: str, batch: int, context: int, card: Path | 
         phases = [(cell, predict_cell(seen, cell, known, CHUNK), None) for cell in cells]
         points = [point for cell, prediction, _ in phases for point in points_of(cell.phase, prediction)]
     else:
-        process = _open(model, weights, threads)
+        process = open_named(model, weights, threads)
         profiler = open_profiler(process, weights, catalogue.HEADS[weights].name)  # type: ignore[arg-type]
         for cell in cells:
             profiler.check(cell)
@@ -208,7 +208,7 @@ def report(comparison: Comparison, out: Path, title: str) -> list[Summary]:
     """Prints the table; writes summary.json and quality.png beside the rows."""
     summaries = summarize(comparison)
     show.out.print(show.comparison_table(summaries, title=title))
-    for line in show.verdict_lines(summaries):
+    for line in (*show.verdict_lines(summaries), *show.limit_lines(summaries)):
         show.out.print(line)
     failed = [row for row in comparison.rows if row.result.stop_reason == "failed"]
     for row in failed[:3]:
@@ -243,7 +243,8 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _open(model: str, weights: str, threads: int | None, *, device: str = "cpu", context_len: int | None = None) -> Process:
+def open_named(model: str, weights: str, threads: int | None, *, device: str = "cpu", context_len: int | None = None) -> Process:
+    """A model by its name or path, as a running process."""
     catalogue.weights_on(device, weights)
     path = _pulled(model) if model == catalogue.DEFAULT_MODEL else fetch.resolve(model)
     with show.waiting(f"opening {model}"):

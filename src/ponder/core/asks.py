@@ -5,12 +5,13 @@ A strategy yields a `Turn` (asks + its best candidates so far) and receives one 
     Extend -> Extension     go on from a prefix: up to max_tokens, or until a stop
     Expand -> Expansion     the most likely next tokens of a prefix, each as a child prefix
     Score  -> Scores        log-probability of given continuations of a prefix
+    Read   -> Readings      what a probe sees in the hidden states along a prefix
     Judge  -> Judgement     one verdict per candidate
 
 When the budget is spent, every ask is still answered, at no cost: Extend with finish "budget" and no tokens, Expand
-with no children, Score with no values, Judge with abstentions. So a strategy needs no special case: it runs to its end.
-Likewise an ask about a prompt of the strategy's or a verifier's own making that the model's context cannot hold: Extend is
-answered with finish "length" and no tokens, all others as above.
+with no children, Score with no values, Read with no rows, Judge with abstentions. So a strategy needs no special case: it
+runs to its end. Likewise an ask about a prompt of the strategy's or a verifier's own making that the model's context cannot
+hold: Extend is answered with finish "length" and no tokens, all others as above.
 """
 
 import math
@@ -19,6 +20,7 @@ from typing import Protocol
 
 from ponder.core.budget import Cost
 from ponder.core.errors import BadField
+from ponder.core.probe import Probe, Row
 
 FINAL = ("stop", "length", "budget")  # a prefix with one of these grows no further
 
@@ -196,6 +198,7 @@ class Prefix:
     log_q: float = 0.0
     certainty: float = 0.0  # sum over tokens of KL(uniform || model), nats; only where it was asked for
     finish: str | None = None  # None: may go on | "stop": the model ended it | "length" (or no token fits the form) | "budget"
+    readings: tuple[tuple[str, tuple[Row, ...]], ...] = ()  # by probe name, a row per token: the last rows belong to the last tokens
 
     @property
     def is_final(self) -> bool:
@@ -213,6 +216,7 @@ class Extend:
     sampling: Sampling = field(default_factory=Sampling)
     certainty: bool = False  # fill Prefix.certainty
     logprobs: int | None = None  # fill Extension.logprobs, each with this many alternatives; 0: the drawn token's alone
+    probes: tuple[Probe, ...] = ()  # fill Prefix.readings: what each reads in the state that a token is drawn from; no extra pass
 
     def __post_init__(self) -> None:
         if self.logprobs is not None and self.logprobs < 0:
@@ -270,6 +274,29 @@ class Scores:
     cost: Cost = field(default_factory=Cost)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What `probe` reads in the states of `prefix` (final or not). Place i is the state that has read the prompt and i tokens:
+    the one that token i (from 0) was drawn from, so that places 0..n-1 give what Extend(probes=...) gives for n tokens."""
+
+    prefix: Prefix
+    probe: Probe
+    places: tuple[int, ...]  # each between 0 and the number of the prefix's tokens
+
+    def __post_init__(self) -> None:
+        num = len(self.prefix.tokens)
+        if not self.places or not all(0 <= place <= num for place in self.places):
+            raise BadField(f"read places={self.places} of a prefix of {num} tokens: give at least one, each between 0 and {num}")
+
+
+@dataclass(frozen=True)
+class Readings:
+    """One row per place, in order. Empty: budget spent."""
+
+    rows: tuple[Row, ...]
+    cost: Cost = field(default_factory=Cost)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A verifier's answer about one candidate. value None is an abstention: no opinion, never a zero.
@@ -298,6 +325,7 @@ class Candidate:
     finish: str | None = None
     score: float | None = None  # what the strategy ranked it by; None where it did not
     verdicts: tuple[Verdict, ...] = ()
+    readings: tuple[tuple[str, tuple[Row, ...]], ...] = ()  # as the prefix has them
 
     @property
     def mean_log_p(self) -> float:
@@ -309,7 +337,7 @@ def candidate(prefix: Prefix, *, score: float | None = None, verdicts: tuple[Ver
     """The candidate that `prefix` is, its answer read by the prompt's reader."""
     return Candidate(
         prefix.text, prefix.prompt.answers.read(prefix.text), prefix.tokens, prefix.log_p, prefix.log_q,
-        prefix.certainty, prefix.finish, score, verdicts,
+        prefix.certainty, prefix.finish, score, verdicts, prefix.readings,
     )  # fmt: skip
 
 
@@ -328,8 +356,8 @@ class Judgement:
     cost: Cost = field(default_factory=Cost)
 
 
-Ask = Extend | Expand | Score | Judge
-Answer = Extension | Expansion | Scores | Judgement
+Ask = Extend | Expand | Score | Read | Judge
+Answer = Extension | Expansion | Scores | Readings | Judgement
 
 
 @dataclass(frozen=True)
@@ -361,6 +389,8 @@ def spent_answer(ask: Ask) -> Answer:
         return Expansion(())
     if isinstance(ask, Score):
         return Scores(())
+    if isinstance(ask, Read):
+        return Readings(())
     return Judgement(tuple(ABSTAIN for _ in ask.candidates))
 
 

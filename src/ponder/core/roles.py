@@ -6,6 +6,7 @@ Resampler   (log_w, num, rng) -> ancestors                infer/resample/
 Kernel      state -> (state, log-weight increments)       what `advance` and `move` run
 StopRule    answers drawn so far -> how many to draw next infer/stop/
 Verifier    candidates -> verdicts                        verify/
+Probe       hidden states -> values (core/probe)          verify/
 Process     answers asks, many at once                    engine/, testing/
 """
 
@@ -93,6 +94,9 @@ class Verifier(Protocol):
 
     `asks` names what the process must answer first (empty for most); `judge` gets those answers in order and returns one
     verdict per candidate. An answer may be empty when the budget is spent: abstain. Never raises for bad text: abstain.
+
+    One that reads hidden states names its probes in an attribute `probes`: the driver adds them to every Extend of the
+    strategy, so that candidates carry their readings. Where they do not, it asks for them (Read).
     """
 
     @property
@@ -115,8 +119,9 @@ class Progress:
 class Process(Protocol):
     """A generative model that answers asks, many at once. One step is one forward pass over all of them.
 
-    `add` takes any ask but Judge; it raises PromptTooLong before any work. Answers to equal asks are equal, whatever
-    runs beside them. `cancel` frees the ask's work at once and returns what there is, with finish "budget".
+    `add` takes any ask but Judge; it raises PromptTooLong before any work, BadField for a probe that does not know this
+    model's states. Answers to equal asks are equal, whatever runs beside them, and probes change nothing but readings.
+    `cancel` frees the ask's work at once and returns what there is, with finish "budget".
     """
 
     model_id: str  # equal only for equal weights, tokenizer and formats: part of the sample store's key

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from ponder.core.asks import Answer, Expand, Expansion, Extend, Extension, Prefix, Score, Scores, TokenLogP
+from ponder.core.asks import Answer, Expand, Expansion, Extend, Extension, Prefix, Read, Readings, Score, Scores, TokenLogP
 from ponder.core.budget import Cost
 from ponder.core.errors import BadField
 from ponder.core.formats import Tokenizer
+from ponder.core.probe import Row
 from ponder.engine.constraint import Matcher, forms_of
 from ponder.engine.kv import Node
 from ponder.engine.pages import Sequence as Pages
@@ -39,6 +40,7 @@ class Track:
     num_given: int
     num_known: int
     options: tuple[int, ...] = ()  # tokens whose log-probability is wanted, the first of them after num_given
+    keeps_all: bool = False  # its rows from the last given token on are wanted, not the last alone
     num_computed: int = 0
     num_seen: int = 0  # computed before the track was last put back among the waiting
     is_paid: bool = False  # the last given token's computation was paid for when it was generated
@@ -82,6 +84,8 @@ class ExtendJob:
         self.logprobs: list[TokenLogP] = []
         self.tokens = list(ask.prefix.tokens)
         self.sums = [ask.prefix.log_p, ask.prefix.log_q, ask.prefix.certainty]
+        self.readings = {probe.name: list(dict(ask.prefix.readings).get(probe.name, ())) for probe in ask.probes}
+        self.seen: dict[str, Row] = {}  # by each probe, in the state that the next token is drawn from
         self.num_left, self.end = min(limits, key=lambda limit: limit[0])  # the first of equals
         self.finish = "stop" if self.text.cut is not None else self.end if self.num_left <= 0 else None
 
@@ -100,6 +104,8 @@ class ExtendJob:
             self.matcher.push(drawn.token)
         self.tokens.append(drawn.token)
         self.tracks[0].key.append(~drawn.token)
+        for name, row in self.seen.items():
+            self.readings[name].append(row)
         self.count.generated_tokens += 1
         self.num_left -= 1
         certainty = drawn.certainty if self.ask.certainty else 0.0
@@ -117,8 +123,9 @@ class ExtendJob:
             self.matcher.keep()
         log_p, log_q, certainty = self.sums
         prefix = Prefix(
-            self.ask.prefix.prompt, tuple(self.tokens), self.text.text, log_p, log_q, certainty, None if finish in ("until", "limit") else finish
-        )
+            self.ask.prefix.prompt, tuple(self.tokens), self.text.text, log_p, log_q, certainty, None if finish in ("until", "limit") else finish,
+            tuple((name, tuple(rows)) for name, rows in self.readings.items()),
+        )  # fmt: skip
         return Extension(prefix, finish, self.count.cost(), tuple(self.logprobs))
 
 
@@ -147,7 +154,7 @@ class ExpandJob:
         text = CompletionText(data, prefix.prompt.stop, ())
         is_stopped = text.push(self.tokenizer.pieces[token]) is not None or token in self.tokenizer.eos_ids
         finish = "stop" if is_stopped else "length" if self.num_left <= 1 else None
-        grown = replace(prefix, tokens=(*prefix.tokens, token), text=text.text, finish=finish)
+        grown = replace(prefix, tokens=(*prefix.tokens, token), text=text.text, finish=finish, readings=())
         return replace(grown, log_p=prefix.log_p + log_p, log_q=prefix.log_q + log_p)
 
     def answer(self) -> Expansion:
@@ -162,7 +169,7 @@ class ScoreJob:
         key = key_of(prompt_ids, ask.prefix.tokens)
         self.options = [tuple(tokenizer.encode(option)) for option in ask.options]
         self.tracks = [
-            Track([*key, *(~t for t in option[:-1])], len(prompt_ids), len(key), len(key) + len(option) - 1, option)
+            Track([*key, *(~t for t in option[:-1])], len(prompt_ids), len(key), len(key) + len(option) - 1, option, True)
             for option in dict.fromkeys(self.options)
             if option
         ]
@@ -180,7 +187,25 @@ class ScoreJob:
         return Scores(tuple(self.log_p[option] for option in self.options) if self.is_done else (), self.count.cost())
 
 
-Job = ExtendJob | ExpandJob | ScoreJob
+class ReadJob:
+    """What a probe sees at given places: one track, whose rows from the first of them on are computed again."""
+
+    def __init__(self, ask: Read, prompt_ids: Sequence[int]) -> None:
+        self.ask, self.count = ask, Count()
+        key = list(key_of(prompt_ids, ask.prefix.tokens[: max(ask.places)]))
+        self.first = min(ask.places)
+        self.tracks = [Track(key, len(prompt_ids), len(prompt_ids) + self.first, len(key), keeps_all=True)]
+        self.rows: tuple[Row, ...] = ()
+
+    def push(self, rows: Sequence[Row]) -> None:
+        """Takes a row for every place from the first on."""
+        self.rows = tuple(rows[place - self.first] for place in self.ask.places)
+
+    def answer(self) -> Readings:
+        return Readings(self.rows, self.count.cost())
+
+
+Job = ExtendJob | ExpandJob | ScoreJob | ReadJob
 
 
 def matcher_of(prefix: Prefix, tokenizer: Tokenizer) -> Matcher | None:
@@ -194,7 +219,7 @@ def bytes_of(tokenizer: Tokenizer, tokens: Sequence[int]) -> bytes:
 
 
 def partial_answer(job: Job) -> Answer:
-    """What a cancelled job leaves: an Extension with finish "budget", an Expansion or Scores without content."""
+    """What a cancelled job leaves: an Extension with finish "budget", an Expansion, Scores or Readings without content."""
     if isinstance(job, ExtendJob):
         job.finish = "budget"
     return job.answer()

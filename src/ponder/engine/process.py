@@ -13,14 +13,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ponder.core.asks import Answer, Ask, Expand, Extend, Judge, Prompt
+from ponder.core.asks import Answer, Ask, Expand, Extend, Judge, Prompt, Read
 from ponder.core.budget import Cost
 from ponder.core.errors import BadField, PromptTooLong
 from ponder.core.formats import Tokenizer
+from ponder.core.probe import Probe, checkpoint_of, rows_of
 from ponder.core.roles import Progress
 from ponder.core.schedule import Scheduler, Work
 from ponder.engine.attend import Attention, Span, in_order
-from ponder.engine.jobs import Count, ExpandJob, ExtendJob, Job, ScoreJob, Track, partial_answer
+from ponder.engine.jobs import Count, ExpandJob, ExtendJob, Job, ReadJob, ScoreJob, Track, partial_answer
 from ponder.engine.kv import KVStore, common_len
 from ponder.engine.pages import PAGE, PLAIN, KVFormat, Pool
 from ponder.engine.pages import Sequence as Pages
@@ -96,8 +97,8 @@ class LocalProcess:
         return num_tokens * (2.0 * (config.num_layers * per_layer + config.dim * config.vocab_size) + attention)
 
     def add(self, ask: Ask, max_tokens: int | None = None, priority: int = 0) -> int:
-        """See core.roles. Higher priorities are admitted first. Raises BadField for a Judge ask, a final prefix, a foreign token or
-        an ask that could never fit kv_bytes; PromptTooLong."""
+        """See core.roles. Higher priorities are admitted first. Raises BadField for a Judge ask, a final prefix, a foreign token, a
+        probe of another model or an ask that could never fit kv_bytes; PromptTooLong."""
         job = self._job(ask, max_tokens)
         self._check_room(job)
         self.num_added += 1
@@ -168,9 +169,9 @@ class LocalProcess:
 
     def _job(self, ask: Ask, max_tokens: int | None) -> Job:
         if isinstance(ask, Judge):
-            raise BadField("a process answers Extend, Expand and Score; a Judge ask goes to its verifier")
+            raise BadField("a process answers Extend, Expand, Score and Read; a Judge ask goes to its verifier")
         prefix = ask.prefix
-        if prefix.is_final:
+        if prefix.is_final and not isinstance(ask, Read):
             raise BadField(f"prefix is final ({prefix.finish}): it cannot be extended, expanded or scored")
         foreign = [t for t in prefix.tokens if not 0 <= t < len(self.tokenizer.pieces)]
         if foreign:
@@ -181,7 +182,16 @@ class LocalProcess:
                 f"prompt of {len(prompt_ids)} tokens: the context holds {self.context_len} and an answer needs one; shorten the prompt"
             )
         num_left = min(prefix.prompt.max_tokens, self.context_len - len(prompt_ids)) - len(prefix.tokens)
+        if isinstance(ask, Read):
+            self._check_probe(ask.probe)
+            if len(prompt_ids) + max(ask.places) > self.context_len:
+                raise PromptTooLong(
+                    f"place {max(ask.places)} after a prompt of {len(prompt_ids)} tokens: the context holds {self.context_len}; shorten it"
+                )
+            return ReadJob(ask, prompt_ids)
         if isinstance(ask, Extend):
+            for probe in ask.probes:
+                self._check_probe(probe)
             own = UNLIMITED if ask.max_tokens is None else ask.max_tokens
             limits = ((num_left, "length"), (own, "limit"), (UNLIMITED if max_tokens is None else max_tokens, "budget"))
             return ExtendJob(ask, prompt_ids, self.tokenizer, limits)
@@ -192,6 +202,11 @@ class LocalProcess:
         if longest > self.context_len:
             raise PromptTooLong(f"prefix and option of {longest} tokens: the context holds {self.context_len}; shorten the option")
         return job
+
+    def _check_probe(self, probe: Probe) -> None:
+        mine = checkpoint_of(self.model_id)
+        if probe.model_id not in (None, mine):
+            raise BadField(f"probe {probe.name!r} knows the states of model {probe.model_id}, this is {mine}; train one on this model")
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         name = (prompt.messages, prompt.prefill)
@@ -204,6 +219,8 @@ class LocalProcess:
     def _is_done(self, job: Job) -> bool:
         if isinstance(job, ExtendJob):
             return job.finish is not None
+        if isinstance(job, ReadJob):
+            return bool(job.rows)
         return bool(job.children) if isinstance(job, ExpandJob) else job.is_done
 
     def _check_room(self, job: Job) -> None:
@@ -255,7 +272,7 @@ class LocalProcess:
         if track.num_computed < track.num_given:
             reading.append(given)
         if not track.num_seen:
-            num_reused = track.num_computed + track.is_paid
+            num_reused = track.num_computed + track.is_paid if track is job.tracks[0] else 0  # what options share counts once
             job.count.reused_tokens += num_reused
             self.count.reused_tokens += num_reused
         return True
@@ -286,7 +303,7 @@ class LocalProcess:
         track.hidden.clear()
         track.is_paid = track.is_paid and track.num_computed < track.num_given
         track.num_computed = 0
-        if not track.options:
+        if not track.keeps_all:
             track.num_given = len(track.key)
         at = len(self.waiting)
         while at and self.waiting[at - 1][1].order > track.order:
@@ -353,7 +370,7 @@ class LocalProcess:
                 self.store.pin(node)
                 self.store.unpin(track.node)
                 track.node = node
-        first = max(span.start, given - 1) if track.options else len(track.key) - 1
+        first = max(span.start, given - 1) if track.keeps_all else len(track.key) - 1
         if first < span.stop:
             track.hidden.append(hidden_ND[first - span.start :])
 
@@ -365,9 +382,15 @@ class LocalProcess:
         self._extend([(job, track) for job, track in ready if isinstance(job, ExtendJob)])
         self._expand([(job, track) for job, track in ready if isinstance(job, ExpandJob)])
         self._score([(job, track) for job, track in ready if isinstance(job, ScoreJob)])
+        self._read([(job, track) for job, track in ready if isinstance(job, ReadJob)])
 
     def _extend(self, ready: Sequence[tuple[ExtendJob, Track]]) -> None:
         if ready:
+            probed = {probe.name: probe for job, _ in ready for probe in job.ask.probes}
+            for name, probe in probed.items():
+                readers = [(job, track) for job, track in ready if name in job.readings]
+                for (job, _), row in zip(readers, rows_of(probe.read(torch.cat([track.hidden[-1] for _, track in readers])))):
+                    job.seen[name] = row
             drawn = self._draw(_waiting_rows(ready), [job.wish() for job, _ in ready])
             for (job, _), token in zip(ready, drawn):
                 job.push(token)
@@ -390,8 +413,18 @@ class LocalProcess:
         for job, track in ready:
             job.push(track.options, log_p[: len(track.options)])
             del log_p[: len(track.options)]
+        self._dismiss([track for _, track in ready])
+
+    def _read(self, ready: Sequence[tuple[ReadJob, Track]]) -> None:
+        for job, track in ready:
+            job.push(rows_of(job.ask.probe.read(torch.cat(track.hidden))))
+        self._dismiss([track for _, track in ready])
+
+    def _dismiss(self, tracks: Sequence[Track]) -> None:
+        """Ends tracks that have all they wanted."""
+        for track in tracks:
             self._retire(track)
-        retired = {id(track) for _, track in ready}
+        retired = {id(track) for track in tracks}
         self.running = [(job, track) for job, track in self.running if id(track) not in retired]
 
     # ends
@@ -412,7 +445,7 @@ class LocalProcess:
         """Leaves what the track computed to the store, so that an ask that goes on from there copies nothing."""
         if track.pages is None or track.node is None:
             return
-        kept = min(track.num_computed, track.num_given) if track.options else track.num_computed
+        kept = min(track.num_computed, track.num_given) if track.keeps_all else track.num_computed
         node = self.store.put(tuple(track.key[:kept]), track.pages)
         if is_over and len(track.key) == kept + 1 > track.num_known:
             node.paid.add(~track.key[-1])

@@ -7,7 +7,7 @@ as if it ran alone, so that a comparison is fair and a resumed run books the sam
 import math
 from dataclasses import dataclass, field, replace
 
-from ponder.core.asks import Ask, Expand, Extend, Prompt, Score
+from ponder.core.asks import Ask, Expand, Extend, Prompt, Read, Score
 from ponder.core.budget import Budget, Cost
 from ponder.core.roles import Process
 
@@ -94,12 +94,15 @@ class Account:
         """The cost of a process's answer as this job books it. prompt_tokens: the prompt's price at admission.
 
         Every prompt is computed once. What the job itself generated is reused; its last token's forward pass is that of
-        the next one: an Extend books what it generated, an Expand one token, a Score its options.
+        the next one: an Extend books what it generated, an Expand one token, a Score its options, a Read what lies between its
+        first and its last place, as it must be computed again.
         """
         requested = cost.prompt_tokens + cost.reused_tokens
         prefix = ask.prefix  # type: ignore[union-attr]
         if isinstance(ask, Score):
             prompt_tokens += max(0, requested - self.process.prompt_len(prefix.prompt) - len(prefix.tokens))
+        if isinstance(ask, Read):
+            prompt_tokens += most_tokens(ask) - (min(ask.places) == 0 and bool(prompt_tokens))  # the prompt's last token is not paid twice
         generated = int(bool(prefix.tokens)) if isinstance(ask, Expand) else cost.generated_tokens
         return replace(
             cost, prompt_tokens=prompt_tokens, reused_tokens=max(0, requested - prompt_tokens), generated_tokens=generated,
@@ -119,4 +122,6 @@ def most_tokens(ask: Ask) -> int:
         return room if ask.max_tokens is None else min(room, ask.max_tokens)
     if isinstance(ask, Score):
         return sum(len(option.encode()) for option in ask.options)  # a token is at least one byte
+    if isinstance(ask, Read):
+        return max(ask.places) - min(ask.places) + 1
     return 1

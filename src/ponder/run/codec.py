@@ -8,6 +8,7 @@ from ponder.core.asks import (
     ABSTAIN,
     Answer,
     Ask,
+    Candidate,
     Expand,
     Expansion,
     Extend,
@@ -16,6 +17,8 @@ from ponder.core.asks import (
     Judgement,
     Prefix,
     Prompt,
+    Read,
+    Readings,
     Sampling,
     Score,
     Scores,
@@ -55,11 +58,20 @@ def sampling_json(sampling: Sampling) -> Json:
 
 
 def prefix_json(prefix: Prefix) -> Json:
-    """Everything but the prompt."""
-    return {
+    """Everything but the prompt; readings only where there are any."""
+    fields: Json = {
         "tokens": prefix.tokens, "text": prefix.text, "log_p": prefix.log_p, "log_q": prefix.log_q,
         "certainty": prefix.certainty, "finish": prefix.finish,
     }  # fmt: skip
+    return fields if not prefix.readings else fields | {"readings": prefix.readings}
+
+
+def candidate_json(candidate: Candidate) -> Json:
+    """Everything; readings only where there are any."""
+    fields = asdict(candidate)
+    if not candidate.readings:
+        del fields["readings"]
+    return fields
 
 
 def ask_json(ask: Ask) -> Json:
@@ -73,9 +85,13 @@ def ask_json(ask: Ask) -> Json:
             "kind": "extend", "seed": ask.seed, "max_tokens": ask.max_tokens, "until": ask.until,
             "sampling": sampling_json(ask.sampling), "certainty": ask.certainty,
         }  # fmt: skip
+        if ask.probes:
+            fields["probes"] = [probe.name for probe in ask.probes]
         return fields if ask.logprobs is None else fields | {"logprobs": ask.logprobs}
     if isinstance(ask, Expand):
         return head | {"kind": "expand", "num": ask.num}
+    if isinstance(ask, Read):
+        return head | {"kind": "read", "probe": ask.probe.name, "places": ask.places}
     return head | {"kind": "score", "options": ask.options}
 
 
@@ -95,6 +111,8 @@ def answer_json(answer: Answer) -> Json:
         return {"children": [prefix_json(c) for c in answer.children], "cost": cost_json(answer.cost)}
     if isinstance(answer, Scores):
         return {"log_p": answer.log_p, "cost": cost_json(answer.cost)}
+    if isinstance(answer, Readings):
+        return {"rows": answer.rows, "cost": cost_json(answer.cost)}
     return {"verdicts": [asdict(v) for v in answer.verdicts], "cost": cost_json(answer.cost)}
 
 
@@ -108,6 +126,8 @@ def answer_from_json(ask: Ask, value: Json) -> Answer:
             return Expansion(tuple(_prefix(ask.prefix, c) for c in value["children"]), cost)  # type: ignore[attr-defined]
         if isinstance(ask, Score):
             return Scores(tuple(value["log_p"]), cost)  # type: ignore[arg-type]
+        if isinstance(ask, Read):
+            return Readings(tuple(tuple(row) for row in value["rows"]), cost)  # type: ignore[attr-defined]
         verdicts = tuple(Verdict(**v) for v in value["verdicts"])  # type: ignore[attr-defined]
         return Judgement(tuple(ABSTAIN if v == ABSTAIN else v for v in verdicts), cost)
     except (KeyError, TypeError, ValueError) as error:
@@ -117,6 +137,7 @@ def answer_from_json(ask: Ask, value: Json) -> Answer:
 def _prefix(parent: Prefix, value: object) -> Prefix:
     fields = dict(value)  # type: ignore[call-overload]
     fields["tokens"] = tuple(fields["tokens"])
+    fields["readings"] = tuple((name, tuple(map(tuple, rows))) for name, rows in fields.get("readings", ()))
     return replace(parent, **fields)
 
 

@@ -7,12 +7,11 @@ next wave starts when the last is answered. An ask that meets its cap while othe
 
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 from ponder.core.asks import (
-    ABSTAIN,
     Answer,
     Ask,
     Candidate,
@@ -23,20 +22,19 @@ from ponder.core.asks import (
     Outcome,
     Prompt,
     Turn,
-    Verdict,
     spent_answer,
     unfit_answer,
 )  # fmt: skip
 from ponder.core.budget import Budget, Cost
 from ponder.core.errors import BudgetTooSmall, PonderError, PromptTooLong, StoreError
+from ponder.core.probe import Probe
 from ponder.core.rng import TorchRng
 from ponder.core.roles import Process, Strategy
 from ponder.run.account import Account, Ledger, most_tokens, read_as
-from ponder.run.codec import answer_json, ask_json, cost_json, dumps, prompt_json
-from ponder.run.recipe import Recipe, Result, describe
+from ponder.run.codec import answer_json, ask_json, candidate_json, cost_json, dumps, prompt_json
+from ponder.run.judging import Judging
+from ponder.run.recipe import Recipe, Result, describe, probes_of
 from ponder.run.store import SampleStore
-
-HUGE = 1e300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +76,21 @@ class Running:
     live: dict[int, Work] = field(default_factory=dict)  # ticket -> work
     extensions: list[tuple[tuple[int, ...], int]] = field(default_factory=list)  # (tokens after it, generated)
     lines: list[str] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)  # of its verifiers, by kind (run.judging)
+    probes: dict[str, Probe] = field(default_factory=dict)  # what the strategy's verifiers read: added to every Extend
     stop_reason: str = "done"
     outcome: Outcome | None = None
 
 
 class Driver:
-    """Runs jobs on one process. on_line gets each trace line of a job when the job is finished, in order of the jobs."""
+    """Runs jobs on one process. A verifier that takes longer than verifier_seconds for one batch has no opinion (run.judging)."""
 
     def __init__(
-        self, process: Process, *, store: SampleStore | None = None, max_jobs: int = 16, should_stop: Callable[[], bool] = lambda: False
-    ) -> None:
+        self, process: Process, *, store: SampleStore | None = None, max_jobs: int = 16, verifier_seconds: float | None = 600.0,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
         self.process, self.store, self.max_jobs, self.should_stop = process, store, max_jobs, should_stop
-        self.ledger = Ledger()
+        self.ledger, self.judging = Ledger(), Judging(verifier_seconds)
         self.owners: dict[int, Running] = {}
         self.step_times: deque[float] = deque(maxlen=16)
         self.is_dirty = False  # the store has answers that are not committed
@@ -145,6 +146,7 @@ class Driver:
     def _start(self, job: Job) -> Running:
         rng = TorchRng(job.seed)
         running = Running(job, Account(job.recipe.budget, self.process), job.recipe.strategy.run(job.prompt, rng))
+        running.probes = probes_of(job.recipe.strategy)
         head = {"job": job.id, "seed": job.seed, "model": self.process.model_id, "prompt": prompt_json(job.prompt)}
         running.lines.append(dumps(head | {"recipe": describe(job.recipe)}))
         return running
@@ -163,10 +165,14 @@ class Driver:
             if isinstance(ask, Judge):
                 self._place_judge(running, slot, ask)
             else:
-                running.waiting.append(Work(slot, ask))
+                running.waiting.append(Work(slot, _probed(ask, running.probes)))
 
     def _place_judge(self, running: Running, slot: int, ask: Judge) -> None:
-        asks = ask.verifier.asks(ask.prompt, ask.candidates)  # type: ignore[attr-defined]
+        asks, fault = self.judging.asks(ask)
+        if fault:
+            running.faults[fault] += 1
+            running.answers[slot] = spent_answer(ask)
+            return
         running.parts[slot] = [None] * len(asks)
         running.waiting.extend(Work(slot, part_ask, part) for part, part_ask in enumerate(asks))
         if not asks:
@@ -177,16 +183,17 @@ class Driver:
         assert isinstance(ask, Judge)
         parts = [part for part in running.parts.pop(slot) if part is not None]
         start, cpu = time.perf_counter(), time.process_time()
-        verdicts = ask.verifier.judge(ask.prompt, ask.candidates, parts)  # type: ignore[attr-defined]
+        verdicts, faults = self.judging.verdicts(ask, parts)
+        running.faults.update(faults)
         seconds = time.perf_counter() - start
         self.ledger.verifier_seconds += seconds
         own = Cost(seconds=seconds, cpu_seconds=time.process_time() - cpu)
         running.account.cost += own
-        running.answers[slot] = Judgement(tuple(map(sound, verdicts)), sum((p.cost for p in parts), own))
+        running.answers[slot] = Judgement(verdicts, sum((p.cost for p in parts), own))
 
     def _fill(self, active: list[Running]) -> None:
         """Moves every job as far as it comes without the process, then starts its next wave. A job whose strategy or
-        verifier raises a PonderError fails alone; only the store's errors stop all."""
+        verifier raises a PonderError fails alone; only the store's errors stop all. Broken verifiers: run.judging."""
         for running in active:
             try:
                 while running.outcome is None and not running.live:
@@ -220,14 +227,20 @@ class Driver:
             stored = self.store.get(self.process.model_id, work.ask) if self.store is not None else None
             if stored is not None:
                 self._stored(running, work, stored)
-                continue
-            try:
-                ticket = self.process.add(work.ask)
-            except PromptTooLong:  # a prompt that the strategy or a verifier made: the job's own was checked
-                self._fill_slot(running, work, unfit_answer(work.ask))
-                continue
-            running.live[ticket] = work
-            self.owners[ticket] = running
+            else:
+                self._add(running, work)
+
+    def _add(self, running: Running, work: Work) -> None:
+        try:
+            ticket = self.process.add(work.ask)
+        except PromptTooLong:  # a prompt that the strategy or a verifier made: the job's own was checked
+            if work.part is not None:
+                running.faults["too_long"] += 1
+                self.judging.faults["too_long"] += 1
+            self._fill_slot(running, work, unfit_answer(work.ask))
+            return
+        running.live[ticket] = work
+        self.owners[ticket] = running
 
     def _next_wave(self, running: Running) -> list[Work]:
         """Takes from the waiting asks those that start now, capped so that together they cannot overspend; [] when spent."""
@@ -389,26 +402,26 @@ class Driver:
     def _result(self, running: Running) -> Result:
         assert running.outcome is not None
         outcome = running.outcome
+        faults: dict[str, object] = {"verifier_faults": dict(running.faults)} if running.faults else {}
+        diagnostics = outcome.diagnostics | faults
         cost = replace(running.account.cost, wasted_tokens=_wasted(running.extensions, outcome.candidates))
         selected = outcome.candidates[0] if outcome.candidates else None
         end = {
             "job": running.job.id, "stop_reason": running.stop_reason, "cost": cost_json(cost), "confidence": outcome.confidence,
-            "diagnostics": outcome.diagnostics, "candidates": [asdict(c) for c in outcome.candidates],
+            "diagnostics": diagnostics, "candidates": [candidate_json(c) for c in outcome.candidates],
         }  # fmt: skip
         running.lines.append(dumps(end))
         return Result(
             answer=selected.answer if selected else None, candidates=outcome.candidates, confidence=outcome.confidence, cost=cost,
-            stop_reason=running.stop_reason, diagnostics=outcome.diagnostics, trace=tuple(running.lines),
+            stop_reason=running.stop_reason, diagnostics=diagnostics, trace=tuple(running.lines),
         )  # fmt: skip
 
 
-def sound(verdict: Verdict) -> Verdict:
-    """A verdict that can be compared and written down: NaN is an abstention, an infinity the largest number."""
-    if verdict.value is None or math.isfinite(verdict.value):
-        return verdict
-    if math.isnan(verdict.value):
-        return replace(ABSTAIN, detail="the verifier said NaN")
-    return replace(verdict, value=math.copysign(HUGE, verdict.value))
+def _probed(ask: Ask, probes: dict[str, Probe]) -> Ask:
+    """`ask`, an Extend also with those probes."""
+    if not probes or not isinstance(ask, Extend):
+        return ask
+    return replace(ask, probes=tuple((probes | {p.name: p for p in ask.probes}).values()))
 
 
 def _wasted(extensions: list[tuple[tuple[int, ...], int]], candidates: Sequence[Candidate]) -> int:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 
 from ponder.core.asks import Candidate, Verdict
 from ponder.core.budget import Budget, Cost
+from ponder.core.probe import Probe
 from ponder.core.roles import Strategy
 
 
@@ -17,15 +18,23 @@ class Recipe:
 
 
 def describe(value: object) -> object:
-    """Settings as plain JSON: a dataclass becomes its class name and fields, a function its name."""
+    """Settings as plain JSON: a dataclass becomes its class name and the fields that its repr shows, a function its name."""
     if is_dataclass(value) and not isinstance(value, type):
-        settings = {f.name: describe(getattr(value, f.name)) for f in fields(value)}
+        settings = {f.name: describe(getattr(value, f.name)) for f in fields(value) if f.repr}
         return {"is": type(value).__name__, **settings}
     if isinstance(value, tuple | list):
         return [describe(v) for v in value]
     if callable(value):
         return str(getattr(value, "__name__", type(value).__name__))
     return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def probes_of(value: object) -> dict[str, Probe]:
+    """By name, the `probes` of every part of a strategy that has some (core.roles.Verifier): what its Extends must read."""
+    if is_dataclass(value) and not isinstance(value, type):
+        found = {probe.name: probe for probe in getattr(value, "probes", ())}
+        return found | {name: probe for f in fields(value) for name, probe in probes_of(getattr(value, f.name)).items()}
+    return {name: probe for v in value for name, probe in probes_of(v).items()} if isinstance(value, tuple | list) else {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ponder.run.compare import Comparison, Row
-from ponder.verify.measure import auroc
+from ponder.verify.ceiling import ceiling
+from ponder.verify.measure import auroc, false_positive_rate, true_positive_rate
 
 RESAMPLES = 10_000
 
@@ -29,6 +30,7 @@ class Summary:
     seconds: float  # per question: its share of the engine's time
     cut: float  # share of questions that the budget cut short
     verifier_auroc: float | None  # of the strategy's own verifier on its candidates; None without both kinds
+    limit: "Limit | None" = None  # what that verifier's mistakes allow at most; None likewise
 
     @property
     def verdict(self) -> str:
@@ -36,6 +38,33 @@ class Summary:
         if self.gain_low > 0:
             return "better"
         return "worse" if self.gain_high < 0 else "no difference shown"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A verifier that accepts one candidate in `one_in`, as a selection among so many does, and where resampling with it ends.
+
+    The ceiling is verify.ceiling's, with each question's share of right candidates as its rate: an estimate, for candidates
+    that are independent samples.
+    """
+
+    one_in: int
+    accepts_wrong: float
+    accepts_right: float
+    ceiling: float
+
+
+def limit_of(rows: Sequence[Row]) -> Limit | None:
+    """None where the verifier judged no candidates of both kinds, or only one per question."""
+    judged = [row.values for row in rows if row.values]
+    values, labels = [v for row in judged for v, _ in row], [ok for row in judged for _, ok in row]
+    one_in = round(len(values) / max(1, len(judged)))
+    if len(set(labels)) < 2 or one_in < 2:
+        return None
+    threshold = sorted(values, reverse=True)[len(values) // one_in - 1]
+    wrong, right = false_positive_rate(values, labels, threshold=threshold), true_positive_rate(values, labels, threshold=threshold)
+    rates = [sum(ok for _, ok in row) / len(row) for row in judged]
+    return Limit(one_in, wrong, right, ceiling(rates, right, wrong))
 
 
 def summarize(comparison: Comparison, *, seed: int = 0) -> list[Summary]:
@@ -61,7 +90,7 @@ def _summary(label: str, rows: Sequence[Row], base: dict[str, Row], seed: int) -
         tokens_per_correct=tokens * len(rows) / right.sum() if right.any() else None,
         seconds=float(np.mean([row.result.cost.seconds for row in rows])),
         cut=float(np.mean([row.result.stop_reason != "done" for row in rows])),
-        verifier_auroc=auroc([v for v, _ in judged], [ok for _, ok in judged]) if len(kinds) == 2 else None,
+        verifier_auroc=auroc([v for v, _ in judged], [ok for _, ok in judged]) if len(kinds) == 2 else None, limit=limit_of(rows),
     )  # fmt: skip
 
 

@@ -4,13 +4,35 @@ The fields of a nested settings object (temperature of `sampling`) are set by th
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ponder.core.errors import BadField, UnknownName
 
 Tables = Mapping[str, Mapping[str, object]]
+
+
+@dataclass(frozen=True)
+class FilesToo(Mapping[str, object]):
+    """A table, in which any name that ends with `suffix` is a file to be opened."""
+
+    table: Mapping[str, object]
+    suffix: str
+    open: Callable[[Path], object]
+
+    def __getitem__(self, name: str) -> object:
+        return self.table[name] if name in self.table or not name.endswith(self.suffix) else self.open(Path(name))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.table or (isinstance(name, str) and name.endswith(self.suffix))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.table)
+
+    def __len__(self) -> int:
+        return len(self.table)
 
 
 @dataclass(frozen=True)

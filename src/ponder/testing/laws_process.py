@@ -200,6 +200,18 @@ def require_costs(answer: Extension, before: Prefix, process: Process) -> None:
     require(cost.tokens == Cost(prompt_tokens=cost.prompt_tokens, generated_tokens=cost.generated_tokens).tokens, f"{cost}")
 
 
+def law_options_share_their_prefix(make: Make, prompt: Prompt, tolerance: float) -> None:
+    """However many options are scored, prompt + reused is their prefix once and the options: what they share is not paid again."""
+    (open_end,) = extended(make(), [plain(prompt, max_tokens=2, sampling=COLD)])
+    prefix = Prefix(prompt) if open_end.prefix.is_final else open_end.prefix
+    words = ("a", "b", "c", "ab")
+    one, many = (answer_turn([Score(prefix=prefix, options=words[:num])], make())[0].cost for num in (1, len(words)))
+    read, most = make().prompt_len(prompt) + len(prefix.tokens), sum(len(w.encode()) for w in words)
+    require(read <= one.prompt_tokens + one.reused_tokens <= read + 1, f"{one} for a prefix of {read} tokens and one option")
+    asked = many.prompt_tokens + many.reused_tokens
+    require(read <= asked <= read + most, f"{many} for a prefix of {read} tokens and options of {most} bytes")
+
+
 def law_refusals(make: Make, prompt: Prompt, tolerance: float) -> None:
     """PromptTooLong before any work; a Judge ask is refused, with a line for the caller."""
     process = make()
@@ -227,5 +239,6 @@ LAWS: tuple[Law, ...] = (
     law_scores,
     law_cancel,
     law_costs,
+    law_options_share_their_prefix,
     law_refusals,
 )

@@ -9,9 +9,27 @@ from functools import cached_property, lru_cache
 
 import torch
 
-from ponder.core.asks import Answer, Ask, Choice, Expand, Expansion, Extend, Extension, Judge, Prefix, Prompt, Sampling, Score, Scores, TokenLogP
+from ponder.core.asks import (
+    Answer,
+    Ask,
+    Choice,
+    Expand,
+    Expansion,
+    Extend,
+    Extension,
+    Judge,
+    Prefix,
+    Prompt,
+    Read,
+    Readings,
+    Sampling,
+    Score,
+    Scores,
+    TokenLogP,
+)
 from ponder.core.budget import Cost
 from ponder.core.errors import BadField, PromptTooLong
+from ponder.core.probe import Probe, Row, checkpoint_of, rows_of
 from ponder.core.rng import Rng, hash_seed
 from ponder.core.roles import Progress
 from ponder.core.weights import inverse_cdf
@@ -52,6 +70,15 @@ class ToyLM:
         """Log-probabilities [V + 1] of the next token; before the first one, the prompt's last character decides."""
         return self.row(prefix.tokens[-1] if prefix.tokens else (self.encode(rendered(prefix.prompt)) or [None])[-1])
 
+    def hidden(self, prefix: Prefix, place: int) -> torch.Tensor:
+        """float32 [2 V + 10]: the state after `place` tokens. How often each token was said, which was the last, then noise
+        that depends on all that was read, so that most of a state says nothing."""
+        said = prefix.tokens[:place]
+        counts = [float(said.count(v)) for v in range(self.end + 1)]
+        last = [float(bool(said) and said[-1] == v) for v in range(self.end + 1)]
+        noise = [hash_seed("toy-state", rendered(prefix.prompt), said, i) / 2**62 - 1 for i in range(8)]
+        return torch.tensor([*counts, *last, *noise])
+
     def allowed(self, prefix: Prefix) -> frozenset[int]:
         """Tokens that may come next: all, or under a Choice those on the way to an option that the alphabet can spell."""
         form = prefix.prompt.form
@@ -76,9 +103,8 @@ class ToyLM:
         cut = min((at for at in (text.find(s) for s in prompt.stop) if at >= 0), default=None)
         is_last = len(prefix.tokens) + 1 >= prompt.max_tokens
         finish = "stop" if token == self.end or cut is not None else "length" if is_last else None
-        return replace(
-            prefix, tokens=(*prefix.tokens, token), text=text[:cut], log_p=prefix.log_p + log_p[token], log_q=prefix.log_q + log_q, finish=finish
-        )
+        grown = replace(prefix, tokens=(*prefix.tokens, token), text=text[:cut], finish=finish, readings=())
+        return replace(grown, log_p=prefix.log_p + log_p[token], log_q=prefix.log_q + log_q)
 
     def completions(self, prompt: Prompt, sampling: Sampling | None = None) -> Iterator[Prefix]:
         """Every final prefix that can be drawn; log_p and log_q are exact."""
@@ -180,8 +206,8 @@ class ToyProcess:
 
     def add(self, ask: Ask, max_tokens: int | None = None) -> int:
         if isinstance(ask, Judge):
-            raise BadField("a process answers Extend, Expand and Score; a Judge ask goes to its verifier")
-        if ask.prefix.is_final:
+            raise BadField("a process answers Extend, Expand, Score and Read; a Judge ask goes to its verifier")
+        if ask.prefix.is_final and not isinstance(ask, Read):
             raise BadField(f"prefix is final ({ask.prefix.finish}): it cannot be extended, expanded or scored")
         self._check(ask)
         room = self.context_len - self.prompt_len(ask.prefix.prompt)
@@ -194,12 +220,16 @@ class ToyProcess:
         self.jobs[self.num_added] = Job(ask, ask.prefix, max_tokens if is_capped and max_tokens is not None else own, is_capped)
         return self.num_added
 
-    def _check(self, ask: Extend | Expand | Score) -> None:
-        """Raises BadField for a bias of no token, and a form that no answer fulfils or that the prefix has left."""
+    def _check(self, ask: Extend | Expand | Score | Read) -> None:
+        """Raises BadField for a bias of no token, a probe of another model, and a form that no answer fulfils or that the prefix has left."""
+        probes = ask.probes if isinstance(ask, Extend) else (ask.probe,) if isinstance(ask, Read) else ()
+        strange = [probe for probe in probes if probe.model_id not in (None, checkpoint_of(self.model_id))]
+        if strange:
+            raise BadField(f"probe {strange[0].name!r} knows the states of model {strange[0].model_id}, this is {self.model_id}; train one on it")
         foreign = [v for v, _ in ask.sampling.logit_bias if v > self.lm.end] if isinstance(ask, Extend) else []
         if foreign:
             raise BadField(f"logit_bias names token {foreign[0]}: this model's are 0 to {self.lm.end}; bias one of those")
-        if not isinstance(ask, Score) and not self.lm.allowed(ask.prefix):
+        if not isinstance(ask, Score | Read) and not self.lm.allowed(ask.prefix):
             raise BadField(f"form {ask.prefix.prompt.form}: no option that the alphabet can spell begins with the prefix {ask.prefix.tokens}")
 
     def step(self) -> list[tuple[int, Answer]]:
@@ -216,6 +246,8 @@ class ToyProcess:
         self.total += Cost(calls=1)
         if isinstance(job.ask, Extend):
             return Extension(replace(job.prefix, finish="budget"), "budget", job.cost, tuple(job.logprobs))
+        if isinstance(job.ask, Read):
+            return Readings((), job.cost)
         return Expansion((), job.cost) if isinstance(job.ask, Expand) else Scores((), job.cost)
 
     def _advance(self, job: Job) -> Answer | None:
@@ -224,19 +256,22 @@ class ToyProcess:
         self.total += Cost(calls=1)
         if isinstance(job.ask, Expand):
             return self._expand(job, job.ask)
+        if isinstance(job.ask, Read):
+            return self._see(job, job.ask)
         assert isinstance(job.ask, Score)
         return self._score(job, job.ask)
 
-    def _read(self, job: Job, tokens: tuple[int, ...], num_drawn: int = 0) -> None:
-        """One forward pass of `job` over its prompt and `tokens`, all but the last of which may be reused; then draws."""
+    def _read(self, job: Job, tokens: tuple[int, ...], num_drawn: int = 0, first: int | None = None) -> None:
+        """One forward pass of `job` over its prompt and `tokens`, all but the last of which (all before place `first`) may be reused; then draws."""
         prompt = rendered(job.prefix.prompt)
         contexts = [(prompt[:i], ()) for i in range(len(prompt) + 1)] + [(prompt, tokens[:i]) for i in range(1, len(tokens) + 1)]
-        reused = next((i for i, c in enumerate(contexts[:-1]) if c not in self.computed), len(contexts) - 1)
+        most = len(contexts) - 1 - (0 if first is None else len(tokens) - first)
+        reused = next((i for i, c in enumerate(contexts[:most]) if c not in self.computed), most)
         self.computed.update(contexts)
         job.row_tokens = len(contexts) - reused
         flops = self.flops(job.row_tokens, len(contexts))
-        first = (job.row_tokens, reused) if job.num_new == 0 else (0, 0)
-        self._pay(job, Cost(prompt_tokens=first[0], reused_tokens=first[1], generated_tokens=num_drawn, flops=flops))
+        paid = (job.row_tokens, reused) if job.num_new == 0 else (0, 0)
+        self._pay(job, Cost(prompt_tokens=paid[0], reused_tokens=paid[1], generated_tokens=num_drawn, flops=flops))
 
     def _pay(self, job: Job, cost: Cost) -> None:
         job.cost += cost
@@ -249,7 +284,8 @@ class ToyProcess:
         log_p = self.lm.log_p(job.prefix)
         log_q = self.lm.proposal(job.prefix, ask.sampling)
         token = self._draw(ask.seed, len(job.prefix.tokens), log_q)
-        job.prefix = self.lm.grown(job.prefix, token, log_q[token])
+        seen = tuple((probe.name, (*dict(job.prefix.readings).get(probe.name, ()), self._seen(job.prefix, probe)[0])) for probe in ask.probes)
+        job.prefix = replace(self.lm.grown(job.prefix, token, log_q[token]), readings=seen)
         if ask.logprobs is not None:
             top = sorted(enumerate(log_p), key=lambda pair: (-pair[1], pair[0]))[: ask.logprobs]
             job.logprobs.append(TokenLogP(token, log_p[token], tuple(top)))
@@ -277,6 +313,15 @@ class ToyProcess:
             probe = torch.tensor([hash_seed("toy", seed, position) / 2**63], dtype=torch.float64)
             self.drawn[key] = int(self.rng.categorical(row[None])[0] if self.rng else inverse_cdf(row.exp(), probe)[0])
         return self.drawn[key]
+
+    def _seen(self, prefix: Prefix, probe: Probe, places: tuple[int, ...] | None = None) -> list[Row]:
+        """What `probe` says of the states at `places`; by default of the last."""
+        places = (len(prefix.tokens),) if places is None else places
+        return rows_of(probe.read(torch.stack([self.lm.hidden(prefix, place) for place in places])))
+
+    def _see(self, job: Job, ask: Read) -> Readings:
+        self._read(job, ask.prefix.tokens[: max(ask.places)], first=min(ask.places))
+        return Readings(tuple(self._seen(ask.prefix, ask.probe, ask.places)), job.cost)
 
     def _expand(self, job: Job, ask: Expand) -> Expansion:
         self._read(job, ask.prefix.tokens)

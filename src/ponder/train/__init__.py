@@ -1,0 +1,1 @@
+"""Verifiers that learn: a model's own rollouts, and heads fitted to their hidden states."""
