@@ -120,7 +120,7 @@ def test_a_verifier_may_say_nan_and_infinity():
     results, _ = run(jobs_of([BestOfN(num=8, verifier=Reckless())], Budget()))
     scores = [c.score for r in results for c in r.candidates]
     assert None in scores and all(s is None or math.isfinite(s) for s in scores)
-    assert any(v.detail == "the verifier said NaN" for r in results for c in r.candidates for v in c.verdicts)
+    assert any(v.detail == "the verifier said nan" for r in results for c in r.candidates for v in c.verdicts)
 
 
 class Interrupted(Exception):

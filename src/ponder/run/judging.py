@@ -72,7 +72,7 @@ class Judging:
             return silence, {"miscounted": 1}
         if fault:
             return told, {fault: 1}
-        sound = tuple(v if is_sound(v) else ABSTAIN for v in told)
+        sound = tuple(v if is_sound(v) else replace(ABSTAIN, detail=f"the verifier said {getattr(v, 'value', v)!r}") for v in told)
         agreed = first_opinions(ask.candidates, sound)
         found = {
             "no_value": sum(not is_sound(v) for v in told),
