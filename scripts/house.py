@@ -23,7 +23,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
 
 PACKAGE = "src/ponder/"
 SHARED = {  # technique folder -> files in it that are shared parts of the room, not techniques
-    "infer": {"__init__", "ops", "compose"},
+    "infer": {"__init__", "ops", "compose", "picks", "conditional"},
     "infer/resample": {"__init__"},
     "verify": {"__init__", "answers", "measure", "coverage", "math_process", "math_worker", "sandbox", "sandbox_child"},
     "accelerate/schedule": {"__init__"},

@@ -18,7 +18,8 @@ from ponder.infer.beam import Beam
 from ponder.infer.best_of_n import BestOfN
 from ponder.infer.compose import PureOp, Repeat
 from ponder.infer.ops import Advance, Draw, Resample, Reweight, Spawn, Thin, log_odds, start
-from ponder.infer.particle_filter import ParticleFilter, drawn
+from ponder.infer.particle_filter import ParticleFilter
+from ponder.infer.picks import drawn
 from ponder.infer.resample.multinomial import multinomial
 from ponder.infer.resample.systematic import systematic
 from ponder.infer.self_consistency import voted
