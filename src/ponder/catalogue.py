@@ -31,6 +31,7 @@ from ponder.infer.diverse_beam import DiverseBeam
 from ponder.infer.greedy import Greedy
 from ponder.infer.ops import log_odds, log_prob
 from ponder.infer.particle_filter import MeanProbability, ParticleFilter
+from ponder.infer.particle_gibbs import ParticleGibbs
 from ponder.infer.picks import argmax, drawn, vote
 from ponder.infer.resample.multinomial import multinomial
 from ponder.infer.resample.residual import residual
@@ -66,6 +67,7 @@ STRATEGIES: dict[str, Strategy] = {
     "beam": Beam(),
     "diverse_beam": DiverseBeam(),
     "particle_filter": ParticleFilter(num=8, resampler=systematic, until=("\n",)),
+    "particle_gibbs": ParticleGibbs(verifier=MeanProbability(), until=("\n",)),
 }
 
 RESAMPLERS: dict[str, Resampler] = {

@@ -75,5 +75,5 @@ class ParticleFilter:
 
     def run(self, prompt: Prompt, rng: Rng) -> Asking:
         particles = yield from (Spawn(self.num) >> self.rounds()).run(start(Judged(Prefix(prompt))), rng.fork(0))
-        outcome = picked(self.pick, prompt, candidates_of(particles), normalize(particles.log_w), rng)
+        outcome = picked(self.pick, prompt, candidates_of(particles), weights=normalize(particles.log_w), rng=rng)
         return replace(outcome, diagnostics=outcome.diagnostics | history(particles))

@@ -32,7 +32,7 @@ def drawn(prompt: Prompt, candidates: Sequence[Candidate], weights: Tensor, rng:
     return int(rng.categorical(weights.log()[None])[0])
 
 
-def picked(pick: Pick, prompt: Prompt, candidates: Sequence[Candidate], weights: Tensor, rng: Rng) -> Outcome:
+def picked(pick: Pick, prompt: Prompt, candidates: Sequence[Candidate], *, weights: Tensor, rng: Rng) -> Outcome:
     """The picked candidate first, the others by weight; confidence is the weight of its answer."""
     first = pick(prompt, candidates, weights, rng)
     order = sorted(range(len(candidates)), key=lambda i: (i == first, float(weights[i])), reverse=True)

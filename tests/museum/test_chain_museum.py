@@ -1,0 +1,32 @@
+"""Every bug of a Markov chain over answers breaks its law, and what we do instead keeps it."""
+
+import pytest
+
+from museum import chain_bugs as bugs
+from museum.inference_bugs import Exhibit
+from ponder.infer.conditional import Sweep
+
+EXHIBITS = (
+    Exhibit("the reference's final weight competes with current ones", "its_hub ParticleGibbs: the reference is always stopped (code read)",
+            bugs.law_keeps_its_target, bugs.FinalWeight, Sweep),
+    Exhibit("the reference's verdict of another step", "probabilistic-inference-scaling: reference reward read one step off (code read)",
+            bugs.law_keeps_its_target, bugs.OneStepOff, Sweep),
+    Exhibit("a fork of the reference inherits its future", "our own",
+            bugs.law_keeps_its_target, bugs.ForksTheWhole, Sweep),
+    Exhibit("the reference is resampled away", "our own",
+            bugs.law_keeps_its_target, bugs.LosesTheReference, Sweep),
+    Exhibit("nobody descends from the reference", "our own",
+            bugs.law_keeps_its_target, bugs.NeverForksTheReference, Sweep),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("exhibit", EXHIBITS, ids=lambda e: e.name)
+def test_the_law_kills_the_bug(exhibit):
+    with pytest.raises(AssertionError):
+        exhibit.law(exhibit.wrong)
+
+
+@pytest.mark.parametrize("right", {e.right for e in EXHIBITS})
+def test_the_right_way_passes(right):
+    for law in {e.law for e in EXHIBITS if e.right is right}:
+        law(right)
