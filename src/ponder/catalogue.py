@@ -30,6 +30,7 @@ from ponder.infer.best_of_n import BestOfN
 from ponder.infer.diverse_beam import DiverseBeam
 from ponder.infer.greedy import Greedy
 from ponder.infer.ops import log_odds, log_prob
+from ponder.infer.parallel_tempering import ParallelTempering
 from ponder.infer.particle_filter import MeanProbability, ParticleFilter
 from ponder.infer.particle_gibbs import ParticleGibbs
 from ponder.infer.picks import argmax, drawn, vote
@@ -67,6 +68,7 @@ STRATEGIES: dict[str, Strategy] = {
     "beam": Beam(),
     "diverse_beam": DiverseBeam(),
     "particle_filter": ParticleFilter(num=8, resampler=systematic, until=("\n",)),
+    "parallel_tempering": ParallelTempering(verifier=MeanProbability(), until=("\n",)),
     "particle_gibbs": ParticleGibbs(verifier=MeanProbability(), until=("\n",)),
 }
 

@@ -1,5 +1,6 @@
 """The chains that the tests and the museum move: sweeps on a toy model, with their targets by enumeration."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -7,6 +8,8 @@ from ponder.core.asks import Prompt, Sampling
 from ponder.core.rng import enumerate_paths
 from ponder.infer.conditional import Sweep, drawn_trail
 from ponder.infer.ops import ExtendStep, JudgedStep, log_odds
+from ponder.infer.parallel_tempering import ParallelTempering
+from ponder.infer.picks import drawn
 from ponder.testing.laws_strategy import LM, PROMPT
 from ponder.testing.run import answer_all
 from ponder.testing.toy import ToyProcess, toy_lm
@@ -43,3 +46,14 @@ def moving(sweep: Sweep, prompt: Prompt, lm=LM):
         return drawn_trail(answer_all(sweep.run(prompt, trail, rng), ToyProcess(lm, rng)).result, rng)
 
     return move
+
+
+def tempering(**changes) -> ParallelTempering:
+    settings = {"num": 2, "num_chains": 2, "ladder": 2.5, "verifier": COUNTS, "twist": "full", "until": (), "step_tokens": 1, "sampling": COOL}
+    return ParallelTempering(**settings | {"pick": drawn} | changes)
+
+
+def joint(sweeps, prompt: Prompt, lm) -> dict:
+    """(x_0, ..) -> prod_k pi_k(x_k), unnormalised."""
+    targets = [trails_of(sweep, prompt, lm) for sweep in sweeps]
+    return {xs: math.prod(t[x] for t, x in zip(targets, xs)) for xs in itertools.product(*targets)}

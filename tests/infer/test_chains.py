@@ -4,11 +4,13 @@ import math
 
 import pytest
 
-from infer.chains import COOL, COUNTS, HALF, ONE, TINY, moving, stepping, trails_of
+from infer.chains import COOL, COUNTS, HALF, ONE, TINY, joint, moving, stepping, tempering, trails_of
 from ponder.core.asks import Prompt
 from ponder.core.errors import BadField
+from ponder.infer.compose import together
 from ponder.infer.conditional import Sweep, drawn_trail
 from ponder.infer.ops import log_prob
+from ponder.infer.parallel_tempering import exchanged
 from ponder.infer.particle_gibbs import ParticleGibbs
 from ponder.infer.picks import drawn
 from ponder.testing import laws_chain, laws_strategy
@@ -111,3 +113,62 @@ def test_the_budget_ends_between_sweeps():
 def test_bad_settings_are_refused(changes):
     with pytest.raises(BadField, match=next(iter(changes))):
         played(gibbs(**changes))
+
+
+def exchanging(powers, exchange=exchanged):
+    return lambda trails, rng: tuple(exchange(trails, powers, 0, rng)[0])
+
+
+def sweeping(sweeps, prompt, lm=LM, process=lambda lm, rng: ToyProcess(lm, rng)):
+    def move(trails, rng):
+        running = together([sweep.run(prompt, x, rng.fork(k)) for k, (sweep, x) in enumerate(zip(sweeps, trails))])
+        return tuple(drawn_trail(particles, rng) for particles in answer_all(running, process(lm, rng)).result)
+
+    return move
+
+
+def test_an_exchange_keeps_the_product_of_all_targets():
+    sweeps = tempering().sweeps()
+    laws_chain.law_chain_keeps(joint(sweeps, TINY, LM), exchanging([s.power for s in sweeps]), is_reversible=True)
+
+
+def test_a_round_keeps_the_product_of_all_targets():
+    sweeps = tempering().sweeps()
+    exchange, sweep = exchanging([s.power for s in sweeps]), sweeping(sweeps, TINY, ONE)
+    laws_chain.law_chain_keeps(joint(sweeps, TINY, ONE), lambda trails, rng: sweep(exchange(trails, rng), rng))
+
+
+def test_rounds_of_three_chains_pass_the_rank_test():
+    """Six answers of five steps in each of three chains; forwards exchange and sweep, backwards sweep and exchange."""
+    prompt = Prompt(messages=PROMPT.messages, max_tokens=5)
+    sweeps = tempering(num=3, num_chains=3).sweeps()
+    exchange, sweep = exchanging([s.power for s in sweeps]), sweeping(sweeps, prompt, ONE, lambda lm, rng: ToyProcess(lm))
+    targets = [normalised(trails_of(s, prompt, ONE)) for s in sweeps]
+    draw = lambda rng: tuple(list(t)[int(rng.categorical(laws_chain.torch.tensor(list(t.values())).log()[None])[0])] for t in targets)
+    forth, back = lambda x, rng: sweep(exchange(x, rng), rng), lambda x, rng: exchange(sweep(x, rng), rng)
+    laws_chain.law_ranks_are_uniform(draw, forth, lambda x: x[0].score - x[2].score, back=back, length=4, num=24)
+
+
+def test_one_chain_is_particle_gibbs():
+    """Draw for draw, but for the seeds: the same law after two sweeps."""
+    answer = lambda strategy: enumerated(strategy, lambda o: {o.candidates[0].tokens: 1.0}, LM, HALF).measure
+    assert difference(answer(tempering(num_chains=1, num_rounds=2, burn_in=1)), answer(gibbs(burn_in=1))) <= 1e-12
+
+
+def test_hot_chains_take_the_verifier_less_seriously():
+    cold, hot = (normalised(trails_of(s, TINY)) for s in tempering(ladder=100.0).sweeps())
+    plain = {p.tokens: math.exp(p.log_q) for p in LM.completions(TINY, COOL)}
+    off = lambda target: difference({x.prefix.tokens: m for x, m in target.items()}, plain)
+    assert off(hot) < 0.02 < 0.1 < off(cold)
+
+
+def test_exchanges_are_counted_and_the_chains_share_their_turns():
+    done = played(tempering(num_chains=4, num_rounds=5))
+    assert done.result.diagnostics["num_tried"] == 2 + 1 + 2 + 1 and 0 < done.result.diagnostics["num_exchanged"] <= 6
+    assert len(done.turns) < 2 * len(played(tempering(num_chains=1, num_rounds=5)).turns)
+
+
+@pytest.mark.parametrize("changes", [{"num": 1}, {"num_chains": 0}, {"ladder": 1.0}, {"num_rounds": 0}, {"burn_in": 3}], ids=lambda c: next(iter(c)))
+def test_bad_tempering_is_refused(changes):
+    with pytest.raises(BadField, match=next(iter(changes))):
+        tempering(**changes)

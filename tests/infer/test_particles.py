@@ -8,6 +8,7 @@ from infer.chains import COOL, COUNTS, ONE, TINY
 from ponder.catalogue import RESAMPLERS, strategy
 from ponder.core.asks import Verdict
 from ponder.infer.ops import log_odds, log_prob
+from ponder.infer.parallel_tempering import ParallelTempering
 from ponder.infer.particle_filter import MeanProbability
 from ponder.infer.particle_gibbs import ParticleGibbs
 from ponder.infer.picks import argmax, drawn
@@ -19,6 +20,11 @@ STRATEGIES = {
     "gibbs of the paper": ParticleGibbs(num=3, verifier=COUNTS, step_tokens=2, twist="full", burn_in=2, pick=argmax),
     "gibbs, seldom resampled": ParticleGibbs(num=4, verifier=Seeing("a"), step_tokens=2, ess_below=0.5, pick=drawn),
     "gibbs, silent verifier": ParticleGibbs(num=2, verifier=Abstaining(), step_tokens=3, is_corrected=True),
+    "tempering": ParallelTempering(num=3, verifier=MeanProbability(), until=("a",)),
+    "tempering of four": ParallelTempering(
+        num=2, num_chains=4, ladder=1.5, num_rounds=4, burn_in=1, verifier=COUNTS, step_tokens=2, twist="full", pick=drawn
+    ),
+    "tempering of one": ParallelTempering(num=2, num_chains=1, verifier=Seeing("a"), step_tokens=3, pick=argmax, is_corrected=True),
 }
 
 

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
-from infer.chains import TINY, moving, stepping, trails_of
+from infer.chains import TINY, joint, moving, stepping, tempering, trails_of
 from ponder.infer.conditional import Sweep
 from ponder.infer.ops import Resample
+from ponder.infer.parallel_tempering import exchanged
 from ponder.testing import laws_chain
+from ponder.testing.laws_strategy import LM
 
 
 def law_keeps_its_target(kind):
@@ -63,3 +65,27 @@ class NeverForksTheReference(Sweep):
             return torch.cat([torch.zeros(int(is_held), dtype=torch.int64), drawn])
 
         return Resample(resampler, None).apply(particles, rng)
+
+
+def law_exchange_keeps_the_product(exchange):
+    sweeps = tempering().sweeps()
+    powers = [sweep.power for sweep in sweeps]
+    laws_chain.law_chain_keeps(joint(sweeps, TINY, LM), lambda trails, rng: tuple(exchange(trails, powers, 0, rng)[0]))
+
+
+def sign_of_the_gap(chains, powers, offset, rng):
+    """Prefers the better answer in the hotter chain."""
+    return exchanged(chains, [-p for p in powers], offset, rng)
+
+
+def scores_at_their_own_power(chains, powers, offset, rng):
+    """Accepts by the difference of the chains' own tempered scores."""
+    gap = powers[1] * chains[1].score - powers[0] * chains[0].score
+    chance = torch.tensor([gap], dtype=torch.float64).clamp_max(0.0).exp()
+    taken = bool(rng.uniform([chance]) < chance)
+    return (list(chains)[::-1] if taken else list(chains)), [taken]
+
+
+def always_exchanged(chains, powers, offset, rng):
+    """Rotates the answers through the chains."""
+    return [*chains[1:], chains[0]], [True]

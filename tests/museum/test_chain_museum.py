@@ -5,6 +5,7 @@ import pytest
 from museum import chain_bugs as bugs
 from museum.inference_bugs import Exhibit
 from ponder.infer.conditional import Sweep
+from ponder.infer.parallel_tempering import exchanged
 
 EXHIBITS = (
     Exhibit("the reference's final weight competes with current ones", "its_hub ParticleGibbs: the reference is always stopped (code read)",
@@ -17,6 +18,12 @@ EXHIBITS = (
             bugs.law_keeps_its_target, bugs.LosesTheReference, Sweep),
     Exhibit("nobody descends from the reference", "our own",
             bugs.law_keeps_its_target, bugs.NeverForksTheReference, Sweep),
+    Exhibit("sign of the tempering", "https://github.com/blackjax-devs/blackjax/issues/914",
+            bugs.law_exchange_keeps_the_product, bugs.sign_of_the_gap, exchanged),
+    Exhibit("an exchange by tempered scores", "our own",
+            bugs.law_exchange_keeps_the_product, bugs.scores_at_their_own_power, exchanged),
+    Exhibit("an exchange without a test", "our own",
+            bugs.law_exchange_keeps_the_product, bugs.always_exchanged, exchanged),
 )  # fmt: skip
 
 

@@ -59,22 +59,24 @@ def uniformity(counts: Sequence[int]) -> float:
 
 
 def law_ranks_are_uniform(
-    draw: Callable[[Rng], Hashable], move: Move, see: Callable[[Hashable], float], *, length: int = 6, num: int = 240, key: int = 0
+    draw: Callable[[Rng], Hashable], move: Move, see: Callable[[Hashable], float], *, back: Move | None = None, length: int = 6, num: int = 240
 ) -> int:
-    """Exact rank test of a reversible chain, for targets too large to enumerate. Returns the number of chains that it took.
+    """Exact rank test of a chain, for targets too large to enumerate. Returns the number of chains that it took.
+
+    back: the chain in reversed time, where it is another one (for A then B, both reversible: B then A).
 
     A point drawn from the target itself is put at a random place of a chain and the chain is run from it to both ends:
     then the rank of its `see` in the chain is uniform, whatever the number of steps. Gandy & Scott 2020, arXiv:2001.06465,
     with their sequential scheme: up to 5 looks, a right chain is rejected with probability 1e-5 at most.
     """
-    rng = TorchRng(key)
+    rng = TorchRng(0)
     counts, num_chains, num_looks, level = [0] * length, 0, 5, 1e-5 / 5
     ratio = level ** (1 / num_looks)
     for look in range(num_looks):
         counts = [0] * length
         for _ in range(num if look == 0 else 4 * num):
             num_chains += 1
-            counts[rank_in_chain(draw, move, see, length=length, rng=rng.fork(num_chains))] += 1
+            counts[rank_in_chain(draw, (move, back or move), see, length=length, rng=rng.fork(num_chains))] += 1
         p = uniformity(counts)
         require(p > level, f"ranks {counts} of {sum(counts)} chains are not uniform: p = {p:.2e}")
         if p > ratio + level:
@@ -83,10 +85,10 @@ def law_ranks_are_uniform(
     return num_chains
 
 
-def rank_in_chain(draw: Callable[[Rng], Hashable], move: Move, see: Callable[[Hashable], float], *, length: int, rng: Rng) -> int:
+def rank_in_chain(draw: Callable[[Rng], Hashable], moves: tuple[Move, Move], see: Callable[[Hashable], float], *, length: int, rng: Rng) -> int:
     start, at = draw(rng), pick_one(length, rng)
-    later = walked(start, move, length - 1 - at, rng.fork(1))
-    earlier = walked(start, move, at, rng.fork(2))
+    later = walked(start, moves[0], length - 1 - at, rng.fork(1))
+    earlier = walked(start, moves[1], at, rng.fork(2))
     return rank_of([see(x) for x in (*earlier[:0:-1], *later)], at, rng)
 
 
