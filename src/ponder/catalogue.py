@@ -27,7 +27,9 @@ from ponder.engine.pages import INT8, PLAIN, KVFormat
 from ponder.engine.process import LocalProcess, Settings
 from ponder.infer.beam import Beam
 from ponder.infer.best_of_n import BestOfN
+from ponder.infer.constrained_smc import ConstrainedSMC
 from ponder.infer.diverse_beam import DiverseBeam
+from ponder.infer.entropic_filter import EntropicFilter
 from ponder.infer.greedy import Greedy
 from ponder.infer.ops import log_odds, log_prob
 from ponder.infer.parallel_tempering import ParallelTempering
@@ -68,6 +70,8 @@ STRATEGIES: dict[str, Strategy] = {
     "beam": Beam(),
     "diverse_beam": DiverseBeam(),
     "particle_filter": ParticleFilter(num=8, resampler=systematic, until=("\n",)),
+    "constrained_smc": ConstrainedSMC(num=8, resampler=systematic),
+    "entropic_filter": EntropicFilter(num=8, resampler=systematic, verifier=MeanProbability(), until=("\n",)),
     "parallel_tempering": ParallelTempering(verifier=MeanProbability(), until=("\n",)),
     "particle_gibbs": ParticleGibbs(verifier=MeanProbability(), until=("\n",)),
 }

@@ -7,11 +7,16 @@ import pytest
 from infer.chains import COOL, COUNTS, ONE, TINY
 from ponder.catalogue import RESAMPLERS, strategy
 from ponder.core.asks import Verdict
+from ponder.infer.constrained_smc import ConstrainedSMC, With, Without
+from ponder.infer.entropic_filter import EntropicFilter
 from ponder.infer.ops import log_odds, log_prob
 from ponder.infer.parallel_tempering import ParallelTempering
 from ponder.infer.particle_filter import MeanProbability
 from ponder.infer.particle_gibbs import ParticleGibbs
 from ponder.infer.picks import argmax, drawn
+from ponder.infer.resample.multinomial import multinomial
+from ponder.infer.resample.residual import residual
+from ponder.infer.resample.systematic import systematic
 from ponder.testing import laws_strategy as laws
 from ponder.testing.verifiers import Abstaining, Seeing
 
@@ -20,6 +25,17 @@ STRATEGIES = {
     "gibbs of the paper": ParticleGibbs(num=3, verifier=COUNTS, step_tokens=2, twist="full", burn_in=2, pick=argmax),
     "gibbs, seldom resampled": ParticleGibbs(num=4, verifier=Seeing("a"), step_tokens=2, ess_below=0.5, pick=drawn),
     "gibbs, silent verifier": ParticleGibbs(num=2, verifier=Abstaining(), step_tokens=3, is_corrected=True),
+    "constrained": ConstrainedSMC(num=4, resampler=systematic, constraints=(With(("a",), bonus=1.0),)),
+    "constrained, one by one": ConstrainedSMC(
+        num=6, resampler=residual, constraints=(Without(("aba",)),), step_tokens=1, ess_below=None, sampling=COOL, pick=drawn
+    ),
+    "entropic": EntropicFilter(num=4, resampler=systematic, verifier=MeanProbability(), until=("a",), ess_below=None),
+    "entropic, looking ahead": EntropicFilter(
+        num=3, resampler=multinomial, verifier=COUNTS, step_tokens=2, anneal="entropy", is_looking=True, ess_below=0.9, twist="full", pick=drawn
+    ),
+    "entropic, silent verifier": EntropicFilter(
+        num=3, resampler=residual, verifier=Abstaining(), step_tokens=2, is_looking=True, ess_below=None, anneal="none", pick=argmax
+    ),
     "tempering": ParallelTempering(num=3, verifier=MeanProbability(), until=("a",)),
     "tempering of four": ParallelTempering(
         num=2, num_chains=4, ladder=1.5, num_rounds=4, burn_in=1, verifier=COUNTS, step_tokens=2, twist="full", pick=drawn

@@ -1,14 +1,19 @@
-"""Bugs of Markov chains over answers, each rebuilt small: the wrong sweep, and the law that tells it from ours."""
+"""Bugs of conditional, tempered and annealed particles, each rebuilt small, and the laws that tell them from ours."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from infer.chains import TINY, joint, moving, stepping, tempering, trails_of
+from ponder.core.asks import Prefix
+from ponder.core.guarantee import Guarantee
+from ponder.core.particles import Batch, Particles, as_log_weights
 from ponder.infer.conditional import Sweep
-from ponder.infer.ops import Resample
+from ponder.infer.entropic_filter import AnnealedResample
+from ponder.infer.ops import Judged, Resample
 from ponder.infer.parallel_tempering import exchanged
-from ponder.testing import laws_chain
+from ponder.infer.resample.systematic import systematic
+from ponder.testing import laws_chain, laws_op
 from ponder.testing.laws_strategy import LM
 
 
@@ -89,3 +94,39 @@ def scores_at_their_own_power(chains, powers, offset, rng):
 def always_exchanged(chains, powers, offset, rng):
     """Rotates the answers through the chains."""
     return [*chains[1:], chains[0]], [True]
+
+
+@dataclass(frozen=True)
+class ForgetsTheTemperature(AnnealedResample):
+    """Resamples by annealed weights and then takes them as equal, as if they had been the weights themselves."""
+
+    def run(self, particles, rng):
+        after = yield from super().run(particles, rng)
+        return replace(after, log_w=torch.zeros_like(after.log_w), log_z=particles.log_evidence)
+
+
+@dataclass(frozen=True)
+class KeepsThePromise(AnnealedResample):
+    """Counts what it saw ahead as if it had happened."""
+
+    def run(self, particles, rng):
+        promise = yield from self.promise(particles, rng)
+        return (yield from super().run(particles.reweighted(promise), rng))
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """A look ahead that knows who will be praised."""
+
+    guarantee = Guarantee.EXACT
+
+    def __call__(self, state, rng):
+        yield from ()
+        return state, as_log_weights([float(len(item.prefix.tokens)) for item in state])
+
+
+def law_annealing_keeps_the_measure(kind):
+    items = tuple(Judged(Prefix(TINY, tokens)) for tokens in ((0,), (1, 0), (1, 1)))
+    particles = Particles(Batch(items), as_log_weights([0.0, 2.0, 1.0]), log_z=0.1)
+    for look_ahead in (None, Foreseen()):
+        laws_op.law_keeps_the_measure(kind(systematic, None, "entropy", look_ahead), particles)

@@ -1,10 +1,11 @@
-"""Every bug of a Markov chain over answers breaks its law, and what we do instead keeps it."""
+"""Every bug of conditional, tempered and annealed particles breaks its law, and what we do instead keeps it."""
 
 import pytest
 
 from museum import chain_bugs as bugs
 from museum.inference_bugs import Exhibit
 from ponder.infer.conditional import Sweep
+from ponder.infer.entropic_filter import AnnealedResample
 from ponder.infer.parallel_tempering import exchanged
 
 EXHIBITS = (
@@ -24,6 +25,10 @@ EXHIBITS = (
             bugs.law_exchange_keeps_the_product, bugs.scores_at_their_own_power, exchanged),
     Exhibit("an exchange without a test", "our own",
             bugs.law_exchange_keeps_the_product, bugs.always_exchanged, exchanged),
+    Exhibit("annealed weights are forgotten", "its_hub EntropicParticleFiltering, as in arXiv:2510.05825: equal weights after annealing",
+            bugs.law_annealing_keeps_the_measure, bugs.ForgetsTheTemperature, AnnealedResample),
+    Exhibit("what was seen ahead counts", "an auxiliary filter without its second-stage weights",
+            bugs.law_annealing_keeps_the_measure, bugs.KeepsThePromise, AnnealedResample),
 )  # fmt: skip
 
 

@@ -65,7 +65,7 @@ def candidates_of(particles: Particles) -> tuple[Candidate, ...]:
 
 
 def standings(particles: Particles) -> tuple[Candidate, ...]:
-    """Candidates by weight; none before the first step."""
+    """Candidates by weight, the dead left out; none before the first step."""
     order = torch.sort(particles.log_w, descending=True, stable=True).indices.tolist()
     candidates = candidates_of(particles)
-    return tuple(candidates[i] for i in order if candidates[i].tokens or candidates[i].text)
+    return tuple(candidates[i] for i in order if particles.log_w[i] > -math.inf and (candidates[i].tokens or candidates[i].text))
