@@ -88,7 +88,7 @@ class ExtendJob:
     def wish(self) -> Draw:
         sampling = self.ask.sampling
         seen = tuple(self.tokens) if sampling.has_penalties else ()
-        return Draw(self.ask.seed, len(self.tokens), sampling, self.matcher, seen, self.ask.logprobs)
+        return Draw(self.ask.seed, len(self.tokens), sampling, self.matcher, seen, self.ask.logprobs, self.ask.drift)
 
     def push(self, drawn: Drawn) -> None:
         """Takes the next token; sets `finish` when it is the last."""

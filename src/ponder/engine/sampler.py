@@ -1,6 +1,6 @@
 """Draws the next token of many rows at once. A draw is a pure function of (seed, position, the row's logits, its tokens so far).
 
-One uniform number per draw, a hash of (seed, position), is looked up in the cumulative distribution. Sums run over fixed
+One uniform number per draw, a hash of (seed, position) and what drifts into it, is looked up in the cumulative distribution. Sums run over fixed
 blocks of the vocabulary in a fixed order, so a row's result does not depend on the other rows or the number of threads.
 
 Two distributions meet here: the model's own (log_p), and the proposal that the token is drawn from (log_q): logits moved by
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponder.core.asks import Sampling
+from ponder.core.noise import drifted
 from ponder.engine.constraint import Matcher
 from ponder.native.sample import sample_rows
 
@@ -38,6 +39,11 @@ class Draw:
     matcher: Matcher | None = None  # says which tokens the form allows; a row without any is drawn from as if it had none
     seen: tuple[int, ...] = ()  # tokens of the completion so far, for penalties
     num_top: int | None = None  # most likely tokens to list
+    drift: tuple[tuple[int, float], ...] = ()  # (seed, share) of other noise mixed in
+
+    @property
+    def probe(self) -> float:
+        return drifted(lambda seed: uniform(seed, self.position), self.seed, self.drift)
 
     @property
     def is_moved(self) -> bool:
@@ -114,7 +120,7 @@ def draw(logits_RV: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
 
 def draw_compiled(logits_RV: Tensor, draws: Sequence[Draw]) -> list[Drawn] | None:
     """`draw` of wishes that are whole, by the compiled kernel: once for the model, once more for proposals that are moved."""
-    temperatures, probes = [d.sampling.temperature for d in draws], [uniform(d.seed, d.position) for d in draws]
+    temperatures, probes = [d.sampling.temperature for d in draws], [d.probe for d in draws]
     model = sample_rows(logits_RV, temperatures, probes)
     if model is None:
         return None
@@ -160,7 +166,7 @@ def drawn_from(proposal: LogP, rows: Tensor, draws: Sequence[Draw]) -> tuple[Ten
     for sampling in dict.fromkeys(d.sampling for d in draws if d.sampling.temperature > 0):
         mine = torch.tensor([i for i, d in enumerate(draws) if d.sampling == sampling])
         weight = shaped(proposal, rows[mine], sampling)
-        probes = torch.tensor([uniform(draws[i].seed, draws[i].position) for i in mine.tolist()], dtype=torch.float64)
+        probes = torch.tensor([draws[i].probe for i in mine.tolist()], dtype=torch.float64)
         tokens[mine] = pick(weight, probes)
         log_q[mine] = (
             weight[torch.arange(len(mine)), tokens[mine]].double().log() - _sum(weight).log()

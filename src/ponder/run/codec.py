@@ -73,7 +73,8 @@ def ask_json(ask: Ask) -> Json:
             "kind": "extend", "seed": ask.seed, "max_tokens": ask.max_tokens, "until": ask.until,
             "sampling": sampling_json(ask.sampling), "certainty": ask.certainty,
         }  # fmt: skip
-        return fields if ask.logprobs is None else fields | {"logprobs": ask.logprobs}
+        fields |= {} if ask.logprobs is None else {"logprobs": ask.logprobs}
+        return fields | ({"drift": ask.drift} if ask.drift else {})
     if isinstance(ask, Expand):
         return head | {"kind": "expand", "num": ask.num}
     return head | {"kind": "score", "options": ask.options}

@@ -12,6 +12,7 @@ import torch
 from ponder.core.asks import Answer, Ask, Choice, Expand, Expansion, Extend, Extension, Judge, Prefix, Prompt, Sampling, Score, Scores, TokenLogP
 from ponder.core.budget import Cost
 from ponder.core.errors import BadField, PromptTooLong
+from ponder.core.noise import drifted
 from ponder.core.rng import Rng, hash_seed
 from ponder.core.roles import Progress
 from ponder.core.weights import inverse_cdf
@@ -141,6 +142,11 @@ def self_certainty(log_p: tuple[float, ...]) -> float:
     return -sum(max(x, FLOOR) for x in log_p) / len(log_p) - math.log(len(log_p))
 
 
+def probe_of(ask: Extend, position: int) -> torch.Tensor:
+    """The noise [1] of the ask's draw at a position."""
+    return torch.tensor([drifted(lambda seed: hash_seed("toy", seed, position) / 2**63, ask.seed, ask.drift)], dtype=torch.float64)
+
+
 @dataclass
 class Job:
     """An ask under way."""
@@ -169,7 +175,7 @@ class ToyProcess:
         self.jobs: dict[int, Job] = {}
         self.num_added = 0
         self.total = Cost()  # everything computed, whoever asked
-        self.drawn: dict[tuple[int, int, tuple[float, ...]], int] = {}
+        self.drawn: dict[tuple[object, ...], int] = {}
         self.computed: set[tuple[str, tuple[int, ...]]] = set()  # (text read, completion read)
 
     def prompt_len(self, prompt: Prompt) -> int:
@@ -196,6 +202,8 @@ class ToyProcess:
 
     def _check(self, ask: Extend | Expand | Score) -> None:
         """Raises BadField for a bias of no token, and a form that no answer fulfils or that the prefix has left."""
+        if self.rng is not None and isinstance(ask, Extend) and ask.drift:
+            raise BadField("drift couples draws, which a process that takes its draws from an rng cannot follow; leave the rng out")
         foreign = [v for v, _ in ask.sampling.logit_bias if v > self.lm.end] if isinstance(ask, Extend) else []
         if foreign:
             raise BadField(f"logit_bias names token {foreign[0]}: this model's are 0 to {self.lm.end}; bias one of those")
@@ -246,36 +254,38 @@ class ToyProcess:
         if job.limit == 0:
             return self._finished(job, "budget")
         self._read(job, job.prefix.tokens, num_drawn=1)
-        log_p = self.lm.log_p(job.prefix)
-        log_q = self.lm.proposal(job.prefix, ask.sampling)
-        token = self._draw(ask.seed, len(job.prefix.tokens), log_q)
-        job.prefix = self.lm.grown(job.prefix, token, log_q[token])
-        if ask.logprobs is not None:
-            top = sorted(enumerate(log_p), key=lambda pair: (-pair[1], pair[0]))[: ask.logprobs]
-            job.logprobs.append(TokenLogP(token, log_p[token], tuple(top)))
-        if ask.certainty:
-            job.prefix = replace(job.prefix, certainty=job.prefix.certainty + self_certainty(log_p))
+        job.prefix = self._drawn(job, ask)
         job.num_new += 1
         if job.prefix.is_final:
             return self._finished(job, job.prefix.finish or "")
-        if any(job.prefix.text[len(ask.prefix.text) :].endswith(s) for s in ask.until):
+        if any(s in job.prefix.text[len(ask.prefix.text) :] for s in ask.until):
             return self._finished(job, "until")
         if job.num_new < job.limit:
             return None
         is_full = self.prompt_len(ask.prefix.prompt) + len(job.prefix.tokens) >= self.context_len
         return self._finished(job, "budget" if job.is_capped else "length" if is_full else "limit")
 
+    def _drawn(self, job: Job, ask: Extend) -> Prefix:
+        """The prefix with one more token, drawn."""
+        log_p = self.lm.log_p(job.prefix)
+        log_q = self.lm.proposal(job.prefix, ask.sampling)
+        token = self._draw(ask, len(job.prefix.tokens), log_q)
+        if ask.logprobs is not None:
+            top = sorted(enumerate(log_p), key=lambda pair: (-pair[1], pair[0]))[: ask.logprobs]
+            job.logprobs.append(TokenLogP(token, log_p[token], tuple(top)))
+        grown = self.lm.grown(job.prefix, token, log_q[token])
+        return replace(grown, certainty=grown.certainty + self_certainty(log_p)) if ask.certainty else grown
+
     def _finished(self, job: Job, finish: str) -> Extension:
         self.total += Cost(calls=1)
         prefix = job.prefix if finish in ("until", "limit") else replace(job.prefix, finish=finish)
         return Extension(prefix, finish, job.cost, tuple(job.logprobs))
 
-    def _draw(self, seed: int, position: int, log_q: tuple[float, ...]) -> int:
-        key = (seed, position, log_q)
+    def _draw(self, ask: Extend, position: int, log_q: tuple[float, ...]) -> int:
+        key = (ask.seed, ask.drift, position, log_q)
         if key not in self.drawn:
             row = torch.tensor(log_q, dtype=torch.float64)
-            probe = torch.tensor([hash_seed("toy", seed, position) / 2**63], dtype=torch.float64)
-            self.drawn[key] = int(self.rng.categorical(row[None])[0] if self.rng else inverse_cdf(row.exp(), probe)[0])
+            self.drawn[key] = int(self.rng.categorical(row[None])[0] if self.rng else inverse_cdf(row.exp(), probe_of(ask, position))[0])
         return self.drawn[key]
 
     def _expand(self, job: Job, ask: Expand) -> Expansion:
