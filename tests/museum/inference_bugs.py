@@ -465,9 +465,9 @@ class StopStays(ToyProcess):
 class DrawsInTurn(ToyProcess):
     """One stream of noise for the whole batch, so that an answer depends on its neighbours."""
 
-    def _draw(self, seed, position, log_q):
+    def _draw(self, ask, position, log_q):
         self.num_drawn = getattr(self, "num_drawn", 0) + 1
-        return super()._draw(seed * 0, self.num_drawn, log_q)
+        return super()._draw(replace(ask, seed=0), self.num_drawn, log_q)
 
 
 class ReusedIsComputed(ToyProcess):
