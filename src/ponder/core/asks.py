@@ -212,6 +212,7 @@ class Extend:
     certainty: bool = False  # fill Prefix.certainty
     logprobs: int | None = None  # fill Extension.logprobs, each with this many alternatives; 0: the drawn token's alone
     drift: tuple[tuple[int, float], ...] = ()  # (seed, share in [0, 1]): mixes that seed's noise into every draw's (core.noise)
+    forced: tuple[int, ...] = ()  # the completion that it follows as far as this goes: the token at position i is forced[i], not drawn
 
     def __post_init__(self) -> None:
         if not all(0 <= share <= 1 for _, share in self.drift):

@@ -40,6 +40,7 @@ class Draw:
     seen: tuple[int, ...] = ()  # tokens of the completion so far, for penalties
     num_top: int | None = None  # most likely tokens to list
     drift: tuple[tuple[int, float], ...] = ()  # (seed, share) of other noise mixed in
+    forced: int | None = None  # the token, where it is not to be drawn
 
     @property
     def probe(self) -> float:
@@ -51,9 +52,9 @@ class Draw:
 
     @property
     def is_whole(self) -> bool:
-        """Whether no token is cut off by its rank or probability."""
+        """Whether no token is cut off by its rank or probability, and none is forced."""
         s = self.sampling
-        return s.top_k is None and s.top_p >= 1.0 and s.min_p <= 0.0
+        return s.top_k is None and s.top_p >= 1.0 and s.min_p <= 0.0 and self.forced is None
 
 
 @dataclass(frozen=True)
@@ -162,12 +163,14 @@ def rows_of(logits_RV: Tensor, rows: Sequence[int]) -> Tensor:
 def drawn_from(proposal: LogP, rows: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
     """(tokens [n], float64 log_q [n]): draws[i] is from row rows[i] of the proposal, once it is shaped."""
     tokens = proposal.logits_RV.argmax(-1)[rows]
-    log_q = torch.zeros(len(draws), dtype=torch.float64)
+    forced = torch.tensor([-1 if d.forced is None else d.forced for d in draws])
+    log_q = torch.where((forced < 0) | (forced == tokens), 0.0, -math.inf).double()  # of greedy draws
+    tokens = torch.where(forced < 0, tokens, forced)
     for sampling in dict.fromkeys(d.sampling for d in draws if d.sampling.temperature > 0):
         mine = torch.tensor([i for i, d in enumerate(draws) if d.sampling == sampling])
         weight = shaped(proposal, rows[mine], sampling)
         probes = torch.tensor([draws[i].probe for i in mine.tolist()], dtype=torch.float64)
-        tokens[mine] = pick(weight, probes)
+        tokens[mine] = torch.where(forced[mine] < 0, pick(weight, probes), forced[mine])
         log_q[mine] = (
             weight[torch.arange(len(mine)), tokens[mine]].double().log() - _sum(weight).log()
             if sampling.is_shaped

@@ -74,7 +74,7 @@ def ask_json(ask: Ask) -> Json:
             "sampling": sampling_json(ask.sampling), "certainty": ask.certainty,
         }  # fmt: skip
         fields |= {} if ask.logprobs is None else {"logprobs": ask.logprobs}
-        return fields | ({"drift": ask.drift} if ask.drift else {})
+        return fields | {name: value for name, value in (("drift", ask.drift), ("forced", ask.forced)) if value}
     if isinstance(ask, Expand):
         return head | {"kind": "expand", "num": ask.num}
     return head | {"kind": "score", "options": ask.options}

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -161,22 +162,27 @@ class Job:
     logprobs: list[TokenLogP] = field(default_factory=list)
 
 
-class ToyProcess:
-    """Role Process over a ToyLM. One step is one token of every running ask; prefixes once computed are reused.
+class StepProcess(ABC):
+    """What a toy Process is without its model: tickets, one token per step of every running ask, prefixes that are reused, costs."""
 
-    Without `rng` a draw is a pure function of (seed, position, distribution), as the role demands. With `rng` each
-    such triple is drawn once from it and remembered: under an EnumeratingRng the model's randomness is enumerated too,
-    and asks that share a seed share their draws, as they would on a real model.
-    """
-
-    def __init__(self, lm: ToyLM, rng: Rng | None = None, context_len: int = 4096) -> None:
-        self.lm, self.rng, self.context_len = lm, rng, context_len
-        self.model_id = f"toy-{hash_seed(lm.alphabet, lm.table):016x}"
+    def __init__(self, model_id: str, context_len: int) -> None:
+        self.model_id, self.context_len = model_id, context_len
         self.jobs: dict[int, Job] = {}
         self.num_added = 0
         self.total = Cost()  # everything computed, whoever asked
-        self.drawn: dict[tuple[object, ...], int] = {}
         self.computed: set[tuple[str, tuple[int, ...]]] = set()  # (text read, completion read)
+
+    @abstractmethod
+    def _check(self, ask: Extend | Expand | Score) -> None:
+        """Raises BadField for an ask that the model cannot answer."""
+
+    @abstractmethod
+    def _drawn(self, job: Job, ask: Extend) -> Prefix:
+        """The job's prefix with one more token, drawn."""
+
+    @abstractmethod
+    def _told(self, job: Job, ask: Expand | Score) -> Answer:
+        """The answer to an ask that draws nothing."""
 
     def prompt_len(self, prompt: Prompt) -> int:
         return 1 + len(rendered(prompt))
@@ -200,16 +206,6 @@ class ToyProcess:
         self.jobs[self.num_added] = Job(ask, ask.prefix, max_tokens if is_capped and max_tokens is not None else own, is_capped)
         return self.num_added
 
-    def _check(self, ask: Extend | Expand | Score) -> None:
-        """Raises BadField for a bias of no token, and a form that no answer fulfils or that the prefix has left."""
-        if self.rng is not None and isinstance(ask, Extend) and ask.drift:
-            raise BadField("drift couples draws, which a process that takes its draws from an rng cannot follow; leave the rng out")
-        foreign = [v for v, _ in ask.sampling.logit_bias if v > self.lm.end] if isinstance(ask, Extend) else []
-        if foreign:
-            raise BadField(f"logit_bias names token {foreign[0]}: this model's are 0 to {self.lm.end}; bias one of those")
-        if not isinstance(ask, Score) and not self.lm.allowed(ask.prefix):
-            raise BadField(f"form {ask.prefix.prompt.form}: no option that the alphabet can spell begins with the prefix {ask.prefix.tokens}")
-
     def step(self) -> list[tuple[int, Answer]]:
         answers = [(ticket, answer) for ticket, job in self.jobs.items() if (answer := self._advance(job)) is not None]
         for ticket, _ in answers:
@@ -230,10 +226,8 @@ class ToyProcess:
         if isinstance(job.ask, Extend):
             return self._extend(job, job.ask)
         self.total += Cost(calls=1)
-        if isinstance(job.ask, Expand):
-            return self._expand(job, job.ask)
-        assert isinstance(job.ask, Score)
-        return self._score(job, job.ask)
+        assert isinstance(job.ask, Expand | Score)
+        return self._told(job, job.ask)
 
     def _read(self, job: Job, tokens: tuple[int, ...], num_drawn: int = 0) -> None:
         """One forward pass of `job` over its prompt and `tokens`, all but the last of which may be reused; then draws."""
@@ -265,21 +259,48 @@ class ToyProcess:
         is_full = self.prompt_len(ask.prefix.prompt) + len(job.prefix.tokens) >= self.context_len
         return self._finished(job, "budget" if job.is_capped else "length" if is_full else "limit")
 
+    def _finished(self, job: Job, finish: str) -> Extension:
+        self.total += Cost(calls=1)
+        prefix = job.prefix if finish in ("until", "limit") else replace(job.prefix, finish=finish)
+        return Extension(prefix, finish, job.cost, tuple(job.logprobs))
+
+
+class ToyProcess(StepProcess):
+    """Role Process over a ToyLM.
+
+    Without `rng` a draw is a pure function of (seed, position, distribution), as the role demands. With `rng` each
+    such triple is drawn once from it and remembered: under an EnumeratingRng the model's randomness is enumerated too,
+    and asks that share a seed share their draws, as they would on a real model.
+    """
+
+    def __init__(self, lm: ToyLM, rng: Rng | None = None, context_len: int = 4096) -> None:
+        super().__init__(f"toy-{hash_seed(lm.alphabet, lm.table):016x}", context_len)
+        self.lm, self.rng = lm, rng
+        self.drawn: dict[tuple[object, ...], int] = {}
+
+    def _check(self, ask: Extend | Expand | Score) -> None:
+        """Raises BadField for a bias of no token, and a form that no answer fulfils or that the prefix has left."""
+        if self.rng is not None and isinstance(ask, Extend) and ask.drift:
+            raise BadField("drift couples draws, which a process that takes its draws from an rng cannot follow; leave the rng out")
+        foreign = [v for v, _ in ask.sampling.logit_bias if v > self.lm.end] if isinstance(ask, Extend) else []
+        if foreign:
+            raise BadField(f"logit_bias names token {foreign[0]}: this model's are 0 to {self.lm.end}; bias one of those")
+        if not isinstance(ask, Score) and not self.lm.allowed(ask.prefix):
+            raise BadField(f"form {ask.prefix.prompt.form}: no option that the alphabet can spell begins with the prefix {ask.prefix.tokens}")
+
     def _drawn(self, job: Job, ask: Extend) -> Prefix:
-        """The prefix with one more token, drawn."""
         log_p = self.lm.log_p(job.prefix)
         log_q = self.lm.proposal(job.prefix, ask.sampling)
-        token = self._draw(ask, len(job.prefix.tokens), log_q)
+        at = len(job.prefix.tokens)
+        token = ask.forced[at] if at < len(ask.forced) else self._draw(ask, at, log_q)
         if ask.logprobs is not None:
             top = sorted(enumerate(log_p), key=lambda pair: (-pair[1], pair[0]))[: ask.logprobs]
             job.logprobs.append(TokenLogP(token, log_p[token], tuple(top)))
         grown = self.lm.grown(job.prefix, token, log_q[token])
         return replace(grown, certainty=grown.certainty + self_certainty(log_p)) if ask.certainty else grown
 
-    def _finished(self, job: Job, finish: str) -> Extension:
-        self.total += Cost(calls=1)
-        prefix = job.prefix if finish in ("until", "limit") else replace(job.prefix, finish=finish)
-        return Extension(prefix, finish, job.cost, tuple(job.logprobs))
+    def _told(self, job: Job, ask: Expand | Score) -> Answer:
+        return self._expand(job, ask) if isinstance(ask, Expand) else self._score(job, ask)
 
     def _draw(self, ask: Extend, position: int, log_q: tuple[float, ...]) -> int:
         key = (ask.seed, ask.drift, position, log_q)

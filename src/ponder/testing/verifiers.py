@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from ponder.core.asks import ABSTAIN, Answer, Ask, Candidate, Prefix, Prompt, Score, Scores, Verdict
 
@@ -51,3 +52,25 @@ class Seeing:
     def judge(self, prompt: Prompt, candidates: Sequence[Candidate], answers: Sequence[Answer]) -> tuple[Verdict, ...]:
         known = [a.log_p if isinstance(a, Scores) else () for a in answers]
         return tuple(Verdict(log_p[0], "log_p") if log_p else ABSTAIN for log_p in known)
+
+
+class Observed(Protocol):
+    """A model whose answers, step by step, were observed with known noise."""
+
+    def log_likelihood(self, tokens: Sequence[int]) -> float:
+        """log p(observations so far | tokens so far)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """log p(observations so far | answer so far): with ratio factors, the weights of the bootstrap filter."""
+
+    model: Observed
+    name: str = "likelihood"
+
+    def asks(self, prompt: Prompt, candidates: Sequence[Candidate]) -> tuple[Ask, ...]:
+        return ()
+
+    def judge(self, prompt: Prompt, candidates: Sequence[Candidate], answers: Sequence[Answer]) -> tuple[Verdict, ...]:
+        return tuple(Verdict(self.model.log_likelihood(c.tokens), "log_p") if c.tokens else ABSTAIN for c in candidates)
