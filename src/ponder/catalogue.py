@@ -35,6 +35,7 @@ from ponder.infer.ops import log_odds, log_prob
 from ponder.infer.parallel_tempering import ParallelTempering
 from ponder.infer.particle_filter import MeanProbability, ParticleFilter
 from ponder.infer.particle_gibbs import ParticleGibbs
+from ponder.infer.path_search import PathSearch
 from ponder.infer.picks import argmax, drawn, vote
 from ponder.infer.resample.multinomial import multinomial
 from ponder.infer.resample.residual import residual
@@ -42,6 +43,7 @@ from ponder.infer.resample.stratified import stratified
 from ponder.infer.resample.systematic import systematic
 from ponder.infer.sample import Sample
 from ponder.infer.self_consistency import SelfConsistency
+from ponder.infer.zero_order import ZeroOrder
 from ponder.run.spec import Specs
 from ponder.tasks.gsm8k import Gsm8k
 from ponder.tasks.humaneval import HumanEval
@@ -72,6 +74,8 @@ STRATEGIES: dict[str, Strategy] = {
     "particle_filter": ParticleFilter(num=8, resampler=systematic, until=("\n",)),
     "constrained_smc": ConstrainedSMC(num=8, resampler=systematic),
     "entropic_filter": EntropicFilter(num=8, resampler=systematic, verifier=MeanProbability(), until=("\n",)),
+    "path_search": PathSearch(verifier=MeanProbability(), until=("\n",)),
+    "zero_order": ZeroOrder(verifier=MeanProbability()),
     "parallel_tempering": ParallelTempering(verifier=MeanProbability(), until=("\n",)),
     "particle_gibbs": ParticleGibbs(verifier=MeanProbability(), until=("\n",)),
 }

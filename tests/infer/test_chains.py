@@ -41,6 +41,28 @@ def test_a_sweep_keeps_its_target(name):
     laws_chain.law_chain_keeps(trails_of(sweep, prompt, lm), moving(sweep, prompt, lm), is_reversible=True)
 
 
+REWIRED = {
+    "full": (Sweep(num=2, step=stepping(is_ratio=False), is_rewired=True), TINY, LM),
+    "three steps, ratio": (Sweep(num=2, step=stepping(), is_rewired=True), PROMPT, ONE),
+    "corrected, seldom resampled": (Sweep(num=2, step=stepping(is_corrected=True), is_rewired=True, ess_below=0.9), TINY, LM),
+    "longer steps, tempered": (Sweep(num=2, step=stepping(tokens=None, until=("a",), is_ratio=False), is_rewired=True, power=0.5), TINY, LM),
+}
+
+
+@pytest.mark.parametrize("name", REWIRED)
+def test_a_rewired_sweep_keeps_its_target(name):
+    sweep, prompt, lm = REWIRED[name]
+    laws_chain.law_chain_keeps(trails_of(sweep, prompt, lm), moving(sweep, prompt, lm))
+
+
+def test_rewiring_moves_the_past_of_long_answers():
+    """Where all descend from the reference, ancestor sampling still changes its first token."""
+    prompt = Prompt(messages=PROMPT.messages, max_tokens=8)
+    num_moved = lambda rewired, key: played(gibbs(num=2, num_sweeps=8, is_rewired=rewired), prompt, key=key).result.diagnostics["num_moved"]
+    kept, rewired = (sum(num_moved(way, key) for key in range(6)) for way in (False, True))
+    assert rewired > kept
+
+
 def test_the_target_is_what_the_card_says():
     weight = lambda p: math.exp(p.log_q + sum(float(p.text[: i + 1].count("b")) for i in range(len(p.tokens))))
     target = trails_of(Sweep(num=2, step=stepping(verifier=Counting("b"), is_ratio=False)), PROMPT)

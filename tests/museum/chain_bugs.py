@@ -1,5 +1,6 @@
 """Bugs of conditional, tempered and annealed particles, each rebuilt small, and the laws that tell them from ours."""
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,6 +57,18 @@ class LosesTheReference(Sweep):
 
     def resampled(self, particles, is_held, rng):
         return super().resampled(particles, False, rng)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewiresByWeight(Sweep):
+    """Draws the reference's new past by weight alone, as if what comes after it did not care."""
+
+    is_rewired: bool = True
+
+    def rewired(self, particles, reference, at, rng):
+        grafts = yield from self.grafts(particles, reference, at, rng)
+        log_v = as_log_weights([w if i in grafts else -math.inf for i, w in enumerate(particles.log_w.tolist())])
+        return grafts[int(rng.categorical(log_v[None])[0])]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,8 @@ EXHIBITS = (
             bugs.law_keeps_its_target, bugs.ForksTheWhole, Sweep),
     Exhibit("the reference is resampled away", "our own",
             bugs.law_keeps_its_target, bugs.LosesTheReference, Sweep),
+    Exhibit("a new past without a look at the rest", "our own",
+            bugs.law_keeps_its_target, bugs.RewiresByWeight, Sweep),
     Exhibit("nobody descends from the reference", "our own",
             bugs.law_keeps_its_target, bugs.NeverForksTheReference, Sweep),
     Exhibit("sign of the tempering", "https://github.com/blackjax-devs/blackjax/issues/914",

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ponder.core.asks import Answer, Prefix, Prompt, Turn, Verdict
+from ponder.core.asks import Answer, Extend, Prefix, Prompt, Turn, Verdict
 from ponder.core.guarantee import Guarantee
 from ponder.core.particles import Batch, Particles, as_log_weights, uniform_particles
 from ponder.core.rng import Rng
 from ponder.core.weights import check_weights
 from ponder.infer.compose import Running, showing
-from ponder.infer.ops import Advance, Judged, JudgedStep, Resample
+from ponder.infer.ops import Advance, ExtendStep, Judged, JudgedStep, Resample
 from ponder.infer.picks import is_open, standings
 
 
@@ -56,6 +56,11 @@ class Trail:
         """What step `at` multiplies the weight by; 0 where the trail has ended."""
         return self.log_c[at] + power * self.log_g[at] if at < self.num_steps else 0.0
 
+    def log_density(self, at: int, power: float) -> float:
+        """log of what its steps from `at` on add to the target: proposal times factors."""
+        drawn = self.prefix.log_q - self.until(at).prefix.log_q
+        return drawn + math.fsum(self.log_factor(t, power) for t in range(at, self.num_steps))
+
     def until(self, num_steps: int) -> "Trail":
         """Its first `num_steps` steps; all when it has fewer."""
         return Trail(self.items[: num_steps + 1], self.log_c[:num_steps], self.log_g[:num_steps])
@@ -85,14 +90,27 @@ class TrailStep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ForcedStep(ExtendStep):
+    """A step whose tokens are given."""
+
+    new_tokens: tuple[int, ...]
+
+    def ask(self, prefix: Prefix, seed: int) -> Extend:
+        return replace(super().ask(prefix, seed), forced=(*prefix.tokens, *self.new_tokens), max_tokens=len(self.new_tokens))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sweep:
     """`num` particles from the start to their ends, resampled multinomially. With a reference, particle 0 is that trail:
-    it is never replaced, but others may descend from what it was at the time."""
+    it is never replaced, but others may descend from what it was at the time. Rewired, its own past is drawn anew at every
+    resampling: particle i becomes it in proportion to w_i times the density of the reference's remaining steps after i
+    (ancestor sampling: Lindsten, Jordan & Schon 2014, arXiv:1401.0604); still invariant, no longer reversible."""
 
     num: int
     step: JudgedStep
     power: float = 1.0  # exponent of every verdict's factor
     ess_below: float | None = None  # resample when the effective sample size is below this share; None: before every step
+    is_rewired: bool = False
 
     def run(self, prompt: Prompt, reference: Trail | None, rng: Rng) -> Running:
         """Particles on Batch[Trail]; their evidence is unbiased only without a reference. All have ended, but for a reference's
@@ -102,7 +120,9 @@ class Sweep:
             if not is_open(particles) or (reference is not None and is_cut(particles)):
                 return particles
             if at > 0:
-                particles = self.resampled(particles, reference is not None, rng)
+                before, particles = particles, self.resampled(particles, reference is not None, rng)
+                if self.is_rewired and reference is not None and len(particles.ancestors) > len(before.ancestors):
+                    reference = yield from self.rewired(before, reference, at, rng)
             particles = yield from showing(standings(particles), self.advanced(particles, reference, at, rng.fork(at)))
         raise AssertionError("count() does not end")
 
@@ -112,6 +132,26 @@ class Sweep:
             return torch.cat([torch.zeros(int(is_held), dtype=torch.int64), drawn])
 
         return Resample(resampler, self.ess_below).apply(particles, rng)
+
+    def rewired(self, particles: Particles, reference: Trail, at: int, rng: Rng) -> Generator[Turn, Sequence[Answer], Trail]:
+        """The reference's steps from `at` on, after the past of a particle that is drawn for it."""
+        grafts = yield from self.grafts(particles, reference, at, rng.fork(at, 1))
+        log_v = [log_w + grafts[i].log_density(at, self.power) if i in grafts else -math.inf for i, log_w in enumerate(particles.log_w.tolist())]
+        return grafts[int(rng.categorical(as_log_weights(log_v)[None])[0])]
+
+    def grafts(self, particles: Particles, reference: Trail, at: int, rng: Rng) -> Generator[Turn, Sequence[Answer], dict[int, Trail]]:
+        """index -> that particle gone on as the reference did; only those with which the process could have done so."""
+        trails = list(enumerate(zip(particles.state, particles.log_w.tolist())))[1:]  # type: ignore[call-overload]
+        grown = {i: trail for i, (trail, log_w) in trails if log_w > -math.inf and not trail.prefix.is_final}
+        for t in range(at, reference.num_steps):
+            old, new = reference.items[t].prefix, reference.items[t + 1].prefix
+            tokens, e = new.tokens[len(old.tokens) :], self.step.extend
+            forced = ForcedStep(until=e.until, sampling=e.sampling, is_corrected=e.is_corrected, certainty=e.certainty, new_tokens=tokens)
+            kernel = TrailStep(replace(self.step, extend=forced), self.power)
+            state, _ = yield from showing(standings(particles), kernel(Batch(tuple(grown.values())), rng.fork(t)))  # type: ignore[arg-type]
+            after = zip(grown.items(), state)
+            grown = {i: x for (i, was), x in after if x.prefix.tokens == (*was.prefix.tokens, *tokens) and x.prefix.is_final == new.is_final}
+        return {0: reference, **(grown if at < reference.num_steps else {})}
 
     def advanced(self, particles: Particles, reference: Trail | None, at: int, rng: Rng) -> Running:
         kernel = Advance(TrailStep(self.step, self.power))

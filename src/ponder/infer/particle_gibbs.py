@@ -1,6 +1,7 @@
 """Particle Gibbs: run the particle filter again and again, each time with the last answer among the particles.
 
-Paper      Puri et al. 2025, arXiv:2502.01618, algorithm 2; Andrieu, Doucet & Holenstein 2010, JRSS B 72
+Paper      Puri et al. 2025, arXiv:2502.01618, algorithm 2; Andrieu, Doucet & Holenstein 2010, JRSS B 72;
+           Lindsten, Jordan & Schon 2014, arXiv:1401.0604 (is_rewired)
 Equation   x' ~ sweep(x): SMC of num particles with particle 0 held to x;  pi(x) ~ q(x) prod_t exp(g_t(x)) is unchanged
 Shapes     prompt -> num candidates of every sweep that counts, the answer first
 Guarantee  biased: the first sweep is a particle filter; each further one brings the law of x closer to pi
@@ -39,6 +40,7 @@ class ParticleGibbs:
     potential: Callable[[Verdict], float] = log_odds  # verdict -> log factor: log_odds or log_prob
     twist: Literal["ratio", "full"] = "ratio"  # ratio: factors telescope to the final verdict's; full: every step's verdict counts
     ess_below: float | None = None  # resample when the effective sample size is below this share of num; None: always
+    is_rewired: bool = False  # draw the past of the last answer anew at every step (ancestor sampling); costs its rest once per particle
     until: tuple[str, ...] = ("\n\n",)  # ends of a step
     step_tokens: int | None = None  # most tokens of one step
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8))  # how each token is drawn
@@ -65,7 +67,7 @@ class ParticleGibbs:
             until=self.until, max_tokens=self.step_tokens, sampling=self.sampling, is_corrected=self.is_corrected, certainty=True
         )  # fmt: skip
         step = JudgedStep(extend=extend, verifier=self.verifier, potential=self.potential, is_ratio=self.twist == "ratio")
-        return Sweep(num=self.num, step=step, ess_below=self.ess_below)
+        return Sweep(num=self.num, step=step, ess_below=self.ess_below, is_rewired=self.is_rewired)
 
     def run(self, prompt: Prompt, rng: Rng) -> Asking:
         sweep, sets, chain = self.sweep(), list[Particles](), list[Trail]()
