@@ -38,8 +38,8 @@ def entropic(**changes) -> EntropicFilter:
     return EntropicFilter(**settings | {"ess_below": 0.95} | changes)
 
 
-@pytest.mark.parametrize("resampler", (multinomial, residual, stratified, systematic))
-@pytest.mark.parametrize("anneal", ("ess", "entropy", "none"))
+@pytest.mark.parametrize("resampler", (residual, stratified, systematic))
+@pytest.mark.parametrize("anneal", ("ess", "entropy"))
 @pytest.mark.parametrize("is_looking", (False, True))
 def test_evidence_is_unbiased(resampler, anneal, is_looking):
     strategy = entropic(anneal=anneal, is_looking=is_looking, resampler=resampler)
