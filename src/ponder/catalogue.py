@@ -34,18 +34,24 @@ from ponder.infer.atom_of_thoughts import AtomOfThoughts
 from ponder.infer.beam import Beam
 from ponder.infer.best_first import BestFirst
 from ponder.infer.best_of_n import BestOfN
+from ponder.infer.constrained_smc import ConstrainedSMC
 from ponder.infer.critique_and_fuse import CritiqueAndFuse
 from ponder.infer.deepconf import DeepConf, bottom_groups, lowest_group, tail_group, whole_mean
 from ponder.infer.diverse_beam import DiverseBeam
 from ponder.infer.dser import Dser
 from ponder.infer.dvts import Dvts
+from ponder.infer.entropic_filter import EntropicFilter
 from ponder.infer.greedy import Greedy
 from ponder.infer.iad import Iad
 from ponder.infer.mcts import Mcts, puct, uct
 from ponder.infer.medprompt import Medprompt
 from ponder.infer.minimum_risk import MinimumRisk, overlap, same_answer
 from ponder.infer.ops import log_odds, log_prob
-from ponder.infer.particle_filter import MeanProbability, ParticleFilter, argmax, drawn, vote
+from ponder.infer.parallel_tempering import ParallelTempering
+from ponder.infer.particle_filter import MeanProbability, ParticleFilter
+from ponder.infer.particle_gibbs import ParticleGibbs
+from ponder.infer.path_search import PathSearch
+from ponder.infer.picks import argmax, drawn, vote
 from ponder.infer.plangen import PlanGen
 from ponder.infer.rebase import Rebase
 from ponder.infer.resample.multinomial import multinomial
@@ -66,6 +72,7 @@ from ponder.infer.thinksum import ThinkSum, mixture, product
 from ponder.infer.tree import Steps
 from ponder.infer.tree_of_thoughts import TreeOfThoughts, bfs, dfs
 from ponder.infer.until_accepted import UntilAccepted
+from ponder.infer.zero_order import ZeroOrder
 from ponder.run.spec import FilesToo, Specs
 from ponder.tasks.gsm8k import Gsm8k
 from ponder.tasks.humaneval import HumanEval
@@ -127,6 +134,12 @@ STRATEGIES: dict[str, Strategy] = {
     "mcts": Mcts(steps=LINES),
     "ab_mcts": AbMcts(steps=LINES),
     "tree_of_thoughts": TreeOfThoughts(steps=Steps(until=("\n",), max_steps=4, verifier=ValuePrompt())),
+    "constrained_smc": ConstrainedSMC(num=8, resampler=systematic),
+    "entropic_filter": EntropicFilter(num=8, resampler=systematic, verifier=MeanProbability(), until=("\n",)),
+    "path_search": PathSearch(verifier=MeanProbability(), until=("\n",)),
+    "zero_order": ZeroOrder(verifier=MeanProbability()),
+    "parallel_tempering": ParallelTempering(verifier=MeanProbability(), until=("\n",)),
+    "particle_gibbs": ParticleGibbs(verifier=MeanProbability(), until=("\n",)),
 }
 
 STOP_RULES: dict[str, StopRule] = {

@@ -16,7 +16,8 @@ from ponder.infer.best_of_n import BestOfN
 from ponder.infer.diverse_beam import DiverseBeam
 from ponder.infer.greedy import Greedy
 from ponder.infer.ops import log_odds
-from ponder.infer.particle_filter import MeanProbability, ParticleFilter, drawn
+from ponder.infer.particle_filter import MeanProbability, ParticleFilter
+from ponder.infer.picks import drawn
 from ponder.infer.resample.multinomial import multinomial
 from ponder.infer.resample.residual import residual
 from ponder.infer.resample.stratified import stratified

@@ -10,7 +10,8 @@ from ponder.core.errors import DeadParticles
 from ponder.core.guarantee import Guarantee
 from ponder.core.rng import EnumeratingRng, TorchRng, enumerate_paths
 from ponder.infer.ops import log_odds, log_prob
-from ponder.infer.particle_filter import MeanProbability, ParticleFilter, argmax, drawn, vote
+from ponder.infer.particle_filter import MeanProbability, ParticleFilter
+from ponder.infer.picks import argmax, drawn, vote
 from ponder.infer.resample.systematic import systematic
 from ponder.testing.laws_strategy import played
 from ponder.testing.verifiers import Counting

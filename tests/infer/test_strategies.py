@@ -15,7 +15,8 @@ from ponder.infer.best_of_n import BestOfN
 from ponder.infer.diverse_beam import DiverseBeam
 from ponder.infer.greedy import Greedy
 from ponder.infer.ops import log_odds, log_prob, normalized_score
-from ponder.infer.particle_filter import MeanProbability, ParticleFilter, argmax, drawn, vote
+from ponder.infer.particle_filter import MeanProbability, ParticleFilter
+from ponder.infer.picks import argmax, drawn, vote
 from ponder.infer.resample.multinomial import multinomial
 from ponder.infer.resample.residual import residual
 from ponder.infer.resample.stratified import stratified
@@ -45,7 +46,7 @@ STRATEGIES = {
     "diverse beam": DiverseBeam(width=4, num_groups=2),
     "particle filter": ParticleFilter(num=4, resampler=systematic, until=("a",)),
     "particle filter of the paper": ParticleFilter(
-        num=4, resampler=multinomial, step_tokens=2, is_ratio=False, ess_below=None, pick=argmax, verifier=Counting("b")
+        num=4, resampler=multinomial, step_tokens=2, twist="full", ess_below=None, pick=argmax, verifier=Counting("b")
     ),
     "particle filter, corrected": ParticleFilter(num=3, resampler=residual, step_tokens=1, is_corrected=True, pick=drawn, potential=log_prob),
     "particle filter, silent verifier": ParticleFilter(num=3, resampler=stratified, step_tokens=3, verifier=Abstaining()),
@@ -131,7 +132,7 @@ def test_corrected_particle_filter_aims_at_the_model():
 
 def test_full_particle_filter_counts_every_step():
     strategy = ParticleFilter(
-        num=2, resampler=systematic, verifier=Counting("b"), step_tokens=1, until=(), is_ratio=False, ess_below=0.8, sampling=COOL, pick=drawn
+        num=2, resampler=systematic, verifier=Counting("b"), step_tokens=1, until=(), twist="full", ess_below=0.8, sampling=COOL, pick=drawn
     )  # fmt: skip
 
     def weight(prefix):

@@ -18,7 +18,8 @@ from ponder.infer.beam import Beam
 from ponder.infer.best_of_n import BestOfN
 from ponder.infer.compose import PureOp, Repeat
 from ponder.infer.ops import Advance, Draw, Resample, Reweight, Spawn, Thin, log_odds, start
-from ponder.infer.particle_filter import ParticleFilter, drawn
+from ponder.infer.particle_filter import ParticleFilter
+from ponder.infer.picks import drawn
 from ponder.infer.resample.multinomial import multinomial
 from ponder.infer.resample.systematic import systematic
 from ponder.testing import laws_op, laws_strategy
@@ -463,9 +464,9 @@ class StopStays(ToyProcess):
 class DrawsInTurn(ToyProcess):
     """One stream of noise for the whole batch, so that an answer depends on its neighbours."""
 
-    def _draw(self, seed, position, log_q):
+    def _draw(self, ask, position, log_q):
         self.num_drawn = getattr(self, "num_drawn", 0) + 1
-        return super()._draw(seed * 0, self.num_drawn, log_q)
+        return super()._draw(replace(ask, seed=0), self.num_drawn, log_q)
 
 
 class ReusedIsComputed(ToyProcess):

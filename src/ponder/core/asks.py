@@ -210,15 +210,19 @@ class Extend:
     """Go on from `prefix` (not final) until an `until` string, the answer's end, or max_tokens more tokens."""
 
     prefix: Prefix
-    seed: int  # the draw at absolute position i is a pure function of (seed, i, the model's distribution)
+    seed: int  # the draw at absolute position i is a pure function of (seed, i, the model's distribution), and of drift
     max_tokens: int | None = None  # None: as many as the prompt's max_tokens still allows
     until: tuple[str, ...] = ()  # step separators: kept in the text; the new prefix may be extended again
     sampling: Sampling = field(default_factory=Sampling)
     certainty: bool = False  # fill Prefix.certainty
     logprobs: int | None = None  # fill Extension.logprobs, each with this many alternatives; 0: the drawn token's alone
     probes: tuple[Probe, ...] = ()  # fill Prefix.readings: what each reads in the state that a token is drawn from; no extra pass
+    drift: tuple[tuple[int, float], ...] = ()  # (seed, share in [0, 1]): mixes that seed's noise into every draw's (core.noise)
+    forced: tuple[int, ...] = ()  # the completion that it follows as far as this goes: the token at position i is forced[i], not drawn
 
     def __post_init__(self) -> None:
+        if not all(0 <= share <= 1 for _, share in self.drift):
+            raise BadField(f"extend drift={self.drift}: each share must be in [0, 1]")
         if self.logprobs is not None and self.logprobs < 0:
             raise BadField(f"extend logprobs={self.logprobs}: must be at least 0, or None for no log-probabilities")
 

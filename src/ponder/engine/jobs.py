@@ -81,6 +81,8 @@ class ExtendJob:
         foreign = [token for token, _ in ask.sampling.logit_bias if token >= len(tokenizer.pieces)]
         if foreign:
             raise BadField(f"logit_bias names token {foreign[0]}: this model's are 0 to {len(tokenizer.pieces) - 1}; bias one of those")
+        if ask.forced and (self.matcher is not None or max(ask.forced) >= len(tokenizer.pieces)):
+            raise BadField(f"extend forced={ask.forced}: must be tokens of this model, below {len(tokenizer.pieces)}, and the prompt without a form")
         self.logprobs: list[TokenLogP] = []
         self.tokens = list(ask.prefix.tokens)
         self.sums = [ask.prefix.log_p, ask.prefix.log_q, ask.prefix.certainty]
@@ -92,7 +94,9 @@ class ExtendJob:
     def wish(self) -> Draw:
         sampling = self.ask.sampling
         seen = tuple(self.tokens) if sampling.has_penalties else ()
-        return Draw(self.ask.seed, len(self.tokens), sampling, self.matcher, seen, self.ask.logprobs)
+        at, ask = len(self.tokens), self.ask
+        forced = ask.forced[at] if at < len(ask.forced) else None
+        return Draw(ask.seed, at, sampling, self.matcher, seen, ask.logprobs, ask.drift, forced)
 
     def push(self, drawn: Drawn) -> None:
         """Takes the next token; sets `finish` when it is the last."""

@@ -1,6 +1,6 @@
 """Draws the next token of many rows at once. A draw is a pure function of (seed, position, the row's logits, its tokens so far).
 
-One uniform number per draw, a hash of (seed, position), is looked up in the cumulative distribution. Sums run over fixed
+One uniform number per draw, a hash of (seed, position) and what drifts into it, is looked up in the cumulative distribution. Sums run over fixed
 blocks of the vocabulary in a fixed order, so a row's result does not depend on the other rows or the number of threads. The compiled
 kernel (native/sample) draws where it is there; what PyTorch draws here is equal to it bit for bit, but for the rounding of exp.
 
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponder.core.asks import Sampling
+from ponder.core.noise import drifted
 from ponder.engine.constraint import Matcher
 from ponder.native.sample import Move, sample_rows
 
@@ -41,6 +42,12 @@ class Draw:
     matcher: Matcher | None = None  # says which tokens the form allows; a row without any is drawn from as if it had none
     seen: tuple[int, ...] = ()  # tokens of the completion so far, for penalties
     num_top: int | None = None  # most likely tokens to list
+    drift: tuple[tuple[int, float], ...] = ()  # (seed, share) of other noise mixed in
+    forced: int | None = None  # the token, where it is not to be drawn
+
+    @property
+    def probe(self) -> float:
+        return drifted(lambda seed: uniform(seed, self.position), self.seed, self.drift)
 
     @property
     def is_moved(self) -> bool:
@@ -103,7 +110,13 @@ def uniform(seed: int, position: int) -> float:
 
 def draw(logits_RV: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
     """One token per row of float32 logits. Greedy rows take the most likely token, the first of equals."""
-    found = draw_compiled(logits_RV, draws) or draw_by_torch(logits_RV, draws)
+    free = [i for i, d in enumerate(draws) if d.forced is None]
+    if len(free) == len(draws):
+        found = draw_compiled(logits_RV, draws) or draw_by_torch(logits_RV, draws)
+    else:  # what is given is looked up, beside what is drawn
+        found = draw_by_torch(logits_RV, draws)
+        for i, drawn in zip(free, draw_compiled(logits_RV[free], [draws[i] for i in free]) or () if free else ()):
+            found[i] = drawn
     return [replace(f, top=top_of(logits_RV[i], f, d.num_top)) if d.num_top else f for i, (f, d) in enumerate(zip(found, draws, strict=True))]
 
 
@@ -113,7 +126,7 @@ def draw_compiled(logits_RV: Tensor, draws: Sequence[Draw]) -> list[Drawn] | Non
     made = sample_rows(
         logits_RV,
         [d.sampling.temperature for d in draws],
-        [uniform(d.seed, d.position) for d in draws],
+        [d.probe for d in draws],
         cuts=cuts if any(cut != (0, 1.0, 0.0) for cut in cuts) else None,
         moves=moves_of(draws) if any(d.is_moved for d in draws) else None,
     )
@@ -170,16 +183,19 @@ def draw_by_torch(logits_RV: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
 def drawn_from(proposal: LogP, rows: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
     """(tokens [n], float64 log_q [n]): draws[i] is from row rows[i] of the proposal, once it is shaped."""
     tokens = proposal.logits_RV.argmax(-1)[rows]
-    log_q = torch.zeros(len(draws), dtype=torch.float64)
+    forced = torch.tensor([-1 if d.forced is None else d.forced for d in draws])
+    log_q = torch.where((forced < 0) | (forced == tokens), 0.0, -math.inf).double()  # of greedy draws
+    tokens = torch.where(forced < 0, tokens, forced)
     for sampling in dict.fromkeys(d.sampling for d in draws if d.sampling.temperature > 0):
         mine = torch.tensor([i for i, d in enumerate(draws) if d.sampling == sampling])
         weight = shaped(proposal, rows[mine], sampling)
-        probes = torch.tensor([uniform(draws[i].seed, draws[i].position) for i in mine.tolist()], dtype=torch.float64)
-        tokens[mine] = pick(weight, probes)
+        probes = torch.tensor([draws[i].probe for i in mine.tolist()], dtype=torch.float64)
+        tokens[mine] = torch.where(forced[mine] < 0, pick(weight, probes), forced[mine])
         if sampling.is_shaped:
             scaled = (proposal.logits_RV[rows[mine], tokens[mine]] - proposal.top_R1[rows[mine], 0]) * scale_of(sampling.temperature)
             log_sum = [math.log(x) if x != 0 else -math.inf for x in _sum(weight).tolist()]  # the C library's, as the kernel has it
-            log_q[mine] = scaled.double() - torch.tensor(log_sum, dtype=torch.float64)
+            is_cut = weight[torch.arange(len(mine)), tokens[mine]] == 0  # only a forced token may be
+            log_q[mine] = torch.where(is_cut, -math.inf, scaled.double() - torch.tensor(log_sum, dtype=torch.float64))
         else:
             log_q[mine] = proposal.of(rows[mine], tokens[mine])
     return tokens, log_q

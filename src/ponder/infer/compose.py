@@ -1,4 +1,4 @@
-"""How ops are put together: `a >> b`, Repeat, While. Each part gets an rng of its own, so that no two steps share a seed."""
+"""How ops are put together: `a >> b`, Repeat, While, side by side. Each part gets an rng of its own, so that no two steps share a seed."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
@@ -102,3 +102,22 @@ def showing(best: tuple[Candidate, ...], running: Generator[Turn, Sequence[Answe
             turn = running.send((yield replace(turn, best=best or turn.best)))
     except StopIteration as stop:
         return stop.value
+
+
+def together(runnings: Sequence[Generator[Turn, Sequence[Answer], T]]) -> Generator[Turn, Sequence[Answer], list[T]]:
+    """Runs all of them side by side: what they ask at the same time is one turn. Returns what each returned, in their order."""
+    results: dict[int, T] = {}
+    turns: dict[int, Turn] = {}
+    told: dict[int, Sequence[Answer] | None] = dict.fromkeys(range(len(runnings)))
+    while True:
+        for i, answers in told.items():
+            try:
+                turns[i] = next(runnings[i]) if answers is None else runnings[i].send(answers)
+            except StopIteration as stop:
+                results[i] = stop.value
+                turns.pop(i, None)
+        if not turns:
+            return [results[i] for i in range(len(runnings))]
+        best = tuple(c for turn in turns.values() for c in turn.best)
+        answered = iter((yield Turn(tuple(ask for turn in turns.values() for ask in turn.asks), best)))
+        told = {i: [next(answered) for _ in turn.asks] for i, turn in turns.items()}

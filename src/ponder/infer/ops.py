@@ -304,9 +304,9 @@ class JudgedStep:
     def __call__(self, state: Batch[Judged], rng: Rng) -> Generator[Turn, Sequence[Answer], tuple[Batch[Judged], Tensor]]:
         grown, log_g = yield from self.extend(Batch(tuple(item.prefix for item in state)), rng)
         items = [replace(old, prefix=new) for old, new in zip(state, grown, strict=True)]
-        new = [i for i, item in enumerate(state) if not item.prefix.is_final]
+        new = [i for i, old in enumerate(state) if items[i].prefix.tokens != old.prefix.tokens]
         if not new:
-            return state, log_g
+            return Batch(tuple(items)), log_g
         asked = tuple(candidate(items[i].prefix) for i in new)
         (told,) = yield Turn((Judge(verifier=self.verifier, prompt=items[0].prefix.prompt, candidates=asked),), best_first(asked))
         for i, verdict in zip(new, told.verdicts, strict=True):

@@ -87,7 +87,8 @@ def ask_json(ask: Ask) -> Json:
         }  # fmt: skip
         if ask.probes:
             fields["probes"] = [probe.name for probe in ask.probes]
-        return fields if ask.logprobs is None else fields | {"logprobs": ask.logprobs}
+        fields |= {} if ask.logprobs is None else {"logprobs": ask.logprobs}
+        return fields | {name: value for name, value in (("drift", ask.drift), ("forced", ask.forced)) if value}
     if isinstance(ask, Expand):
         return head | {"kind": "expand", "num": ask.num}
     if isinstance(ask, Read):

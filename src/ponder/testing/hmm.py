@@ -12,6 +12,7 @@ from ponder.core.asks import Answer, Turn
 from ponder.core.guarantee import Guarantee
 from ponder.core.particles import Batch, as_log_weights
 from ponder.core.rng import Rng
+from ponder.testing.toy import ToyLM
 
 Path = tuple[int, ...]
 Stepped = Generator[Turn, Sequence[Answer], tuple[Batch[Path], Tensor]]
@@ -55,6 +56,15 @@ class HMM:
             moved = [math.fsum(f * row[x] for f, row in zip(forward, self.transition)) for x in range(len(forward))]
             forward = [m * e for m, e in zip(moved, likelihood)]
         return math.fsum(forward)
+
+    def log_likelihood(self, tokens: Sequence[int]) -> float:
+        """Of the observations up to the last of those states."""
+        return sum(log(self.emission[t][x]) for t, x in enumerate(tokens))
+
+    def lm(self) -> ToyLM:
+        """The prior as a language model that says one digit per state and ends by its length alone."""
+        rows = (self.initial, *self.transition)
+        return ToyLM("0123456789"[: len(self.initial)], tuple((*row, 0.0) for row in rows))
 
     def log_potential(self, state: Batch[Path]) -> Tensor:
         """[N] log-likelihood of the last step's observation."""

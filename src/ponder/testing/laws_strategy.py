@@ -10,7 +10,7 @@ from torch import Tensor
 from ponder.core.asks import Candidate, Extend, Judge, Outcome, Prefix, Prompt, Sampling, candidate
 from ponder.core.guarantee import Guarantee
 from ponder.core.rng import Rng, TorchRng
-from ponder.core.roles import Resampler, Strategy
+from ponder.core.roles import Process, Resampler, Strategy
 from ponder.testing.exact import TOLERANCE, Expected, Measure, averaged, difference, require
 from ponder.testing.run import Finished, answer_all
 from ponder.testing.toy import ToyLM, ToyProcess, toy_lm
@@ -95,9 +95,10 @@ def law_settings_are_data(strategy: Strategy) -> None:
 
 
 def law_seeds_are_apart(strategy: Strategy) -> None:
-    """No two sampled extensions of a run share a seed: shared seeds are shared draws, and a vote over copies."""
+    """No two sampled extensions of a run share their noise (seed and drift): that is shared draws, and a vote over copies."""
     asks = [ask for turn in played(strategy).turns for ask in turn.asks if isinstance(ask, Extend) and ask.sampling.temperature > 0]
-    require(len({ask.seed for ask in asks}) == len(asks), f"{len(asks)} sampled asks share {len({ask.seed for ask in asks})} seeds")
+    num_apart = len({(ask.seed, ask.drift) for ask in asks})
+    require(num_apart == len(asks), f"{len(asks)} sampled asks share {num_apart} seeds")
 
 
 def law_asks_are_legal(strategy: Strategy) -> None:
@@ -175,6 +176,14 @@ def law_weights_are_proper(
     total = math.fsum(wanted.values())
     require(error <= TOLERANCE * max(1.0, total), f"off by {error:.3e}: evidence {found.normaliser:.9g}, wanted {total:.9g}")
     return found
+
+
+def law_more_never_hurts(make: Callable[[int], Strategy], process: Callable[[], Process], prompt: Prompt, sizes: Sequence[int] = (1, 2, 4)) -> None:
+    """The more search, seed by seed, the better or equal the score of the answer. For searches that keep their best."""
+    for key in range(4):
+        scores = [answer_all(make(num).run(prompt, TorchRng(key)), process()).result.candidates[0].score for num in sizes]
+        known = [-math.inf if s is None else s for s in scores]
+        require(known == sorted(known), f"more search lowered the score: {scores} at sizes {sizes}")
 
 
 def law_answers_by_meaning(vote: Callable[[Prompt, Sequence[Candidate]], Candidate], prompt: Prompt, texts: Sequence[str], wanted: str) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -29,6 +30,7 @@ from ponder.core.asks import (
 )
 from ponder.core.budget import Cost
 from ponder.core.errors import BadField, PromptTooLong
+from ponder.core.noise import drifted
 from ponder.core.probe import Probe, Row, checkpoint_of, rows_of
 from ponder.core.rng import Rng, hash_seed
 from ponder.core.roles import Progress
@@ -167,6 +169,11 @@ def self_certainty(log_p: tuple[float, ...]) -> float:
     return -sum(max(x, FLOOR) for x in log_p) / len(log_p) - math.log(len(log_p))
 
 
+def probe_of(ask: Extend, position: int) -> torch.Tensor:
+    """The noise [1] of the ask's draw at a position."""
+    return torch.tensor([drifted(lambda seed: hash_seed("toy", seed, position) / 2**63, ask.seed, ask.drift)], dtype=torch.float64)
+
+
 @dataclass
 class Job:
     """An ask under way."""
@@ -181,22 +188,27 @@ class Job:
     logprobs: list[TokenLogP] = field(default_factory=list)
 
 
-class ToyProcess:
-    """Role Process over a ToyLM. One step is one token of every running ask; prefixes once computed are reused.
+class StepProcess(ABC):
+    """What a toy Process is without its model: tickets, one token per step of every running ask, prefixes that are reused, costs."""
 
-    Without `rng` a draw is a pure function of (seed, position, distribution), as the role demands. With `rng` each
-    such triple is drawn once from it and remembered: under an EnumeratingRng the model's randomness is enumerated too,
-    and asks that share a seed share their draws, as they would on a real model.
-    """
-
-    def __init__(self, lm: ToyLM, rng: Rng | None = None, context_len: int = 4096) -> None:
-        self.lm, self.rng, self.context_len = lm, rng, context_len
-        self.model_id = f"toy-{hash_seed(lm.alphabet, lm.table):016x}"
+    def __init__(self, model_id: str, context_len: int) -> None:
+        self.model_id, self.context_len = model_id, context_len
         self.jobs: dict[int, Job] = {}
         self.num_added = 0
         self.total = Cost()  # everything computed, whoever asked
-        self.drawn: dict[tuple[int, int, tuple[float, ...]], int] = {}
         self.computed: set[tuple[str, tuple[int, ...]]] = set()  # (text read, completion read)
+
+    @abstractmethod
+    def _check(self, ask: Extend | Expand | Score | Read) -> None:
+        """Raises BadField for an ask that the model cannot answer."""
+
+    @abstractmethod
+    def _drawn(self, job: Job, ask: Extend) -> Prefix:
+        """The job's prefix with one more token, drawn."""
+
+    @abstractmethod
+    def _told(self, job: Job, ask: Expand | Score | Read) -> Answer:
+        """The answer to an ask that draws nothing."""
 
     def prompt_len(self, prompt: Prompt) -> int:
         return 1 + len(rendered(prompt))
@@ -220,18 +232,6 @@ class ToyProcess:
         self.jobs[self.num_added] = Job(ask, ask.prefix, max_tokens if is_capped and max_tokens is not None else own, is_capped)
         return self.num_added
 
-    def _check(self, ask: Extend | Expand | Score | Read) -> None:
-        """Raises BadField for a bias of no token, a probe of another model, and a form that no answer fulfils or that the prefix has left."""
-        probes = ask.probes if isinstance(ask, Extend) else (ask.probe,) if isinstance(ask, Read) else ()
-        strange = [probe for probe in probes if probe.model_id not in (None, checkpoint_of(self.model_id))]
-        if strange:
-            raise BadField(f"probe {strange[0].name!r} knows the states of model {strange[0].model_id}, this is {self.model_id}; train one on it")
-        foreign = [v for v, _ in ask.sampling.logit_bias if v > self.lm.end] if isinstance(ask, Extend) else []
-        if foreign:
-            raise BadField(f"logit_bias names token {foreign[0]}: this model's are 0 to {self.lm.end}; bias one of those")
-        if not isinstance(ask, Score | Read) and not self.lm.allowed(ask.prefix):
-            raise BadField(f"form {ask.prefix.prompt.form}: no option that the alphabet can spell begins with the prefix {ask.prefix.tokens}")
-
     def step(self) -> list[tuple[int, Answer]]:
         answers = [(ticket, answer) for ticket, job in self.jobs.items() if (answer := self._advance(job)) is not None]
         for ticket, _ in answers:
@@ -254,12 +254,8 @@ class ToyProcess:
         if isinstance(job.ask, Extend):
             return self._extend(job, job.ask)
         self.total += Cost(calls=1)
-        if isinstance(job.ask, Expand):
-            return self._expand(job, job.ask)
-        if isinstance(job.ask, Read):
-            return self._see(job, job.ask)
-        assert isinstance(job.ask, Score)
-        return self._score(job, job.ask)
+        assert not isinstance(job.ask, Judge)
+        return self._told(job, job.ask)
 
     def _read(self, job: Job, tokens: tuple[int, ...], num_drawn: int = 0, first: int | None = None) -> None:
         """One forward pass of `job` over its prompt and `tokens`, all but the last of which (all before place `first`) may be reused; then draws."""
@@ -281,20 +277,11 @@ class ToyProcess:
         if job.limit == 0:
             return self._finished(job, "budget")
         self._read(job, job.prefix.tokens, num_drawn=1)
-        log_p = self.lm.log_p(job.prefix)
-        log_q = self.lm.proposal(job.prefix, ask.sampling)
-        token = self._draw(ask.seed, len(job.prefix.tokens), log_q)
-        seen = tuple((probe.name, (*dict(job.prefix.readings).get(probe.name, ()), self._seen(job.prefix, probe)[0])) for probe in ask.probes)
-        job.prefix = replace(self.lm.grown(job.prefix, token, log_q[token]), readings=seen)
-        if ask.logprobs is not None:
-            top = sorted(enumerate(log_p), key=lambda pair: (-pair[1], pair[0]))[: ask.logprobs]
-            job.logprobs.append(TokenLogP(token, log_p[token], tuple(top)))
-        if ask.certainty:
-            job.prefix = replace(job.prefix, certainty=job.prefix.certainty + self_certainty(log_p))
+        job.prefix = self._drawn(job, ask)
         job.num_new += 1
         if job.prefix.is_final:
             return self._finished(job, job.prefix.finish or "")
-        if any(job.prefix.text[len(ask.prefix.text) :].endswith(s) for s in ask.until):
+        if any(s in job.prefix.text[len(ask.prefix.text) :] for s in ask.until):
             return self._finished(job, "until")
         if job.num_new < job.limit:
             return None
@@ -306,12 +293,56 @@ class ToyProcess:
         prefix = job.prefix if finish in ("until", "limit") else replace(job.prefix, finish=finish)
         return Extension(prefix, finish, job.cost, tuple(job.logprobs))
 
-    def _draw(self, seed: int, position: int, log_q: tuple[float, ...]) -> int:
-        key = (seed, position, log_q)
+
+class ToyProcess(StepProcess):
+    """Role Process over a ToyLM.
+
+    Without `rng` a draw is a pure function of (seed, position, distribution), as the role demands. With `rng` each
+    such triple is drawn once from it and remembered: under an EnumeratingRng the model's randomness is enumerated too,
+    and asks that share a seed share their draws, as they would on a real model.
+    """
+
+    def __init__(self, lm: ToyLM, rng: Rng | None = None, context_len: int = 4096) -> None:
+        super().__init__(f"toy-{hash_seed(lm.alphabet, lm.table):016x}", context_len)
+        self.lm, self.rng = lm, rng
+        self.drawn: dict[tuple[object, ...], int] = {}
+
+    def _check(self, ask: Extend | Expand | Score | Read) -> None:
+        """Raises BadField for a bias of no token, a probe of another model, and a form that no answer fulfils or that the prefix has left."""
+        probes = ask.probes if isinstance(ask, Extend) else (ask.probe,) if isinstance(ask, Read) else ()
+        strange = [probe for probe in probes if probe.model_id not in (None, checkpoint_of(self.model_id))]
+        if strange:
+            raise BadField(f"probe {strange[0].name!r} knows the states of model {strange[0].model_id}, this is {self.model_id}; train one on it")
+        if self.rng is not None and isinstance(ask, Extend) and ask.drift:
+            raise BadField("drift couples draws, which a process that takes its draws from an rng cannot follow; leave the rng out")
+        foreign = [v for v, _ in ask.sampling.logit_bias if v > self.lm.end] if isinstance(ask, Extend) else []
+        if foreign:
+            raise BadField(f"logit_bias names token {foreign[0]}: this model's are 0 to {self.lm.end}; bias one of those")
+        if not isinstance(ask, Score | Read) and not self.lm.allowed(ask.prefix):
+            raise BadField(f"form {ask.prefix.prompt.form}: no option that the alphabet can spell begins with the prefix {ask.prefix.tokens}")
+
+    def _drawn(self, job: Job, ask: Extend) -> Prefix:
+        log_p = self.lm.log_p(job.prefix)
+        log_q = self.lm.proposal(job.prefix, ask.sampling)
+        at = len(job.prefix.tokens)
+        token = ask.forced[at] if at < len(ask.forced) else self._draw(ask, at, log_q)
+        if ask.logprobs is not None:
+            top = sorted(enumerate(log_p), key=lambda pair: (-pair[1], pair[0]))[: ask.logprobs]
+            job.logprobs.append(TokenLogP(token, log_p[token], tuple(top)))
+        seen = tuple((probe.name, (*dict(job.prefix.readings).get(probe.name, ()), self._seen(job.prefix, probe)[0])) for probe in ask.probes)
+        grown = replace(self.lm.grown(job.prefix, token, log_q[token]), readings=seen)
+        return replace(grown, certainty=grown.certainty + self_certainty(log_p)) if ask.certainty else grown
+
+    def _told(self, job: Job, ask: Expand | Score | Read) -> Answer:
+        if isinstance(ask, Read):
+            return self._see(job, ask)
+        return self._expand(job, ask) if isinstance(ask, Expand) else self._score(job, ask)
+
+    def _draw(self, ask: Extend, position: int, log_q: tuple[float, ...]) -> int:
+        key = (ask.seed, ask.drift, position, log_q)
         if key not in self.drawn:
             row = torch.tensor(log_q, dtype=torch.float64)
-            probe = torch.tensor([hash_seed("toy", seed, position) / 2**63], dtype=torch.float64)
-            self.drawn[key] = int(self.rng.categorical(row[None])[0] if self.rng else inverse_cdf(row.exp(), probe)[0])
+            self.drawn[key] = int(self.rng.categorical(row[None])[0] if self.rng else inverse_cdf(row.exp(), probe_of(ask, position))[0])
         return self.drawn[key]
 
     def _seen(self, prefix: Prefix, probe: Probe, places: tuple[int, ...] | None = None) -> list[Row]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from ponder.core.asks import ABSTAIN, Answer, Ask, Candidate, Prefix, Prompt, Score, Scores, Verdict
 from ponder.core.rng import hash_seed
@@ -82,3 +83,25 @@ class Reckless:
         said = (math.nan, math.inf, -math.inf, 7.0, None, 0.5, -3.0)  # one nan: equal to itself in a tuple
         kinds = ("probability", "log_p", "score")
         return tuple(Verdict(said[hash_seed(c.text) % 7], kinds[hash_seed("kind", c.text) % 3]) for c in candidates)
+
+
+class Observed(Protocol):
+    """A model whose answers, step by step, were observed with known noise."""
+
+    def log_likelihood(self, tokens: Sequence[int]) -> float:
+        """log p(observations so far | tokens so far)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """log p(observations so far | answer so far): with ratio factors, the weights of the bootstrap filter."""
+
+    model: Observed
+    name: str = "likelihood"
+
+    def asks(self, prompt: Prompt, candidates: Sequence[Candidate]) -> tuple[Ask, ...]:
+        return ()
+
+    def judge(self, prompt: Prompt, candidates: Sequence[Candidate], answers: Sequence[Answer]) -> tuple[Verdict, ...]:
+        return tuple(Verdict(self.model.log_likelihood(c.tokens), "log_p") if c.tokens else ABSTAIN for c in candidates)
