@@ -30,4 +30,5 @@ def open_process(
     decoder = load(open_checkpoint(path), weights, head, dtype)
     if where.type == "cpu":
         return LocalProcess(decoder, open_tokenizer(path), scheduler, settings)
+    torch.cuda.set_device(where)  # kernels and recordings go where the program's current card is
     return DeviceProcess(place(decoder, weights, where), open_tokenizer(path), scheduler, settings)
