@@ -32,6 +32,7 @@ def open_process(
     if where.type == "cpu":
         process = LocalProcess(decoder, tokenizer, scheduler, settings)
     else:
+        torch.cuda.set_device(where)  # kernels and recordings go where the program's current card is
         process = DeviceProcess(place(decoder, weights, where), tokenizer, scheduler, settings)
     if context_len is not None:
         process.model_id += f"/context-{context_len}"  # long answers end elsewhere
