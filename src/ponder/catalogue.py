@@ -52,6 +52,7 @@ from ponder.verify.math_equal import MathEqual
 from ponder.verify.mean_log_p import MeanLogP
 from ponder.verify.numeric import Numeric
 from ponder.verify.p_true import PTrue
+from ponder.verify.public_tests import PublicTests
 from ponder.verify.self_certainty import SelfCertainty
 from ponder.verify.unit_tests import UnitTests
 
@@ -88,6 +89,7 @@ VERIFIERS: dict[str, Verifier] = {  # those that need no reference: strategies m
     "mean_log_p": MeanLogP(),
     "self_certainty": SelfCertainty(),
     "p_true": PTrue(),
+    "public_tests": PublicTests(),
     "constant": Constant(),
 }
 
@@ -135,6 +137,7 @@ TASKS: dict[str, Task] = {
     "math500": Math500(),
     "humaneval": HumanEval(),
     "mbpp": Mbpp(),
+    "mbpp-one": Mbpp(num_visible=1, name="mbpp-one"),  # two of three tests held out
     "sciq": SciQ(),
     **PRESELECTED,
 }

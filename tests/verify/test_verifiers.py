@@ -13,6 +13,7 @@ from ponder.verify.math_equal import MathEqual
 from ponder.verify.mean_log_p import MeanLogP
 from ponder.verify.numeric import Numeric
 from ponder.verify.p_true import PTrue
+from ponder.verify.public_tests import PublicTests
 from ponder.verify.sandbox import Limits
 from ponder.verify.self_certainty import SelfCertainty
 from ponder.verify.unit_tests import UnitTests
@@ -26,6 +27,7 @@ VERIFIERS = {
     "mean_log_p": MeanLogP(),
     "numeric": Numeric(reference="42"),
     "p_true": PTrue(num_samples=2),
+    "public_tests": PublicTests(),
     "self_certainty": SelfCertainty(),
     "unit_tests": UnitTests(tests="assert f() == 1", limits=Limits(seconds=1.0)),
 }
