@@ -44,7 +44,7 @@ def ask(
     limits = parse_budget(budget, strict=strict)
     chosen = catalogue.strategy(strategy)
     prompt = Prompt(messages=(("user", _question(question)),), max_tokens=max_tokens, answers=_known("answer reader", answer, catalogue.READERS))
-    process = _open(model, weights, threads)
+    process = open_process(model, weights, threads)
     job = Job(id="ask", prompt=prompt, recipe=Recipe(label=strategy, strategy=chosen, budget=limits), seed=hash_seed(seed, "ask"))
     with _interruptible() as should_stop:
         driver = Driver(process, should_stop=should_stop)
@@ -54,7 +54,7 @@ def ask(
         return INTERRUPTED
     (result,) = results
     if trace is not None:
-        _write(trace, "".join(line + "\n" for line in result.trace))
+        write_text(trace, "".join(line + "\n" for line in result.trace))
     if result.stop_reason == "failed":
         raise PonderError(str(result.diagnostics["error"]))
     show.show_answer(result, strategy=strategy, budget=str(limits))
@@ -72,7 +72,7 @@ def compare(
         raise BadField(f"n={n}: must be at least 1 question")
     chosen = catalogue.task(task)
     questions = questions_of(chosen, split, n)
-    process = _open(model, weights, threads)
+    process = open_process(model, weights, threads)
     title = f"{task} ({split}, n={len(questions)}), {model} {weights}, at most {limits} a question"
     return run_comparison(process, recipes, questions, out=out, task=task, seed=seed, resume=resume, title=title)
 
@@ -85,7 +85,7 @@ def demo() -> int:
     questions = questions_of(catalogue.task(settings.task), "test", settings.num_questions)
     limits = parse_budget(settings.budget)
     recipes = [Recipe(label=s, strategy=catalogue.strategy(s), budget=limits) for s in settings.strategies]
-    process = _open(settings.model, settings.weights, None)
+    process = open_process(settings.model, settings.weights, None)
     out = Path("out") / f"demo-{hash_seed(process.model_id, str(describe(recipes)), settings.task, len(questions)):016x}"[:21]
     title = f"{settings.task} (test, n={len(questions)}), {settings.model} {settings.weights}, at most {limits} a question"
     code = run_comparison(process, recipes, questions, out=out, task=settings.task, seed=0, resume=True, title=title)
@@ -147,7 +147,7 @@ def profile(*, model: str, weights: str, batch: int, context: int, card: Path | 
         phases = [(cell, predict_cell(seen, cell, known, CHUNK), None) for cell in cells]
         points = [point for cell, prediction, _ in phases for point in points_of(cell.phase, prediction)]
     else:
-        process = _open(model, weights, threads)
+        process = open_process(model, weights, threads)
         profiler = open_profiler(process, weights, catalogue.HEADS[weights].name)  # type: ignore[arg-type]
         for cell in cells:
             profiler.check(cell)
@@ -213,7 +213,7 @@ def report(comparison: Comparison, out: Path, title: str) -> list[Summary]:
         show.err.print(f"{row.recipe} failed on question {row.question}: {row.result.diagnostics['error']}", style="red")
     if failed[3:]:
         show.err.print(f"and {len(failed) - 3} more failed; results.jsonl has them", style="red")
-    _write(out / "summary.json", json.dumps([asdict(s) | {"verdict": s.verdict} for s in summaries], indent=1) + "\n")
+    write_text(out / "summary.json", json.dumps([asdict(s) | {"verdict": s.verdict} for s in summaries], indent=1) + "\n")
     plot_quality(summaries, out / "quality.png", title=title)
     ledgers = comparison.ledgers.values()
     engine = sum(ledger.engine_seconds for ledger in ledgers)
@@ -241,7 +241,7 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _open(model: str, weights: str, threads: int | None) -> Process:
+def open_process(model: str, weights: str, threads: int | None) -> Process:
     _known("weight format", weights, catalogue.WEIGHTS)
     path = _pulled(model) if model == catalogue.DEFAULT_MODEL else fetch.resolve(model)
     with show.waiting(f"opening {model}"):
@@ -270,7 +270,7 @@ def _question(text: str) -> str:
     return question.strip()
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
