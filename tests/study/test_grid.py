@@ -22,7 +22,7 @@ from ponder.study.figures import against_best_of_n, cell_row, figure_rows, pools
 from ponder.study.grid import Grid, Scores, recipes_of, run_grid
 from ponder.study.page import newest, page_text, picture_name
 from ponder.study.plots import draw_study, families
-from ponder.testing.simulator import Simulator, World
+from ponder.testing.simulator import SimulatedAnswer, Simulator, World
 
 WORLD = World(depth=(2, 2), step_tokens=3, step_accuracy=0.7)
 GRID = Grid(strategies=("self_consistency", "particle_filter:num=2"), verifiers=("mean_probability", "mean_log_p"), budgets=(1, 2, 4))
@@ -45,7 +45,7 @@ CONTEXT = {"task": "toy", "model": "m", "split": "test", "seed": 0, "run": "1", 
 
 def questions(num=6):
     def is_right(text):
-        return text.endswith("#0")
+        return SimulatedAnswer().read(text) == "0"
 
     return [Question(id=str(i), prompt=WORLD.prompt(i), is_right=is_right) for i in range(num)]
 

@@ -20,7 +20,7 @@ from ponder.verify.measure import auroc, expected_calibration_error
 
 PLAIN = Sampling(temperature=1.0)
 FLAT = World(depth=(3, 3), step_accuracy=0.75, step_tokens=4)
-VOTING = World(depth=(1, 1), step_accuracy=0.45, num_wordings=1, num_wrong=3, step_tokens=2)
+VOTING = World(depth=(1, 1), step_accuracy=0.45, num_wordings=1, num_wrong=3, step_tokens=2, is_telling=True)
 LONG = World(depth=(8, 8), step_accuracy=0.8, spread=0.5, step_spread=0.5, step_tokens=4)
 NUM = 300
 NOISE = SimulatedVerifier(auroc=0.501, sharpness=300.0)  # sure of itself, and knows nothing

@@ -14,7 +14,7 @@ from ponder.testing.run import answer_turn
 from ponder.testing.simulator import Simulator, World, play, play_many
 from ponder.testing.toy import ToyProcess
 
-TINY = World(depth=(2, 2), step_tokens=3, num_wordings=1, num_wrong=2, step_accuracy=0.6)
+TINY = World(depth=(2, 2), step_tokens=3, num_wordings=1, num_wrong=2, step_accuracy=0.6, is_telling=True)
 SMALL = World(depth=(1, 3), step_tokens=4, num_wordings=3, num_wrong=3, decay=0.3)
 
 

@@ -1,13 +1,15 @@
 """Problems without a model: a world whose difficulty, depth and wrong answers are settings, and a fast process that answers in it.
 
 An answer is `depth` steps of `step_tokens` tokens, then the answer itself. A step is sound ("s") or a slip ("x"), said in one of
-`num_wordings` equally likely ways; an answer without a slip is right ("#0"), one with a slip gives a wrong answer, drawn by popularity.
+`num_wordings` ways; an answer without a slip is right ("#0", "#00", ...), one with a slip gives a wrong answer, drawn by popularity.
 So every probability is known in closed form, and log_p, beams and temperatures mean what they mean for a language model.
 
 `World` is the model and its exact distribution; `ToyProcess(world)` is the obvious process, `Simulator(world)` the fast one: equal
 answers, a whole Extend in one step. Strategies run on it unchanged, since any prompt that holds "problem 17" is about that problem.
 """
 
+import bisect
+import itertools
 import math
 import random
 import re
@@ -15,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
-from ponder.core.asks import Extend, Extension, Outcome, Prefix, Prompt, Sampling, Turn, spent_answer
+from ponder.core.asks import Expand, Extend, Extension, Outcome, Prefix, Prompt, Sampling, Turn, spent_answer
 from ponder.core.budget import Cost
 from ponder.core.errors import BadField
 from ponder.core.rng import TorchRng, hash_seed
@@ -35,7 +37,7 @@ class SimulatedAnswer:
 
     def read(self, text: str) -> str | None:
         found = re.findall(r"#(\d+)", text)
-        return found[-1] if found else None
+        return str(int(found[-1])) if found else None
 
     def same(self, a: str, b: str) -> bool:
         return a == b
@@ -46,8 +48,8 @@ class Problem:
     """sound[t]: chance that step t is sound. wrong[j]: share of wrong answer j + 1 among wrong answers."""
 
     index: int
-    sound: tuple[float, ...]
-    wrong: tuple[float, ...]
+    sound: Row
+    wrong: Row
 
     @property
     def accuracy(self) -> float:
@@ -72,6 +74,8 @@ class World(SmallLM):
     popularity: float = 1.0  # Zipf exponent of wrong answers: 0 equally popular, large: one mistake that all make
     step_tokens: int = 16  # tokens of a step, its line end included
     num_wordings: int = 64  # ways to say a step; 1 makes equal paths frequent
+    is_telling: bool = False  # the right answer is said in one way, so likelihood tells it; else in as many, alike, as there are wrong ones
+    wording_skew: float = 1.0  # Zipf exponent of wordings: likelihood that tells nothing about being right
 
     def __post_init__(self) -> None:
         rules = (
@@ -90,15 +94,31 @@ class World(SmallLM):
     @cached_property
     def alphabet(self) -> Sequence[str]:  # type: ignore[override]
         words = [f"{kind}{i}" for kind in "sx" for i in range(self.num_wordings)]
-        return (".", "\n", *words, *(f"#{j}" for j in range(self.num_wrong + 1)))
+        return (".", "\n", *words, *("#" + "0" * (i + 1) for i in range(self.num_right)), *(f"#{j + 1}" for j in range(self.num_wrong)))
 
     @property
     def key(self) -> int:
         return hash_seed("world", self)
 
+    @cached_property
+    def wordings(self) -> Row:
+        """Their shares, the most frequent first."""
+        return zipf(self.num_wordings, self.wording_skew)
+
+    @property
+    def num_right(self) -> int:
+        """Ways to say the right answer."""
+        return 1 if self.is_telling else self.num_wrong
+
     @property
     def first_answer(self) -> int:
         return FIRST_WORDING + 2 * self.num_wordings
+
+    def answers_of(self, place: "Place") -> tuple[int, Row]:
+        """(first token, shares) of the answers at a place where one is given."""
+        if place.kind == "wrong answer":
+            return self.first_answer + self.num_right, place.wrong
+        return self.first_answer, (1.0,) if self.is_telling else place.wrong
 
     def prompt(self, index: int) -> Prompt:
         """Problem `index`; an answer always fits."""
@@ -144,7 +164,7 @@ class Place:
 
     kind: str
     sound: float = 0.0  # of a word
-    wrong: tuple[float, ...] = ()  # of an answer
+    wrong: Row = ()  # of an answer: shares of what may be said
 
 
 @lru_cache(maxsize=100_000)
@@ -159,8 +179,12 @@ def drawn_problem(world: World, index: int) -> Problem:
     ease = math.log(world.step_accuracy / (1 - world.step_accuracy)) - world.spread * draw.gauss(0, 1)
     hard = [world.decay * t + world.step_spread * draw.gauss(0, 1) for t in range(draw.randint(*world.depth))]
     sound = tuple(1 / (1 + math.exp(h - ease)) for h in hard)
-    shares = [(j + 1) ** -world.popularity for j in range(world.num_wrong)]
-    return Problem(index, sound, tuple(share / math.fsum(shares) for share in shares))
+    return Problem(index, sound, zipf(world.num_wrong, world.popularity))
+
+
+def zipf(num: int, exponent: float) -> Row:
+    shares = [(j + 1) ** -exponent for j in range(num)]
+    return tuple(share / math.fsum(shares) for share in shares)
 
 
 @lru_cache(maxsize=10_000)
@@ -168,14 +192,15 @@ def place_row(world: World, place: Place) -> Row:
     """Log-probabilities [V + 1] of the next token at `place`."""
     row = [DEAD] * (world.end + 1)
     if place.kind == "word":
-        for i in range(world.num_wordings):
-            row[FIRST_WORDING + i] = math.log(place.sound / world.num_wordings)
-            row[FIRST_WORDING + world.num_wordings + i] = math.log((1 - place.sound) / world.num_wordings)
-    elif place.kind == "wrong answer":
-        for j, share in enumerate(place.wrong, 1):
-            row[world.first_answer + j] = math.log(share)
+        for i, share in enumerate(world.wordings):
+            row[FIRST_WORDING + i] = math.log(place.sound * share)
+            row[FIRST_WORDING + world.num_wordings + i] = math.log((1 - place.sound) * share)
+    elif place.kind.endswith("answer"):
+        first, shares = world.answers_of(place)
+        for j, share in enumerate(shares):
+            row[first + j] = math.log(share)
     else:
-        row[{"filler": FILLER, "line end": NEWLINE, "answer": world.first_answer, "end": world.end}[place.kind]] = 0.0
+        row[{"filler": FILLER, "line end": NEWLINE, "end": world.end}[place.kind]] = 0.0
     return tuple(row)
 
 
@@ -237,23 +262,20 @@ class Simulator(ToyProcess):
     def _drawn(self, place: "Place", ask: Extend, position: int) -> tuple[int, str, float, float]:
         """(token, text, log_p, log_q) of a word or an answer."""
         world, heat = self.world, ask.sampling.temperature
-        if place.kind == "answer":
-            return world.first_answer, world.alphabet[world.first_answer], 0.0, 0.0
-        classes, num = ((place.sound, 1 - place.sound), world.num_wordings) if place.kind == "word" else (place.wrong, 1)
+        first, classes, wordings = FIRST_WORDING, (place.sound, 1 - place.sound), world.wordings
+        if place.kind != "word":
+            (first, classes), wordings = world.answers_of(place), (1.0,)
         chosen, wording, log_q = max(range(len(classes)), key=lambda i: classes[i]), 0, 0.0
         if heat > 0:
-            shares = classes if heat == 1 else tempered(classes, heat)
-            left, chosen = hash_seed("toy", ask.seed, position) / 2**63, 0
-            while chosen < len(shares) - 1 and left >= shares[chosen]:
-                left -= shares[chosen]
-                chosen += 1
-            wording = min(int(left / shares[chosen] * num), num - 1)
-            log_q = math.log(shares[chosen] / num)
-        token = (FIRST_WORDING if place.kind == "word" else world.first_answer + 1) + chosen * num + wording
-        return token, world.alphabet[token], math.log(classes[chosen] / num), log_q
+            shares, ways = tempered(classes, heat), tempered(wordings, heat)
+            chosen, left = fallen(shares, hash_seed("toy", ask.seed, position) / 2**63)
+            wording, _ = fallen(ways, left / shares[chosen])
+            log_q = math.log(shares[chosen] * ways[wording])
+        token = first + chosen * len(wordings) + wording
+        return token, world.alphabet[token], math.log(classes[chosen] * wordings[wording]), log_q
 
     def _certainty(self, problem: Problem, tokens: Sequence[int], start: int) -> float:
-        """Sum over tokens from `start` on; all that are no word and no wrong answer are sure of themselves alike."""
+        """Sum over tokens from `start` on; all that are no word and no answer are sure of themselves alike."""
         size, num_steps = self.world.step_tokens, len(problem.sound)
         drawn = [at for at in range(-(-start // size) * size, min(len(tokens), num_steps * size + 1), size)]
         places = [self.world.place(problem, tokens[:at]) for at in drawn]
@@ -281,8 +303,22 @@ def is_tempered(sampling: Sampling) -> bool:
     return sampling == Sampling(temperature=sampling.temperature)
 
 
+def fallen(shares: Row, probe: float) -> tuple[int, float]:
+    """(the cell of [0, 1) cut into `shares` that `probe` falls into, how far into it)."""
+    ends = cumulated(shares)
+    cell = min(bisect.bisect_right(ends, probe), len(shares) - 1)
+    return cell, probe - (ends[cell - 1] if cell else 0.0)
+
+
 @lru_cache(maxsize=10_000)
-def tempered(shares: tuple[float, ...], heat: float) -> tuple[float, ...]:
+def cumulated(shares: Row) -> Row:
+    return tuple(itertools.accumulate(shares))
+
+
+@lru_cache(maxsize=10_000)
+def tempered(shares: Row, heat: float) -> Row:
+    if heat == 1:
+        return shares
     powers = [share ** (1 / heat) for share in shares]
     return tuple(p / math.fsum(powers) for p in powers)
 
@@ -298,7 +334,7 @@ class Played:
 
     is_right: bool  # its answer
     has_right: bool  # any candidate
-    tokens: int  # generated
+    tokens: int  # generated, one for each Expand, and a verifier's
     outcome: Outcome
 
 
@@ -320,6 +356,7 @@ def play(strategy: Strategy, process: ToyProcess, problem: int, *, seed: int = 0
         is_spent = max_tokens is not None and spent >= max_tokens
         answers = tuple(map(spent_answer, turn.asks)) if is_spent else answer_turn(turn.asks, process)
         spent += sum(answer.cost.generated_tokens + answer.cost.verifier_tokens for answer in answers)
+        spent += sum(isinstance(ask, Expand) and not is_spent for ask in turn.asks)
 
 
 def play_many(strategy: Strategy, world: World, num: int, *, seed: int = 0, max_tokens: int | None = None) -> Iterator[Played]:
