@@ -150,11 +150,14 @@ def decomposition_row(pools: Sequence[Pool], ks: Sequence[int]) -> dict[str, obj
 
 def length_row(pools: Sequence[Pool]) -> dict[str, object]:
     found = length_effect(pools)
-    finite = lambda values: [None if math.isnan(v) else round(v, 5) for v in values]
     return {
         "kind": "length", "n": len(pools), "num_mixed": found.num_mixed, "raw": finite(found.raw.row()), "within": finite(found.within.row()),
         "quintiles": finite(found.quintiles), "controlled": finite(found.controlled),
     }  # fmt: skip
+
+
+def finite(values: Sequence[float]) -> list[float | None]:
+    return [None if math.isnan(v) else round(v, 5) for v in values]
 
 
 def rounded(value: float, low: float, high: float) -> list[float]:

@@ -67,17 +67,20 @@ def cell_line(cell: Row, baseline: Row) -> str:
 
 def verdict_lines(cells: Sequence[Row]) -> list[str]:
     """What is better than greedy, what is better than best-of-N at equal cost, and what is neither."""
-    names = lambda found: ", ".join(f"`{c['cell']}`" for c in found) or "nothing"
     rest = cells[1:]
     above, below = [c for c in rest if c["gain"][1] > 0], [c for c in rest if c["gain"][2] < 0]
     judged = [c for c in rest if "verdict" in c]
     return [
-        f"- **Better than greedy** (interval above 0): {names(above)}.",
-        f"- **Worse than greedy**: {names(below)}.",
-        f"- **Better than best-of-N at equal cost**: {names([c for c in judged if c['verdict'] == 'better'])}.",
-        f"- **Worse than best-of-N at equal cost**: {names([c for c in judged if c['verdict'] == 'worse'])}.",
+        f"- **Better than greedy** (interval above 0): {names_of(above)}.",
+        f"- **Worse than greedy**: {names_of(below)}.",
+        f"- **Better than best-of-N at equal cost**: {names_of([c for c in judged if c['verdict'] == 'better'])}.",
+        f"- **Worse than best-of-N at equal cost**: {names_of([c for c in judged if c['verdict'] == 'worse'])}.",
         f"- No difference shown to greedy: {len(rest) - len(above) - len(below)} of {len(rest)} cells.",
     ]
+
+
+def names_of(cells: Sequence[Row]) -> str:
+    return ", ".join(f"`{cell['cell']}`" for cell in cells) or "nothing"
 
 
 def sample_lines(rows: Sequence[Row]) -> list[str]:

@@ -168,12 +168,16 @@ def length_effect(pools: Sequence[Pool]) -> Lengths:
     within = estimated(mixed, lambda some: slope(some, is_within=True)) if mixed else Estimate(math.nan, math.nan, math.nan)
     samples = sorted((length, right) for p in pools for length, right in zip(p.lengths, p.right))
     ranked = [(rank, right - sum(p.right) / p.num) for p in pools for rank, right in enumerate(by_length(p))]
-    fifth = lambda num, values: tuple(float(np.mean(v)) if len(v) else math.nan for v in np.array_split(values, num))
     order = [gap for _, gap in sorted(ranked, key=lambda pair: pair[0])]
     return Lengths(
         raw=estimated(pools, lambda some: slope(some, is_within=False)), within=within, num_mixed=len(mixed),
-        quintiles=fifth(5, [float(right) for _, right in samples]), controlled=fifth(5, order),
+        quintiles=fifths([float(right) for _, right in samples]), controlled=fifths(order),
     )  # fmt: skip
+
+
+def fifths(values: Sequence[float]) -> tuple[float, ...]:
+    """Means of five parts of about equal size, in order; NaN for an empty one."""
+    return tuple(float(np.mean(part)) if len(part) else math.nan for part in np.array_split(np.array(values), 5))
 
 
 def by_length(pool: Pool) -> list[bool]:
