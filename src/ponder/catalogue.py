@@ -176,11 +176,13 @@ def open_model(
 
 
 def task(name: str) -> Task:
-    """A task of the table, or 'rg:DATASET' for any generator of reasoning-gym. Raises UnknownName."""
+    """A task of the table, NAME:field=value,... for one with other settings, or 'rg:DATASET' for any generator of reasoning-gym."""
     if name in TASKS:
         return TASKS[name]
     if name.startswith("rg:"):
         return open_reasoning_gym(name)
+    if name.partition(":")[0] in TASKS:
+        return Specs("task", TASKS, {}).read(name)  # type: ignore[return-value]
     raise UnknownName("task", name, [*TASKS, "rg:DATASET"])
 
 

@@ -162,7 +162,7 @@ def test_false_positives_and_ties_are_counted():
 def test_page_and_picture_come_from_rows_alone(tmp_path):
     found, scored = played(tmp_path / "run")
     rows = [json.loads(json.dumps(CONTEXT | r)) for r in figure_rows(found, scored, GRID)]
-    assert {r["kind"] for r in rows} == {"cell", "coverage", "length", "decomposition"}
+    assert {r["kind"] for r in rows} == {"cell", "coverage", "length", "decomposition", "drawing"}
     assert [p.num for p in pools_of(found.of(GRID.pool_cell), scored)] == [4] * 6
     text = page_text(rows)
     assert "## toy, m" in text and "`self_consistency:num=4`" in text and "Better than greedy" in text
@@ -178,3 +178,15 @@ def test_page_and_picture_come_from_rows_alone(tmp_path):
 def test_lines_of_the_picture_differ_in_their_budget_alone():
     cells = [{"cell": c, "tokens": t} for c, t in (("a:num=4,x=1", 40), ("a:num=1,x=1", 10), ("a:x=2,num=1", 5), ("greedy", 1))]
     assert {k: [c["tokens"] for c in v] for k, v in families(cells).items()} == {"a (x=1)": [10, 40], "a (x=2)": [5], "greedy": [1]}
+
+
+def test_ways_of_drawing_stand_side_by_side(tmp_path):
+    grid = replace(GRID, strategies=("sample:num=4,temperature=0.3", "self_consistency:num=4,temperature=0.3", "self_consistency:num=4"))
+    found, scored = played(tmp_path, grid=grid)
+    rows = [CONTEXT | r for r in figure_rows(found, scored, grid)]
+    drawings = [r for r in rows if r["kind"] == "drawing"]
+    assert [r["cell"] for r in drawings] == ["sample:temperature=0.8,num=4", "sample:num=4,temperature=0.3"]
+    pools = pools_of(found.of("sample:num=4,temperature=0.3"), scored)
+    assert drawings[1]["mean"][0] == pytest.approx(sum(sum(p.right) for p in pools) / 24, abs=1e-4)
+    table = [line for line in page_text(rows).splitlines() if line.startswith("| num=4, temperature")]
+    assert len(table) == 2 and "`self_consistency` %" in page_text(rows)

@@ -74,7 +74,7 @@ def compare(
 
 @app.command()
 def study(
-    tasks: Annotated[str, typer.Option("--tasks", "-t", help="Comma-separated tasks (see `ponder tasks`).")],
+    tasks: Annotated[str, typer.Option("--tasks", "-t", help="Comma-separated tasks, or NAME:field=value specs separated by ';'.")],
     strategies: Annotated[str, typer.Option(help="Specs separated by ';'. An open num gets every budget, an open verifier every verifier.")] = (
         "self_consistency;self_consistency:weigh=path_probability;particle_filter:num=8"
     ),

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def study(
     cells = recipes_of(grid, catalogue.SPECS, limits)
     if n < 1:
         raise BadField(f"n={n}: must be at least 1 question")
-    chosen = {name: catalogue.task(name) for name in words(tasks)}
+    chosen = {name: catalogue.task(name) for name in words(tasks, ";" if ";" in tasks else ",")}
     asked = {name: questions_of(task, split, n) for name, task in chosen.items()}
     process = open_process(model, weights, threads)
     run = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -59,12 +60,12 @@ def read_grid(strategies: str, verifiers: str, budgets: str) -> Grid:
     return Grid(strategies=tuple(catalogue.SPECS.read_many(strategies)), verifiers=words(verifiers), budgets=numbers)
 
 
-def words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
+def words(text: str, separator: str = ",") -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(separator) if word.strip())
 
 
 def folder_of(task: str) -> str:
-    return task.replace(":", "-")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", task)
 
 
 def report_failures(failed: Sequence[Row]) -> None:

@@ -10,7 +10,7 @@ from ponder.core.errors import BadField
 from ponder.run.compare import Comparison, Question, Row
 from ponder.run.report import Summary, interval, summarize
 from ponder.study.grid import BASELINE, Grid
-from ponder.study.samples import Pool, covered, decomposed, length_effect
+from ponder.study.samples import Pool, covered, decomposed, estimated, length_effect
 from ponder.verify.measure import auroc, expected_calibration_error
 
 ACCEPT = 0.5  # a probability of at least this accepts
@@ -42,6 +42,8 @@ def figure_rows(comparison: Comparison, questions: Sequence[Question], grid: Gri
     rows = [cell_row(comparison.of(cell), summaries[cell], verdicts.get(cell)) for cell in summaries]
     pools = pools_of(comparison.of(grid.pool_cell), questions)
     rows += [coverage_row(pools), length_row(pools)]
+    drawn = [cell for cell in summaries if cell.startswith("sample:") and f"num={max(grid.budgets)}" in fields_of(cell)]
+    rows += [drawing_row(cell, pools_of(comparison.of(cell), questions)) for cell in drawn]
     return rows + ([decomposition_row(pools, grid.budgets)] if min(p.num for p in pools) > 1 else [])
 
 
@@ -128,6 +130,14 @@ def pools_of(rows: Sequence[Row], questions: Sequence[Question]) -> list[Pool]:
         )
         for row in rows
     ]  # fmt: skip
+
+
+def drawing_row(cell: str, pools: Sequence[Pool]) -> dict[str, object]:
+    """How good single samples of one way of drawing are, and how far all of them together could go."""
+    mean = estimated(pools, lambda some: float(np.mean([np.mean(p.right) for p in some])))
+    reach = estimated(pools, lambda some: float(np.mean([any(p.right) for p in some])))
+    length = float(np.mean([np.mean(p.lengths) for p in pools]))
+    return {"kind": "drawing", "cell": cell, "n": len(pools), "mean": mean.row(), "coverage": reach.row(), "length": round(length, 1)}
 
 
 def coverage_row(pools: Sequence[Pool]) -> dict[str, object]:

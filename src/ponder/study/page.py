@@ -43,7 +43,7 @@ def section(task: str, model: str, rows: Sequence[Row]) -> list[str]:
     made = f"n = {first['n']} questions ({first['split']}), seed {first['seed']}, run {first['run']}, commit {first['commit']}, {first['machine']}"
     lines = [f"## {task}, {model}", "", f"{made}: `{first['command']}`", "", f"![{task}]({picture_name(task, model)})", ""]
     lines += [*cell_table(cells), "", *verdict_lines(cells), ""]
-    return [*lines, *sample_lines(rows), ""]
+    return [*lines, *sample_lines(rows), "", *drawing_table(rows)]
 
 
 def cell_table(cells: Sequence[Row]) -> list[str]:
@@ -77,6 +77,47 @@ def verdict_lines(cells: Sequence[Row]) -> list[str]:
         f"- **Worse than best-of-N at equal cost**: {names_of([c for c in judged if c['verdict'] == 'worse'])}.",
         f"- No difference shown to greedy: {len(rest) - len(above) - len(below)} of {len(rest)} cells.",
     ]
+
+
+def drawing_table(rows: Sequence[Row]) -> list[str]:
+    """Ways of drawing side by side: one sample, what was selected among all, and the best among all; none where there is one way only."""
+    drawings = [row for row in rows if row["kind"] == "drawing"]
+    if len(drawings) < 2:
+        return []
+    lines = ["Ways of drawing, each with its own samples; a column is a way of selecting among them.", ""]
+    chosen = {drawing_of(d["cell"]): selected_by(rows, drawing_of(d["cell"])) for d in drawings}
+    names = [name for name in dict.fromkeys(n for found in chosen.values() for n in found) if all(name in found for found in chosen.values())]
+    lines += [
+        f"| drawn | tokens of a sample | one sample % | {' | '.join(f'`{n}` %' for n in names)} | oracle % |",
+        f"|---|---|---|{'---|' * len(names)}---|",
+    ]
+    for row in drawings:
+        found = chosen[drawing_of(row["cell"])]
+        cells = [
+            ", ".join(sorted(drawing_of(row["cell"]))),
+            f"{row['length']:.0f}",
+            spread(row["mean"], ".1f"),
+            *(spread(found[n], ".1f") for n in names),
+        ]
+        lines.append(f"| {' | '.join(cells)} | {spread(row['coverage'], '.1f')} |")
+    return [*lines, ""]
+
+
+def drawing_of(cell: str) -> frozenset[str]:
+    """The fields of a spec that say how samples are drawn."""
+    fields = {f for f in cell.partition(":")[2].split(",") if f.partition("=")[0] in ("num", "temperature", "top_k", "top_p", "min_p")}
+    return frozenset(fields | (set() if any(f.startswith("temperature=") for f in fields) else {"temperature=0.8"}))
+
+
+def selected_by(rows: Sequence[Row], drawing: frozenset[str]) -> dict[str, Sequence[float]]:
+    """Strategy without its drawing -> accuracy, of the cells that select among these samples."""
+    found = {}
+    for row in rows:
+        name, _, fields = str(row.get("cell", "")).partition(":")
+        if row["kind"] == "cell" and name in ("best_of_n", "self_consistency") and drawing_of(row["cell"]) == drawing:
+            rest = [f for f in fields.split(",") if f.partition("=")[0] in ("verifier", "weigh")]
+            found[f"{name}:{','.join(rest)}" if rest else name] = row["accuracy"]
+    return found
 
 
 def names_of(cells: Sequence[Row]) -> str:

@@ -262,7 +262,8 @@ class Simulator(ToyProcess):
     def _drawn(self, place: "Place", ask: Extend, position: int) -> tuple[int, str, float, float]:
         """(token, text, log_p, log_q) of a word or an answer."""
         world, heat = self.world, ask.sampling.temperature
-        first, classes, wordings = FIRST_WORDING, (place.sound, 1 - place.sound), world.wordings
+        first, wordings = FIRST_WORDING, world.wordings
+        classes: Row = (place.sound, 1 - place.sound)
         if place.kind != "word":
             (first, classes), wordings = world.answers_of(place), (1.0,)
         chosen, wording, log_q = max(range(len(classes)), key=lambda i: classes[i]), 0, 0.0
