@@ -17,6 +17,8 @@ from ponder.study.samples import (
     length_effect,
     model_error,
     pair_spread,
+    path_error,
+    right_paths,
     slope,
 )
 
@@ -102,3 +104,25 @@ def test_an_effect_within_questions_is_seen():
     found = length_effect(pools)
     assert found.within.value == pytest.approx(1.0) and found.num_mixed == 12
     assert length_effect([pool(1, 1, lengths=(3, 4)), pool(0, 0, lengths=(5, 6))]).num_mixed == 0
+
+
+def law_path_error(error):
+    """Over every sequence of k draws from four paths, two of them right: the mean square of what was not drawn, exactly."""
+    chances = (0.4, 0.15, 0.35, 0.1)
+    for k in (1, 2, 4):
+        wanted = 0.0
+        for draw in product(range(4), repeat=k):
+            missed = sum(chances[path] for path in (0, 1) if path not in draw)
+            wanted += math.prod(chances[path] for path in draw) * missed**2
+        assert abs(error(chances[:2], k) - wanted) < 1e-12, f"{error(chances[:2], k)} at {k}, is {wanted}"
+
+
+def test_path_probabilities_err_by_what_was_not_drawn():
+    law_path_error(path_error)
+    independent = lambda q, k: sum(x * x * (1 - x) ** k for x in q)  # the mistake: paths as if each alone were missed
+    with pytest.raises(AssertionError):
+        law_path_error(independent)
+    assert path_error([0.5], 20) / path_error([0.5], 10) == pytest.approx(0.5**10), "exponential"
+    assert path_error([1e-9], 20) == pytest.approx(1e-18), "hopeless where a path is as good as impossible"
+    twice = Pool(question="q", right=(True, True, False), lengths=(1, 1, 1), paths=((0, -1.0), (0, -1.0), (1, -2.0)))
+    assert right_paths(twice) == [math.exp(-1.0)]

@@ -126,10 +126,15 @@ def pools_of(rows: Sequence[Row], questions: Sequence[Question]) -> list[Pool]:
     return [
         Pool(
             question=row.question, right=tuple(by_id[row.question].is_right(c.text) for c in row.result.candidates),
-            lengths=tuple(len(c.tokens) for c in row.result.candidates),
+            lengths=tuple(len(c.tokens) for c in row.result.candidates), paths=paths_of(row),
         )
         for row in rows
     ]  # fmt: skip
+
+
+def paths_of(row: Row) -> tuple[tuple[int, float], ...]:
+    known: dict[tuple[int, ...], int] = {}
+    return tuple((known.setdefault(c.tokens, len(known)), c.log_q) for c in row.result.candidates)
 
 
 def drawing_row(cell: str, pools: Sequence[Pool]) -> dict[str, object]:
@@ -155,6 +160,8 @@ def decomposition_row(pools: Sequence[Pool], ks: Sequence[int]) -> dict[str, obj
         "n": len(pools),
         "model_error": found.model.row(),
         "estimation": {str(k): e.row() for k, e in found.estimation.items()},
+        "path_estimation": {str(k): round(e, 6) for k, e in found.path_estimation.items()},
+        "path_mass": round(found.path_mass, 6),
     }
 
 

@@ -114,8 +114,10 @@ def draw_decomposition(row: Mapping[str, Any], axes: Axes) -> None:
     axes.bar(places, parts, bottom=[model] * len(ks), color=COLOURS[1], width=0.6, label="estimation error p (1 - p) / k")
     for place, part in zip(places, parts):
         axes.text(place, model + part + 0.008, f"{model + part:.3f}", ha="center", fontsize=8)
+    by_path = [model + error for error in row["path_estimation"].values()]
+    axes.plot(places, by_path, "--D", color="#333333", ms=4, lw=1.2, label="with path probabilities added up (paths seen)")
     axes.set_xticks(list(places), [str(k) for k in ks])
-    axes.set_ylim(0, 1.25 * (model + max(parts)))
+    axes.set_ylim(0, 1.35 * (model + max(parts)))
     axes.set_xlabel("samples k that vote")
     axes.set_ylabel("mean squared error of the right answer's share")
     axes.set_title("Error decomposition: what more samples can mend", loc="left")

@@ -23,6 +23,7 @@ class Pool:
     question: str
     right: tuple[bool, ...]
     lengths: tuple[int, ...]  # tokens
+    paths: tuple[tuple[int, float], ...] = ()  # (which distinct answer text it is, its log-probability as drawn)
 
     @property
     def num(self) -> int:
@@ -119,10 +120,14 @@ class Decomposition:
 
     With p the chance of the right answer under the model and p^ its share among k samples,
     E (p^ - 1)^2 = (p - 1)^2 [model error, which no number of samples mends] + p (1 - p) / k [estimation error].
+    Adding up the probabilities of distinct paths (perplexity consistency) errs by what was not drawn yet, which falls exponentially
+    in k where single paths are likely, and not at all where each is as good as impossible.
     """
 
     model: Estimate
     estimation: dict[int, Estimate]  # k -> error
+    path_estimation: dict[int, float]  # the same where probabilities of distinct paths are added up instead of votes, over the paths seen
+    path_mass: float  # mean probability of the right paths seen
 
 
 def decomposed(pools: Sequence[Pool], ks: Sequence[int]) -> Decomposition:
@@ -131,7 +136,25 @@ def decomposed(pools: Sequence[Pool], ks: Sequence[int]) -> Decomposition:
         raise BadField("error decomposition needs at least two samples of each question; draw more")
     model = estimated(pools, lambda some: float(np.mean([model_error(p) for p in some])))
     spread = estimated(pools, lambda some: float(np.mean([pair_spread(p) for p in some])))
-    return Decomposition(model=model, estimation={k: Estimate(spread.value / k, spread.low / k, spread.high / k) for k in ks})
+    return Decomposition(
+        model=model, estimation={k: Estimate(spread.value / k, spread.low / k, spread.high / k) for k in ks},
+        path_estimation={k: float(np.mean([path_error(right_paths(p), k) for p in pools])) for k in ks},
+        path_mass=float(np.mean([math.fsum(right_paths(p)) for p in pools])),
+    )  # fmt: skip
+
+
+def right_paths(pool: Pool) -> list[float]:
+    """Probabilities of the distinct right paths among the samples."""
+    seen = {path: log_q for (path, log_q), right in zip(pool.paths, pool.right) if right}
+    return [math.exp(log_q) for log_q in seen.values()]
+
+
+def path_error(probabilities: Sequence[float], k: int) -> float:
+    """E (sum of the probabilities of those not drawn in k draws)^2, exactly: sum_ij q_i q_j P(neither i nor j was drawn)."""
+    q = np.array(probabilities, dtype=float)
+    unseen = np.clip(1 - q[:, None] - q[None, :], 0.0, 1.0) ** k
+    np.fill_diagonal(unseen, (1 - np.clip(q, 0.0, 1.0)) ** k)
+    return float((q[:, None] * q[None, :] * unseen).sum())
 
 
 def model_error(pool: Pool) -> float:
