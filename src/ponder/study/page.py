@@ -136,9 +136,8 @@ def sample_lines(rows: Sequence[Row]) -> list[str]:
         parts = ", ".join(f"{e[0]:.4f} at {k}" for k, e in row["estimation"].items())
         lines.append(f"- **Error of the vote**: model error {spread(row['model_error'], '.3f', 1)} stays; estimation error {parts}.")
         paths = ", ".join(f"{e:.4f} at {k}" for k, e in row["path_estimation"].items())
-        lines.append(
-            f"- Adding up path probabilities instead: the right paths seen hold {row['path_mass']:.3f} of the probability; of that {paths} is missed."
-        )
+        mass = f"the right paths seen hold {row['path_mass']:.3f} of the probability"
+        lines.append(f"- Adding up path probabilities instead: {mass}; the mean square of what is not drawn is {paths}.")
     if "length" in found and found["length"]["within"][0] is not None:
         row = found["length"]
         lines.append(
