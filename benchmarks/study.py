@@ -45,17 +45,17 @@ def ablations(budget: int) -> tuple[str, ...]:
 
 
 STUDIES = {
-    "sums": Study(task="rg:short_sums", model="smollm2-135m", num=60, grid=Grid(
-        strategies=(*VOTES, "particle_filter:num=16,verifier=mean_probability", "beam", "diverse_beam", *ablations(16)),
+    "sums": Study(task="rg:short_sums", model="smollm2-135m", num=40, grid=Grid(
+        strategies=(*VOTES, "particle_filter:num=16,verifier=mean_probability", "beam", *ablations(16)),
         verifiers=FREE, budgets=BUDGETS,
     )),
-    "mbpp": Study(task="mbpp-one", model="qwen2.5-coder-0.5b", num=40, grid=Grid(
+    "mbpp": Study(task="mbpp-one", model="qwen2.5-coder-0.5b", num=30, grid=Grid(
         strategies=("self_consistency",), verifiers=("public_tests", *FREE), budgets=BUDGETS,
     )),
     "humaneval": Study(task="humaneval", model="qwen2.5-coder-0.5b", num=18, grid=Grid(
         strategies=("self_consistency",), verifiers=("public_tests", *FREE), budgets=BUDGETS,
     )),
-    "gsm8k": Study(task="gsm8k", model="qwen2.5-coder-0.5b", num=20, grid=Grid(strategies=VOTES, verifiers=FREE, budgets=BUDGETS)),
+    "gsm8k": Study(task="gsm8k", model="qwen2.5-coder-0.5b", num=14, grid=Grid(strategies=VOTES, verifiers=FREE, budgets=BUDGETS)),
 }  # fmt: skip
 
 

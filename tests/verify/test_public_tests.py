@@ -41,6 +41,8 @@ def test_a_program_that_never_ends_is_no_pass():
         (">>> y = 3\n>>> f(y)\n9\n>>> f(0)\nTraceback (most recent call last):\n  ...\nValueError", ["y = 3", "assert (f(y)) == (9)"]),
         ("f(x) is a number; g(2) == 4; f(2) is odd", []),
         ("f(2", []),
+        ('f(2) = 1 + 9 = 10; f(3) == ""aaa"; f(n) == 4; f(5) is 4 because of that', ["assert f(5) == (4)"]),
+        (">>> f(1) == [1]\n>>> f(2)\n>>> f(3) [4]", ["assert f(1) == [1]"]),
     ],
 )
 def test_examples_in_a_docstring(doc, wanted):
@@ -48,7 +50,7 @@ def test_examples_in_a_docstring(doc, wanted):
 
 
 def test_humaneval_prompts_show_tests_that_the_reference_passes():
-    """Only what the reference solution passes is a test of the program (checked on a handful: each costs a process)."""
+    """Whatever a docstring shows is Python; what it shows wrongly (4 of 136 prompts fail their own reference) stays a false negative."""
     items = HumanEval().items("dev")
     shown = {item.id: shown_tests(item.prompt.question) for item in items}
     assert sum(bool(tests) for _, tests in shown.values()) >= 60

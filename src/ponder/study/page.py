@@ -128,14 +128,14 @@ def sample_lines(rows: Sequence[Row]) -> list[str]:
     found = {row["kind"]: row for row in rows}
     lines = []
     if law := found.get("coverage", {}).get("law"):
-        ahead = "; ".join(f"{k} samples: {spread(e, '.1f')} %" for k, e in law["ahead"].items())
+        ahead = "; ".join(f"{k} samples: {spread(e, '.1f')} %" for k, e in in_order(law["ahead"]))
         fit = f"a = {spread(law['a'], '.3f', 1)}, b = {spread(law['b'], '.3f', 1)}, off by {law['rmse']:.4f}"
         lines.append(f"- **Coverage law** exp(a k^b): {fit}. It says {ahead}.")
     if "decomposition" in found:
         row = found["decomposition"]
-        parts = ", ".join(f"{e[0]:.4f} at {k}" for k, e in row["estimation"].items())
+        parts = ", ".join(f"{e[0]:.4f} at {k}" for k, e in in_order(row["estimation"]))
         lines.append(f"- **Error of the vote**: model error {spread(row['model_error'], '.3f', 1)} stays; estimation error {parts}.")
-        paths = ", ".join(f"{e:.4f} at {k}" for k, e in row["path_estimation"].items())
+        paths = ", ".join(f"{e:.4f} at {k}" for k, e in in_order(row["path_estimation"]))
         mass = f"the right paths seen hold {row['path_mass']:.3f} of the probability"
         lines.append(f"- Adding up path probabilities instead: {mass}; the mean square of what is not drawn is {paths}.")
     if "length" in found and found["length"]["within"][0] is not None:
@@ -145,6 +145,11 @@ def sample_lines(rows: Sequence[Row]) -> list[str]:
             f"within questions ({row['num_mixed']} questions decide)."
         )
     return lines
+
+
+def in_order(by_k: Mapping[str, Any]) -> list[tuple[int, Any]]:
+    """Items by their number of samples; JSON sorts its keys as text."""
+    return sorted((int(k), value) for k, value in by_k.items())
 
 
 def spread(values: Sequence[float], form: str, scale: float = 100) -> str:

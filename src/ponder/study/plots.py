@@ -78,7 +78,7 @@ def draw_quality(cells: Rows, axes: Axes) -> None:
     axes.set_xticks([], minor=True)
     axes.set_xlabel("tokens a question: prompt + generated + verifier")
     axes.set_ylabel("questions answered right, %")
-    axes.set_title("Quality against cost (bars: 95 % at the dearest, drawn side by side; dashes: greedy)", loc="left")
+    axes.set_title("Quality against cost (95 % at the dearest; greedy dashed)", loc="left")
     axes.legend(fontsize=7.5, frameon=False, loc="upper left", bbox_to_anchor=(0.0, -0.14), ncols=2)
 
 
@@ -99,7 +99,7 @@ def draw_coverage(row: Mapping[str, Any], axes: Axes) -> None:
     marks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= max([*ks, *(int(k) for k in row["law"].get("ahead", {}))])]
     axes.set_xticks(marks, [str(k) for k in marks])
     axes.minorticks_off()
-    axes.set_ylim(0, 100)
+    axes.set_ylim(0, 104)
     axes.set_xlabel("samples k")
     axes.set_ylabel("questions covered, %")
     axes.set_title("Coverage, the law fitted to it, and what that says about more", loc="left")
@@ -107,14 +107,14 @@ def draw_coverage(row: Mapping[str, Any], axes: Axes) -> None:
 
 
 def draw_decomposition(row: Mapping[str, Any], axes: Axes) -> None:
-    ks = [int(k) for k in row["estimation"]]
-    model, parts = row["model_error"][0], [e[0] for e in row["estimation"].values()]
+    ks = sorted(map(int, row["estimation"]))  # JSON sorts its keys as text
+    model, parts = row["model_error"][0], [row["estimation"][str(k)][0] for k in ks]
     places = range(len(ks))
     axes.bar(places, [model] * len(ks), color=COLOURS[0], width=0.6, label="model error (1 - p)²")
     axes.bar(places, parts, bottom=[model] * len(ks), color=COLOURS[1], width=0.6, label="estimation error p (1 - p) / k")
     for place, part in zip(places, parts):
         axes.text(place, model + part + 0.008, f"{model + part:.3f}", ha="center", fontsize=8)
-    by_path = [model + error for error in row["path_estimation"].values()]
+    by_path = [model + row["path_estimation"][str(k)] for k in ks]
     axes.plot(places, by_path, "--D", color="#333333", ms=4, lw=1.2, label="with path probabilities added up (paths seen)")
     axes.set_xticks(list(places), [str(k) for k in ks])
     axes.set_ylim(0, 1.35 * (model + max(parts)))
