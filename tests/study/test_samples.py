@@ -16,6 +16,7 @@ from ponder.study.samples import (
     fitted,
     length_effect,
     model_error,
+    never_met,
     pair_spread,
     path_error,
     right_paths,
@@ -109,20 +110,22 @@ def test_an_effect_within_questions_is_seen():
 def law_path_error(error):
     """Over every sequence of k draws from four paths, two of them right: the mean square of what was not drawn, exactly."""
     chances = (0.4, 0.15, 0.35, 0.1)
-    for k in (1, 2, 4):
+    for k, never in product((1, 2, 4), (0.0, 0.2)):
         wanted = 0.0
         for draw in product(range(4), repeat=k):
-            missed = sum(chances[path] for path in (0, 1) if path not in draw)
+            missed = never + sum(chances[path] for path in (0, 1) if path not in draw)
             wanted += math.prod(chances[path] for path in draw) * missed**2
-        assert abs(error(chances[:2], k) - wanted) < 1e-12, f"{error(chances[:2], k)} at {k}, is {wanted}"
+        assert abs(error(chances[:2], k, never=never) - wanted) < 1e-12, f"{error(chances[:2], k, never=never)} at {k}, is {wanted}"
 
 
 def test_path_probabilities_err_by_what_was_not_drawn():
     law_path_error(path_error)
-    independent = lambda q, k: sum(x * x * (1 - x) ** k for x in q)  # the mistake: paths as if each alone were missed
+    independent = lambda q, k, never: never**2 + sum(x * x * (1 - x) ** k for x in q)  # the mistake: paths as if each alone were missed
     with pytest.raises(AssertionError):
         law_path_error(independent)
     assert path_error([0.5], 20) / path_error([0.5], 10) == pytest.approx(0.5**10), "exponential"
     assert path_error([1e-9], 20) == pytest.approx(1e-18), "hopeless where a path is as good as impossible"
     twice = Pool(question="q", right=(True, True, False), lengths=(1, 1, 1), paths=((0, -1.0), (0, -1.0), (1, -2.0)))
-    assert right_paths(twice) == [math.exp(-1.0)]
+    assert right_paths(twice) == [math.exp(-1.0)] and never_met(twice) == pytest.approx(2 / 3 - math.exp(-1.0))
+    unlikely = Pool(question="q", right=(True, False), lengths=(1, 1), paths=((0, -60.0), (1, -60.0)))
+    assert decomposed([unlikely], (1, 16)).path_estimation[16] == pytest.approx(0.25), "impossible paths: nothing of 1/2 is ever found"

@@ -71,7 +71,7 @@ def verdict_lines(cells: Sequence[Row]) -> list[str]:
     above, below = [c for c in rest if c["gain"][1] > 0], [c for c in rest if c["gain"][2] < 0]
     judged = [c for c in rest if "verdict" in c]
     return [
-        f"- **Better than greedy** (interval above 0): {names_of(above)}.",
+        f"- **Better than greedy** (interval above 0; by chance alone about {len(rest) / 40:.1f} of {len(rest)} cells): {names_of(above)}.",
         f"- **Worse than greedy**: {names_of(below)}.",
         f"- **Better than best-of-N at equal cost**: {names_of([c for c in judged if c['verdict'] == 'better'])}.",
         f"- **Worse than best-of-N at equal cost**: {names_of([c for c in judged if c['verdict'] == 'worse'])}.",
@@ -137,7 +137,7 @@ def sample_lines(rows: Sequence[Row]) -> list[str]:
         lines.append(f"- **Error of the vote**: model error {spread(row['model_error'], '.3f', 1)} stays; estimation error {parts}.")
         paths = ", ".join(f"{e:.4f} at {k}" for k, e in in_order(row["path_estimation"]))
         mass = f"the right paths seen hold {row['path_mass']:.3f} of the probability"
-        lines.append(f"- Adding up path probabilities instead: {mass}; the mean square of what is not drawn is {paths}.")
+        lines.append(f"- Adding up path probabilities instead: {mass}; its estimation error is {paths}.")
     if "length" in found and found["length"]["within"][0] is not None:
         row = found["length"]
         lines.append(

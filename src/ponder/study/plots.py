@@ -52,7 +52,7 @@ def families(cells: Rows) -> dict[str, list[Mapping[str, Any]]]:
     found: dict[str, list[Mapping[str, Any]]] = {}
     for cell in cells:
         name, _, fields = cell["cell"].partition(":")
-        kept = ", ".join(f for f in fields.split(",") if f and not f.startswith("num="))
+        kept = ", ".join(f.removeprefix("verifier=") for f in fields.split(",") if f and not f.startswith("num="))
         found.setdefault(f"{name} ({kept})" if kept else name, []).append(cell)
     return {name: sorted(members, key=lambda c: c["tokens"]) for name, members in found.items()}
 
@@ -115,7 +115,7 @@ def draw_decomposition(row: Mapping[str, Any], axes: Axes) -> None:
     for place, part in zip(places, parts):
         axes.text(place, model + part + 0.008, f"{model + part:.3f}", ha="center", fontsize=8)
     by_path = [model + row["path_estimation"][str(k)] for k in ks]
-    axes.plot(places, by_path, "--D", color="#333333", ms=4, lw=1.2, label="with path probabilities added up (paths seen)")
+    axes.plot(places, by_path, "--D", color="#333333", ms=4, lw=1.2, label="path probabilities added up instead (plug-in)")
     axes.set_xticks(list(places), [str(k) for k in ks])
     axes.set_ylim(0, 1.35 * (model + max(parts)))
     axes.set_xlabel("samples k that vote")

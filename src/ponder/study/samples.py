@@ -126,7 +126,7 @@ class Decomposition:
 
     model: Estimate
     estimation: dict[int, Estimate]  # k -> error
-    path_estimation: dict[int, float]  # the same where probabilities of distinct paths are added up instead of votes, over the paths seen
+    path_estimation: dict[int, float]  # the same where probabilities of distinct paths are added up instead of votes (plug-in)
     path_mass: float  # mean probability of the right paths seen
 
 
@@ -138,7 +138,7 @@ def decomposed(pools: Sequence[Pool], ks: Sequence[int]) -> Decomposition:
     spread = estimated(pools, lambda some: float(np.mean([pair_spread(p) for p in some])))
     return Decomposition(
         model=model, estimation={k: Estimate(spread.value / k, spread.low / k, spread.high / k) for k in ks},
-        path_estimation={k: float(np.mean([path_error(right_paths(p), k) for p in pools])) for k in ks},
+        path_estimation={k: float(np.mean([path_error(right_paths(p), k, never=never_met(p)) for p in pools])) for k in ks},
         path_mass=float(np.mean([math.fsum(right_paths(p)) for p in pools])),
     )  # fmt: skip
 
@@ -149,12 +149,21 @@ def right_paths(pool: Pool) -> list[float]:
     return [math.exp(log_q) for log_q in seen.values()]
 
 
-def path_error(probabilities: Sequence[float], k: int) -> float:
-    """E (sum of the probabilities of those not drawn in k draws)^2, exactly: sum_ij q_i q_j P(neither i nor j was drawn)."""
+def never_met(pool: Pool) -> float:
+    """What is left of the share of right samples when the probabilities of the right paths seen are taken out; 0 where nothing is."""
+    return max(0.0, sum(pool.right) / pool.num - math.fsum(right_paths(pool)))
+
+
+def path_error(probabilities: Sequence[float], k: int, *, never: float = 0.0) -> float:
+    """E (never + sum of the probabilities of the paths not drawn in k draws)^2, exactly: sum_ij q_i q_j P(neither i nor j was drawn).
+
+    never: probability of paths that no number of draws like these would meet.
+    """
     q = np.array(probabilities, dtype=float)
+    alone = (1 - np.clip(q, 0.0, 1.0)) ** k
     unseen = np.clip(1 - q[:, None] - q[None, :], 0.0, 1.0) ** k
-    np.fill_diagonal(unseen, (1 - np.clip(q, 0.0, 1.0)) ** k)
-    return float((q[:, None] * q[None, :] * unseen).sum())
+    np.fill_diagonal(unseen, alone)
+    return float((q[:, None] * q[None, :] * unseen).sum() + 2 * never * (q * alone).sum() + never**2)
 
 
 def model_error(pool: Pool) -> float:
