@@ -1,6 +1,7 @@
 """The studies of docs/study.md: every cell on real questions, rows to results/study.jsonl, then the page and its pictures.
 
 python benchmarks/study.py NAME [N]   runs one of STUDIES (resumes what is in out/study/) and writes its rows
+python benchmarks/study.py targets    judges TARGETS from the runs in out/study/ and writes their rows
 python benchmarks/study.py --page     writes docs/study.md and its pictures from the rows alone
 """
 
@@ -10,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import simulated
 from lib.rows import RESULTS, append
 
@@ -17,6 +19,7 @@ from ponder import catalogue
 from ponder.cli.verbs import questions_of
 from ponder.core.budget import Budget
 from ponder.models.fetch import pull
+from ponder.run.report import interval
 from ponder.study.figures import figure_rows
 from ponder.study.grid import Grid, recipes_of, run_grid
 from ponder.study.page import newest, page_text, picture_name
@@ -59,26 +62,93 @@ STUDIES = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """`cell` is to gain `points` over `against` on the questions of all those studies together, for at most `share` of its tokens."""
+
+    about: str
+    studies: tuple[str, ...]
+    cell: str
+    against: str
+    points: float
+    share: float | None = None
+
+
+PUBLIC = "best_of_n:verifier=public_tests,num=16"
+TARGETS = (
+    Target(about="HumanEval and MBPP, public tests as verifier, 16 samples", studies=("humaneval", "mbpp"), cell=PUBLIC, against="greedy", points=15),
+    Target(about="GSM8K, a vote of 16", studies=("gsm8k",), cell="self_consistency:num=16", against="greedy", points=8),
+    Target(
+        about="GSM8K, path probabilities with half the samples", studies=("gsm8k",), cell="self_consistency:weigh=path_probability,num=8",
+        against="self_consistency:num=16", points=0, share=0.5,
+    ),
+)  # fmt: skip
+
+
+def folder_of(name: str) -> Path:
+    return Path("out/study") / STUDIES[name].task.replace(":", "-")
+
+
+def judge(target: Target) -> dict[str, object]:
+    """Gain, interval and share of tokens, over the questions of the target's studies."""
+    gains, spent = list[float](), {target.cell: 0, target.against: 0}
+    for name in target.studies:
+        rows = [json.loads(line) for line in (folder_of(name) / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+        right = {(row["recipe"], row["question"]): row["right"] for row in rows}
+        gains += [float(right[target.cell, q]) - float(right[target.against, q]) for cell, q in right if cell == target.cell]
+        for row in rows:
+            if row["recipe"] in spent:
+                spent[row["recipe"]] += row["tokens"]
+    low, high = interval(np.array(gains), 0)
+    gain, share = 100 * float(np.mean(gains)), spent[target.cell] / spent[target.against]
+    is_met = gain >= target.points and (target.share is None or share <= target.share)
+    return {
+        "kind": "target", "about": target.about, "cell": target.cell, "against": target.against, "wanted": target.points,
+        "wanted_share": target.share,
+        "n": len(gains), "gain": [round(gain, 2), round(100 * low, 2), round(100 * high, 2)], "share": round(share, 3),
+        "met": "met" if is_met else "missed", "sure": bool(100 * low >= target.points),
+    }  # fmt: skip
+
+
+def target_lines(rows: list[dict]) -> str:
+    newest_run = max((row["run"] for row in rows), default="")
+    lines = ["## Targets", "", "| target | n | wanted | points gained | tokens | |", "|---|---|---|---|---|---|"]
+    for row in (r for r in rows if r["run"] == newest_run):
+        gain, low, high = row["gain"]
+        wanted = f">= {row['wanted']:+.0f} points over `{row['against']}`" + (f", <= {row['wanted_share']:.0%} tokens" if row["wanted_share"] else "")
+        said = row["met"] if row["met"] == "missed" or row["sure"] else "met by the mean; the interval begins below it"
+        lines.append(
+            f"| {row['about']}: `{row['cell']}` | {row['n']} | {wanted} | {gain:+.1f} [{low:+.0f}, {high:+.0f}] | {row['share']:.2f} x | {said} |"
+        )
+    return "\n".join(lines) + "\n" if rows else ""
+
+
 def run(name: str, num: int) -> None:
     study = STUDIES[name]
     process = catalogue.open_model(pull(study.model))
     questions = questions_of(catalogue.task(study.task), "test", num)
     cells = recipes_of(study.grid, catalogue.SPECS, Budget(tokens=20_000))
-    folder = Path("out/study") / study.task.replace(":", "-")
+    folder = folder_of(name)
     marker = folder / "run.json"
     if marker.exists() and json.loads(marker.read_text())["num_questions"] != num:
         marker.unlink()  # other questions over the same samples
     found, scored = run_grid(process, cells, questions, out=folder, task=study.task, seed=0, resume=marker.exists())
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+    now = clock()
     known = {"task": study.task, "model": study.model, "split": "test", "seed": 0, "run": now}
     for row in figure_rows(found, scored, study.grid):
         append("study", known | row)
 
 
+def clock() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
 def write_page() -> None:
     """docs/study.md and one picture per task, from the rows alone."""
-    rows = [json.loads(line) for line in (RESULTS / "study.jsonl").read_text(encoding="utf-8").splitlines()]
-    (DOCS / "study.md").write_text(page_text(rows) + "\n" + simulated.section(), encoding="utf-8")
+    known = [json.loads(line) for line in (RESULTS / "study.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in known if row["kind"] != "target"]
+    targets = target_lines([row for row in known if row["kind"] == "target"])
+    (DOCS / "study.md").write_text("\n".join((page_text(rows), targets, simulated.section())), encoding="utf-8")
     for (task, model), found in newest(rows).items():
         cells = [row for row in found if row["kind"] == "cell"]
         draw_study(found, DOCS / picture_name(task, model), title=f"{task}, {model}, n = {cells[0]['n']}")
@@ -87,6 +157,10 @@ def write_page() -> None:
 def main() -> None:
     if sys.argv[1:2] == ["--page"]:
         write_page()
+    elif sys.argv[1:2] == ["targets"]:
+        now = clock()
+        for target in TARGETS:
+            append("study", judge(target) | {"run": now})
     elif sys.argv[1:2] and sys.argv[1] in STUDIES:
         run(sys.argv[1], int(sys.argv[2]) if sys.argv[2:] else STUDIES[sys.argv[1]].num)
     else:

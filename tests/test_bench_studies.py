@@ -41,3 +41,19 @@ def test_rankings_are_those_of_the_newest_rows(tmp_path, monkeypatch):
 def test_grids_can_be_built(name):
     cells = recipes_of(study.STUDIES[name].grid, catalogue.SPECS, Budget(tokens=100))
     assert len(cells) > 10 and next(iter(cells)) == "greedy"
+
+
+def test_a_target_is_judged_on_the_questions_of_all_its_studies(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "folder_of", lambda name: tmp_path / name)
+    for name, right in (("humaneval", (True, True, False)), ("mbpp", (True, False))):
+        (tmp_path / name).mkdir()
+        rows = [{"recipe": "new", "question": str(q), "right": ok, "tokens": 30} for q, ok in enumerate(right)]
+        rows += [{"recipe": "old", "question": str(q), "right": q == 2, "tokens": 10} for q in range(len(right))]
+        (tmp_path / name / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    target = study.Target(about="a", studies=("humaneval", "mbpp"), cell="new", against="old", points=30)
+    found = study.judge(target)
+    assert (found["n"], found["gain"][0], found["share"], found["met"], found["sure"]) == (5, 40.0, 3.0, "met", False)
+    dear = study.judge(study.Target(about="a", studies=("mbpp",), cell="new", against="old", points=30, share=0.5))
+    assert dear["met"] == "missed", "it gained, but for too many tokens"
+    text = study.target_lines([found | {"run": "1"}, dear | {"run": "2"}])
+    assert "missed" in text and "+40.0" not in text and study.target_lines([]) == ""
