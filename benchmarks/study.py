@@ -29,7 +29,7 @@ DOCS = RESULTS.parent.parent / "docs"
 BUDGETS = (1, 2, 4, 8, 16)
 VOTES = ("self_consistency", "self_consistency:weigh=path_probability", "self_consistency:weigh=verdict,verifier=self_certainty")
 FREE = ("mean_probability", "mean_log_p", "self_certainty")  # verifiers that cost no token
-HEATS = (0.4, 1.2)
+HEATS = (0.4,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,8 @@ class Study:
 
 
 def ablations(budget: int) -> tuple[str, ...]:
-    """The same strategies under other temperatures and truncations."""
-    drawn = [*(f"temperature={heat}" for heat in HEATS), "temperature=0.8,top_p=0.9"]
+    """The same strategies under other temperatures."""
+    drawn = [f"temperature={heat}" for heat in HEATS]
     names = ("sample", "self_consistency", "best_of_n:verifier=mean_probability")
     return tuple(f"{name}{',' if ':' in name else ':'}num={budget},{how}" for how in drawn for name in names)
 
