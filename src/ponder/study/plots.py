@@ -7,7 +7,7 @@ from typing import Any
 
 from ponder.core.errors import PonderError
 
-COLOURS = ("#4269d0", "#d97706", "#3b7a57", "#b0413e", "#7b5aa6", "#0e8aa8", "#8c6d46", "#c2569b", "#5b6573", "#97a12b")
+COLOURS = ("#4269d0", "#d97706", "#3b7a57", "#b0413e", "#7b5aa6", "#0e8aa8", "#8c6d46", "#c2569b", "#5b6573", "#97a12b", "#2b2b2b", "#e3a6bd")
 GREY = "#888888"
 Rows = Sequence[Mapping[str, Any]]
 Axes = Any
@@ -112,10 +112,10 @@ def draw_decomposition(row: Mapping[str, Any], axes: Axes) -> None:
     places = range(len(ks))
     axes.bar(places, [model] * len(ks), color=COLOURS[0], width=0.6, label="model error (1 - p)²")
     axes.bar(places, parts, bottom=[model] * len(ks), color=COLOURS[1], width=0.6, label="estimation error p (1 - p) / k")
-    for place, part in zip(places, parts):
-        axes.text(place, model + part + 0.008, f"{model + part:.3f}", ha="center", fontsize=8)
     by_path = [model + row["path_estimation"][str(k)] for k in ks]
     axes.plot(places, by_path, "--D", color="#333333", ms=4, lw=1.2, label="path probabilities added up instead (plug-in)")
+    for place, part, other in zip(places, parts, by_path):
+        axes.text(place, max(model + part, other) + 0.02, f"{model + part:.3f}", ha="center", fontsize=8)
     axes.set_xticks(list(places), [str(k) for k in ks])
     axes.set_ylim(0, 1.35 * (model + max(parts)))
     axes.set_xlabel("samples k that vote")
