@@ -41,7 +41,7 @@ def profiled(profiler: Profiler, card: MachineCard) -> list[Profile]:
         if cell.context > profiler.longest:
             print(f"{cell}: left out, this model has {profiler.longest} tokens to profile")
             continue
-        found.append(profiler.profile(cell, card, 3 if cell.phase == "decode" else 2))
+        found.append(profiler.profile(cell, card))
         cell_row(found[-1])
     return found
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROLES = {
     "infer": "Strategies",
     "infer/resample": "Resamplers",
+    "infer/stop": "Stop rules",
     "verify": "Verifiers",
     "accelerate/weights": "Weight formats",
     "accelerate/schedule": "Schedulers",

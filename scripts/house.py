@@ -18,14 +18,17 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "parameters_are_few": {
         "src/ponder/cli/main.py": "typer reads the options of a command from the parameters of its function",
         "src/ponder/cli/studies.py": "a verb takes every option of its command by name, so that a misspelt one is an error",
+        "src/ponder/native/paged_triton.py": "a Triton kernel is told every pointer, stride and constant by itself",
+        "src/ponder/native/rows_triton.py": "a Triton kernel is told every pointer, stride and constant by itself",
         "src/ponder/cli/verbs.py": "a verb takes every option of its command by name, so that a misspelt one is an error",
     },
 }
 
 PACKAGE = "src/ponder/"
 SHARED = {  # technique folder -> files in it that are shared parts of the room, not techniques
-    "infer": {"__init__", "ops", "compose"},
+    "infer": {"__init__", "ops", "compose", "prompting"},
     "infer/resample": {"__init__"},
+    "infer/stop": {"__init__"},
     "verify": {"__init__", "answers", "measure", "coverage", "math_process", "math_worker", "sandbox", "sandbox_child"},
     "accelerate/schedule": {"__init__"},
     "accelerate/weights": {"__init__", "codes"},
@@ -33,9 +36,10 @@ SHARED = {  # technique folder -> files in it that are shared parts of the room,
 CATALOGUE = {  # technique folder -> dicts of catalogue.py that name its techniques
     "infer": ("STRATEGIES",),
     "infer/resample": ("RESAMPLERS",),
+    "infer/stop": ("STOP_RULES",),
     "verify": ("VERIFIERS", "SCORERS"),
     "accelerate/schedule": ("SCHEDULERS",),
-    "accelerate/weights": ("WEIGHTS",),
+    "accelerate/weights": ("WEIGHTS", "DEVICE_WEIGHTS"),
 }
 TECHNIQUE_PACKAGES = {"torch", "numpy", "math_verify", "reasoning_gym", "sympy"}  # third-party imports open to techniques
 OPTIONAL = {"huggingface_hub", "reasoning_gym", "math_verify", "matplotlib", "transformers"}  # may be imported inside a function
@@ -43,7 +47,7 @@ HEADINGS = ("Paper", "Equation", "Shapes", "Guarantee", "Cost", "Choose", "Diffe
 HEADING = re.compile(rf"^\**({'|'.join(HEADINGS)})\**:?[ \n]+", re.MULTILINE)
 GUARANTEES = {"exact", "unbiased", "biased", "approximate"}
 BANNED_NAMES = {"utils", "util", "common", "base", "manager", "helpers", "helper", "misc"}
-SMALL_ROOMS, SMALL_LINES = ("core", "engine", "run", "infer"), 5500  # without technique files
+SMALL_ROOMS, SMALL_LINES = ("core", "engine", "run", "infer"), 6500  # without technique files
 TEXT_FILES = {".py", ".md", ".toml", ".lock", ".jsonl", ".json", ".sh", ".yml", ".txt", ".typed", ""}
 FOREIGN = re.compile(r"/(?:work|opt|root|farm|home)/|\.librar[y]/|pypi\.org|pythonhosted\.org")
 

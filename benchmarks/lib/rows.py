@@ -23,7 +23,10 @@ def machine() -> str:
 
 
 def commit() -> str:
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent)
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent)
+    except FileNotFoundError:  # no git here
+        return "unknown"
     return done.stdout.strip() or "unknown"
 
 

@@ -27,7 +27,7 @@ class Worker:
         self.log = log.open("a", encoding="utf-8")
         self.process = subprocess.Popen(
             [python or sys.executable, "-m", "peers.serve", engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
-            cwd=BENCHMARKS, env={**os.environ, "PYTHONPATH": str(BENCHMARKS), **env}, start_new_session=True,
+            cwd=BENCHMARKS, env={**os.environ, "PYTHONPATH": f"{BENCHMARKS}{os.pathsep}{BENCHMARKS.parent / 'src'}", **env}, start_new_session=True,
         )  # fmt: skip
         self.replies: queue.Queue[str | None] = queue.Queue()
         self.reader = threading.Thread(target=self._read, daemon=True)

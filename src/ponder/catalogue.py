@@ -9,6 +9,7 @@ from ponder.accelerate.schedule.first_come import FirstCome
 from ponder.accelerate.schedule.prefill_first import PrefillFirst
 from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.accelerate.weights.dense import Bf16, Bf16Head, Float32
+from ponder.accelerate.weights.dense_device import DenseDevice, DenseDeviceHead
 from ponder.accelerate.weights.int4 import Int4
 from ponder.accelerate.weights.int8 import Int8, Int8Head
 from ponder.accelerate.weights.int8_dynamic import Int8Dynamic
@@ -19,24 +20,43 @@ from ponder.accelerate.weights.native8 import Native8
 from ponder.core.asks import AnswerReader, WholeText
 from ponder.core.errors import UnknownName
 from ponder.core.formats import WeightFormat
-from ponder.core.roles import Resampler, Strategy, Verifier
+from ponder.core.roles import Resampler, StopRule, Strategy, Verifier
 from ponder.core.schedule import Scheduler
 from ponder.core.votes import by_path_probability, by_verdict, one_each
+from ponder.engine.device import find_device
 from ponder.engine.open import open_process
 from ponder.engine.pages import INT8, PLAIN, KVFormat
 from ponder.engine.process import LocalProcess, Settings
+from ponder.infer.adaptive import Adaptive
+from ponder.infer.atom_of_thoughts import AtomOfThoughts
 from ponder.infer.beam import Beam
 from ponder.infer.best_of_n import BestOfN
+from ponder.infer.critique_and_fuse import CritiqueAndFuse
+from ponder.infer.deepconf import DeepConf, bottom_groups, lowest_group, tail_group, whole_mean
 from ponder.infer.diverse_beam import DiverseBeam
+from ponder.infer.dser import Dser
 from ponder.infer.greedy import Greedy
+from ponder.infer.iad import Iad
+from ponder.infer.medprompt import Medprompt
+from ponder.infer.minimum_risk import MinimumRisk, overlap, same_answer
 from ponder.infer.ops import log_odds, log_prob
 from ponder.infer.particle_filter import MeanProbability, ParticleFilter, argmax, drawn, vote
+from ponder.infer.plangen import PlanGen
 from ponder.infer.resample.multinomial import multinomial
 from ponder.infer.resample.residual import residual
 from ponder.infer.resample.stratified import stratified
 from ponder.infer.resample.systematic import systematic
+from ponder.infer.rpc import Rpc
 from ponder.infer.sample import Sample
 from ponder.infer.self_consistency import SelfConsistency
+from ponder.infer.self_evaluation import NoBetterRestart, SelfEvaluation
+from ponder.infer.self_refine import SelfRefine
+from ponder.infer.solve_detect_verify import SolveDetectVerify
+from ponder.infer.stop.beta_test import BetaTest
+from ponder.infer.stop.settled import Settled
+from ponder.infer.stop.unanimous_window import UnanimousWindow
+from ponder.infer.thinksum import ThinkSum, mixture, product
+from ponder.infer.until_accepted import UntilAccepted
 from ponder.run.spec import Specs
 from ponder.tasks.gsm8k import Gsm8k
 from ponder.tasks.humaneval import HumanEval
@@ -63,9 +83,31 @@ STRATEGIES: dict[str, Strategy] = {
     "sample": Sample(),
     "best_of_n": BestOfN(num=8, verifier=MeanProbability()),
     "self_consistency": SelfConsistency(num=8),
+    "weighted_best_of_n": SelfConsistency(num=8, verifier=MeanProbability()),
+    "adaptive": Adaptive(num=16, rule=BetaTest()),
+    "rpc": Rpc(num=16),
+    "deepconf": DeepConf(num=16),
+    "self_refine": SelfRefine(),
+    "dser": Dser(),
+    "solve_detect_verify": SolveDetectVerify(),
+    "self_evaluation": SelfEvaluation(),
+    "minimum_risk": MinimumRisk(),
+    "atom_of_thoughts": AtomOfThoughts(),
+    "plangen": PlanGen(arms=(Sample(), BestOfN(num=4, verifier=MeanProbability()), Beam())),
+    "critique_and_fuse": CritiqueAndFuse(),
+    "thinksum": ThinkSum(),
+    "iad": Iad(verifier=MeanProbability()),
+    "until_accepted": UntilAccepted(verifier=MeanProbability(), accept_from=0.9),
+    "medprompt": Medprompt(),
     "beam": Beam(),
     "diverse_beam": DiverseBeam(),
     "particle_filter": ParticleFilter(num=8, resampler=systematic, until=("\n",)),
+}
+
+STOP_RULES: dict[str, StopRule] = {
+    "beta_test": BetaTest(),
+    "unanimous_window": UnanimousWindow(),
+    "settled": Settled(),
 }
 
 RESAMPLERS: dict[str, Resampler] = {
@@ -86,6 +128,7 @@ READERS: dict[str, AnswerReader] = {
 
 VERIFIERS: dict[str, Verifier] = {  # those that need no reference: strategies may use them
     "mean_probability": MeanProbability(),
+    "no_better_restart": NoBetterRestart(),
     "mean_log_p": MeanLogP(),
     "self_certainty": SelfCertainty(),
     "p_true": PTrue(),
@@ -124,6 +167,12 @@ HEADS: dict[str, WeightFormat] = {  # the output head's format beside each: logi
     "fp32": Float32(),
 }
 
+DEVICE_WEIGHTS = {  # on another device than the CPU: formats of matrices and head, which are told the device, and the type of activations
+    "dense": (DenseDevice, DenseDeviceHead, torch.bfloat16),
+    "fp16": (DenseDevice, DenseDeviceHead, torch.float16),
+    "fp32": (DenseDevice, DenseDeviceHead, torch.float32),
+}
+
 SCHEDULERS: dict[str, Scheduler] = {
     "sarathi": Sarathi(),
     "first_come": FirstCome(),
@@ -145,7 +194,11 @@ TASKS: dict[str, Task] = {
 PARTS = {  # field of a strategy -> what it may be set to
     "verifier": VERIFIERS,
     "resampler": RESAMPLERS,
+    "rule": STOP_RULES,
     "potential": {"odds": log_odds, "prob": log_prob},
+    "utility": {"same_answer": same_answer, "overlap": overlap},
+    "combine": {"mixture": mixture, "product": product},
+    "measure": {"lowest_group": lowest_group, "bottom_groups": bottom_groups, "tail_group": tail_group, "whole_mean": whole_mean},
     "pick": {"vote": vote, "argmax": argmax, "drawn": drawn},
     "weigh": {"count": one_each, "verdict": by_verdict, "path_probability": by_path_probability},
 }
@@ -159,20 +212,40 @@ def strategy(spec: str) -> Strategy:
 
 
 def open_model(
-    path: Path, weights: str = "native", threads: int | None = None, *, scheduler: str = "sarathi", kv: str = "plain",
-    settings: Settings | None = None,
+    path: Path, weights: str | None = None, threads: int | None = None, *, scheduler: str = "sarathi", kv: str = "plain",
+    settings: Settings | None = None, device: str = "cpu",
 ) -> LocalProcess:  # fmt: skip
-    """The model at `path` as a running process. Raises UnknownName for a format or scheduler, BadModelFile, Unsupported.
+    """The model at `path` as a running process. Raises UnknownName for a format or scheduler, BadModelFile, Unsupported, BadField.
 
-    settings: bounds of the process; `kv` overrides its KV format.
+    weights: None for "native" on the CPU and "dense" on another device. settings: bounds of the process; `kv` overrides its KV format.
     """
-    for kind, name, table in (("weight format", weights, WEIGHTS), ("scheduler", scheduler, SCHEDULERS), ("KV format", kv, KV_FORMATS)):
+    for kind, name, table in (("scheduler", scheduler, SCHEDULERS), ("KV format", kv, KV_FORMATS)):
         if name not in table:
             raise UnknownName(kind, name, table)  # type: ignore[arg-type]
+    matrices, head, dtype = formats_of(weights_on(device, weights), device)
     return open_process(
-        path, weights=WEIGHTS[weights], head=HEADS[weights], dtype=torch.float32 if weights == "fp32" else torch.bfloat16, threads=threads,
-        scheduler=SCHEDULERS[scheduler], settings=replace(settings or Settings(), kv_format=KV_FORMATS[kv]),
+        path, weights=matrices, head=head, dtype=dtype, threads=threads, scheduler=SCHEDULERS[scheduler],
+        settings=replace(settings or Settings(), kv_format=KV_FORMATS[kv]), device=device,
     )  # fmt: skip
+
+
+def weights_on(device: str, name: str | None) -> str:
+    """The name of a weight format for `device`: `name`, or what is best there. Raises BadField for a device that is not here, UnknownName."""
+    is_cpu = find_device(device).type == "cpu"
+    table = WEIGHTS if is_cpu else DEVICE_WEIGHTS
+    name = name or ("native" if is_cpu else "dense")
+    if name not in table:
+        raise UnknownName("weight format" if is_cpu else f"weight format on {device}", name, table)
+    return name
+
+
+def formats_of(weights: str, device: str) -> tuple[WeightFormat, WeightFormat, torch.dtype]:
+    """Formats of matrices and head, and the type of activations, for a name that `weights_on` returned."""
+    where = find_device(device)
+    if where.type == "cpu":
+        return WEIGHTS[weights], HEADS[weights], torch.float32 if weights == "fp32" else torch.bfloat16
+    matrices, head, dtype = DEVICE_WEIGHTS[weights]
+    return matrices(device=where, dtype=dtype), head(device=where, dtype=dtype), dtype
 
 
 def task(name: str) -> Task:

@@ -105,10 +105,10 @@ def test_rows_do_not_depend_on_each_other(fmt: object, columns: int):
 
 
 def test_the_row_law_has_teeth():
-    """A float32 product fails it, and so does oneDNN's bfloat16 product where one row is not doubled."""
+    """A float32 product fails it, and so does oneDNN's bfloat16 product: for one row, and with matrix registers for more than 32."""
     x, w = cancelling(64, 1536)
     assert rows_depend(lambda rows: rows @ w.t(), x) != []
-    assert rows_depend(lambda rows: torch.nn.functional.linear(rows, w.bfloat16()), x.bfloat16()) == [1]
+    assert rows_depend(lambda rows: torch.nn.functional.linear(rows, w.bfloat16()), x.bfloat16()) != []
 
 
 def random_blocks(kind: str, rows: int, columns: int) -> np.ndarray:

@@ -30,6 +30,9 @@ BAD = [
     (("ask", "hi", "--budget", "3 tokens"), "cannot pay one step"),
     (("ask", "hi", "--answer", "nubmer"), "did you mean number"),
     (("ask", "hi", "--weights", "int5"), "unknown weight format 'int5'"),
+    (("ask", "hi", "--device", "gpu"), "device='gpu': must be 'cpu', 'cuda' or 'cuda:N'"),
+    (("ask", "hi", "--device", "cuda:99"), "device='cuda:99': "),
+    (("compare", "--task", "rg:chain_sum", "--n", "1", "--device", "cuda:99"), "device='cuda:99': "),
     (("ask", "hi", "--max-tokens", "0"), "max_tokens=0"),
     (("ask", " "), "the question is empty"),
     (("compare", "--task", "gsm9k"), "did you mean gsm8k"),
@@ -70,6 +73,13 @@ def test_damaged_model_files(smollm2_path, tmp_path, damage):
 def test_a_prompt_longer_than_the_context(smollm2_path):
     done = ponder("ask", "-", stdin=None, input="word " * 9000)
     assert done.returncode == 2 and "context" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_context_that_was_asked_for(smollm2_path):
+    done = ponder("ask", "word " * 40, "--context", "40")
+    assert done.returncode == 2 and "context holds 40" in done.stderr and "Traceback" not in done.stderr
+    done = ponder("ask", "hi", "--context", "9000")
+    assert done.returncode == 2 and "context_len is 9000" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_ask_says_answer_certainty_cost_and_why_it_stopped(smollm2_path, tmp_path):

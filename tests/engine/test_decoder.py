@@ -17,7 +17,7 @@ from ponder.core.asks import GREEDY, Extend, Prefix, chat
 from ponder.core.errors import Unsupported
 from ponder.core.formats import LayerBody, LayerWeights, ModelConfig
 from ponder.models.checkpoint import FileCheckpoint, open_checkpoint
-from ponder.models.decoder import Decoder, PlainBody, load
+from ponder.models.decoder import Decoder, PlainBody, kinds_of_rows, load
 from ponder.testing.run import answer_turn
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -184,3 +184,49 @@ def test_an_unknown_architecture_is_refused():
     checkpoint, _ = tiny("llama")
     with pytest.raises(Unsupported, match="'mamba': the decoder runs llama, qwen2"):
         load(StateCheckpoint(replace(checkpoint.config, arch="mamba"), checkpoint.state), Float32())
+
+
+# ---- prompts may have a body of their own
+
+
+@dataclass(frozen=True)
+class TwoKinds(Doubled):
+    """Adds twice the plain addition, and for tokens of prompts once."""
+
+    @property
+    def of_prompts(self) -> LayerBody:
+        return PlainBody(self.layer, self.config, self.dtype)
+
+
+def plain_attend(layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
+    return v_TKE.repeat_interleave(q_THE.shape[1] // v_TKE.shape[1], 1).flatten(1)
+
+
+@torch.inference_mode()
+def test_each_token_meets_the_body_of_its_kind(opened):
+    plain = load(opened("llama2"), Float32(), Float32(), torch.float32)
+    tokens, positions = tokens_of(9, vocab=SMALL_VOCAB), torch.arange(9)
+    doubled = replace(plain, bodies=tuple(Doubled(layer, plain.config, torch.float32) for layer in plain.layers))
+    mixed = replace(plain, bodies=tuple(TwoKinds(layer, plain.config, torch.float32) for layer in plain.layers))
+    of_prompt, other = (decoder.forward(tokens, positions, plain_attend) for decoder in (plain, doubled))
+    for prompts in ((), ((0, 9),), ((0, 4),), ((5, 9),), ((2, 3), (3, 5), (7, 8))):
+        found = mixed.forward(tokens, positions, plain_attend, prompts)
+        is_prompt = torch.tensor([any(start <= i < stop for start, stop in prompts) for i in range(9)])
+        torch.testing.assert_close(found, torch.where(is_prompt[:, None], of_prompt, other))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "wanted"),
+    [
+        ((), [(0, 5, False)]),
+        (((0, 5),), [(0, 5, True)]),
+        (((0, 2), (2, 5)), [(0, 5, True)]),
+        (((1, 2), (3, 4)), [(0, 1, False), (1, 2, True), (2, 3, False), (3, 4, True), (4, 5, False)]),
+    ],
+)
+def test_runs_of_rows(prompts, wanted):
+    assert kinds_of_rows(5, prompts) == wanted
+
+
+def test_no_rows_are_no_runs():
+    assert kinds_of_rows(0, ()) == []

@@ -35,7 +35,7 @@ def check_bounds(found: dict[str, int]) -> None:
 def test_loading_takes_what_the_packed_model_takes(smollm2_path: Path, weights: str):
     found = loaded(smollm2_path, weights)
     check_bounds(found)
-    assert found["packed"] <= 1.3 * found["file"]
+    assert found["packed"] <= (1.3 if weights == "int4" else 1.0) * found["file"], "an embedding that is the head too is there twice"
 
 
 @pytest.mark.parametrize("how", ["float32", "mapped"])

@@ -8,11 +8,13 @@ import pytest
 import torch
 import transformers
 
+from ponder import catalogue
 from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.accelerate.weights.dense import Bf16, Bf16Head, Float32
 from ponder.accelerate.weights.int4 import Int4
 from ponder.accelerate.weights.int8 import Int8, Int8Head
 from ponder.core.asks import GREEDY, Expand, Extend, Extension, Prefix, Sampling, Score, chat
+from ponder.core.errors import BadField
 from ponder.core.formats import WeightFormat
 from ponder.engine.open import open_process
 from ponder.engine.process import LocalProcess, Settings
@@ -108,3 +110,18 @@ def test_open_process(smollm2_path: Path):
     assert answer.prefix.text == "The capital of France is Paris."
     assert process.model_id.removesuffix("/torch").endswith("/int4/int8-head/bfloat16")
     assert process.decoder.nbytes < 160e6
+
+
+def test_a_shorter_context_ends_answers(smollm2_path: Path):
+    def opened(context_len: int | None) -> LocalProcess:
+        return catalogue.open_model(smollm2_path, settings=Settings(context_len=context_len))
+
+    whole, prompt = opened(None), chat(QUESTIONS[2])
+    num = whole.prompt_len(prompt) + 5
+    short = opened(num)
+    assert (whole.context_len, short.context_len) == (8192, num)
+    assert short.model_id == f"{whole.model_id}/context-{num}"
+    (answer,) = answer_turn([Extend(prefix=Prefix(prompt), seed=0, sampling=GREEDY)], short)
+    assert answer.prefix.finish == "length" and len(answer.prefix.tokens) == 5
+    with pytest.raises(BadField, match="context_len is 9000; the model's own allows 1 to 8192"):
+        opened(9000)

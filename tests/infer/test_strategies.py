@@ -9,7 +9,7 @@ from ponder.core.asks import Candidate, Prompt, Sampling, Verdict
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
 from ponder.core.rng import TorchRng
-from ponder.core.votes import by_path_probability, by_verdict, one_each
+from ponder.core.votes import by_path_probability, by_verdict, one_each, voted
 from ponder.infer.beam import Beam
 from ponder.infer.best_of_n import BestOfN
 from ponder.infer.diverse_beam import DiverseBeam
@@ -21,7 +21,7 @@ from ponder.infer.resample.residual import residual
 from ponder.infer.resample.stratified import stratified
 from ponder.infer.resample.systematic import systematic
 from ponder.infer.sample import Sample
-from ponder.infer.self_consistency import SelfConsistency, voted
+from ponder.infer.self_consistency import SelfConsistency
 from ponder.testing import laws_strategy as laws
 from ponder.testing.exact import difference
 from ponder.testing.laws_strategy import LM, LONG, PROMPT, played

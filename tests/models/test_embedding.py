@@ -1,12 +1,18 @@
 """The embedding: rows equal to those of the decoded matrix, in no more bytes than the file or the type needs."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from ponder.core.errors import BadModelFile
+from ponder.core.formats import Embedding
 from ponder.models.checkpoint import StoredTensor
 from ponder.models.dequantize import KINDS, dequantize
-from ponder.models.embedding import DenseEmbedding, StoredEmbedding, load_embedding
+from ponder.models.embedding import MAX_HELD, DenseEmbedding, FileEmbedding, StoredEmbedding, load_embedding, open_embedding
+from ponder.models.files import ModelFile
 
 ROWS, COLUMNS = 5000, 512  # more than one step
 TOKENS = torch.tensor([4999, 0, 7, 7, 2048, 4998])
@@ -38,6 +44,41 @@ def test_rows_are_those_of_the_matrix(name: str, dtype: torch.dtype):
     assert torch.equal(embedding.rows(TOKENS[:1])[0], wanted[0] if is_smaller else wanted[0].to(dtype).float()), "rows are not the caller's own"
     with pytest.raises(IndexError):
         embedding.rows(torch.tensor([ROWS]))
+
+
+def differing(embedding: Embedding, wanted: Embedding) -> int:
+    found = embedding.rows(TOKENS)
+    assert found.shape == (len(TOKENS), COLUMNS) and found.dtype == torch.float32
+    return int((found.view(torch.int32) != wanted.rows(TOKENS).view(torch.int32)).sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_large_embedding_stays_in_the_file_and_its_rows_are_the_same(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    raw, _ = raw_tensor(name)
+    assert isinstance(open_embedding(raw, dtype), FileEmbedding) == (load_embedding(raw, dtype).nbytes > MAX_HELD)
+    monkeypatch.setattr("ponder.models.embedding.MAX_HELD", 0)
+    embedding = open_embedding(raw, dtype)
+    assert isinstance(embedding, FileEmbedding) and embedding.nbytes == 0
+    assert differing(embedding, load_embedding(raw, dtype)) == 0
+    other = replace(raw, read=lambda start, stop: raw.read(max(start, 1) - 1, max(stop, 2) - 1))
+    assert differing(FileEmbedding(other, embedding.dtype), load_embedding(raw, dtype)) > 0, "the rows before would not be seen"
+    assert embedding.rows(torch.tensor([], dtype=torch.int64)).shape == (0, COLUMNS)
+    for token in (-1, ROWS):
+        with pytest.raises(IndexError, match=str(token)):
+            embedding.rows(torch.tensor([3, token]))
+
+
+def test_a_file_that_changed_is_an_error(tmp_path: Path):
+    path = tmp_path / "rows"
+    path.write_bytes(bytes(100 * 4))
+    file = ModelFile(path)
+    raw = StoredTensor("embed", (100, 1), KINDS["F32"], lambda start, stop: file.read(start * 4, (stop - start) * 4).reshape(-1, 4))
+    embedding = FileEmbedding(raw, None)
+    assert embedding.rows(torch.tensor([99])).tolist() == [[0.0]]
+    path.write_bytes(bytes(50 * 4))
+    with pytest.raises(BadModelFile, match="since it was opened"):
+        embedding.rows(torch.tensor([3]))
 
 
 def test_blocks_of_another_kind_would_be_seen():

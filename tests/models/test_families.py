@@ -190,8 +190,11 @@ def test_longrope_has_two_lists(opened):
     assert (logits(long, tokens, chain(120), [120]) - oracle("phi3-longrope", tuple(tokens.tolist()))).abs().max() < 1e-4
     near = exact(checkpoint)
     assert long.model_id != near.model_id
-    assert load(checkpoint, Float32(), None, torch.float32, context_len=50).model_id == near.model_id
-    assert load(checkpoint, Float32(), None, torch.float32, context_len=50).tables[0][0].shape == (50, 1, 8)
+    short = load(checkpoint, Float32(), None, torch.float32, context_len=50)
+    assert short.model_id == near.model_id
+    assert short.tables[0].at(torch.tensor([49, 0]))[0].shape == (2, 1, 8)
+    with pytest.raises(IndexError):
+        short.tables[0].at(torch.tensor([50]))
 
 
 @pytest.mark.parametrize("context_len", [0, -1, 129])

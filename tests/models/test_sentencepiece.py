@@ -18,7 +18,6 @@ from models.corpus import SENTENCES, documents
 from models.gguf_writer import f32, write
 from models.llama_cpp import rewritten, serve
 from models.tiny_families import save_gguf
-from ponder.core.errors import Unsupported
 from ponder.models.gguf import read_gguf
 from ponder.models.tokenizer import TextTokenizer, gguf_tokenizer, open_tokenizer
 
@@ -230,9 +229,3 @@ def test_unigram_folder(unigram: TextTokenizer):
         assert unigram.decode(ids) == text
     assert unigram.is_space_prefixed
     assert unigram.eos_ids == {2, unigram.core.token_to_id("<|end|>")}
-
-
-def test_a_folder_with_only_tokenizer_model_says_what_to_do(tmp_path: Path):
-    (tmp_path / "tokenizer.model").write_bytes(b"\x0a\x0b")
-    with pytest.raises(Unsupported, match=r"tokenizer\.model but no tokenizer\.json; save its tokenizer with transformers"):
-        open_tokenizer(tmp_path)

@@ -12,7 +12,7 @@ from ponder.core.asks import Extend, Extension, Outcome, Prefix, Prompt, Turn, V
 from ponder.core.budget import Cost
 from ponder.core.guarantee import Guarantee
 from ponder.core.particles import Batch, Particles, as_log_weights
-from ponder.core.votes import one_each
+from ponder.core.votes import one_each, voted
 from ponder.core.weights import inverse_cdf, log_mean_exp, normalize
 from ponder.infer.beam import Beam
 from ponder.infer.best_of_n import BestOfN
@@ -21,7 +21,6 @@ from ponder.infer.ops import Advance, Draw, Resample, Reweight, Spawn, Thin, log
 from ponder.infer.particle_filter import ParticleFilter, drawn
 from ponder.infer.resample.multinomial import multinomial
 from ponder.infer.resample.systematic import systematic
-from ponder.infer.self_consistency import voted
 from ponder.testing import laws_op, laws_strategy
 from ponder.testing.exact import require, returned
 from ponder.testing.hmm import DEADLY, SMALL, Step

@@ -82,7 +82,7 @@ def test_experts_are_measured_and_profiled(name, folder):
     rates = {(rate.out, rate.into) for rate in matrix_rates(profiler.plain, profiler.outline, sheet())}
     assert rates == set(matrix_shapes(process.decoder.config).values())
     cell = Cell("decode", 3, 40)
-    found = profiler.profile(cell, sheet(), num=2)
+    found = profiler.profile(cell, sheet())
     assert found.shared >= {"gate_up", "down"} and {"qkv", "o"}.isdisjoint(found.shared), "experts are computed in one go, the others one by one"
     assert found.prediction.ideal == predict_cell(profiler.outline, cell, sheet(), 512).ideal > 0
 

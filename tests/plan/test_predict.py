@@ -103,8 +103,8 @@ def units_by_brute_force(passed: Pass, config: ModelConfig, window: int | None) 
     group, units, blocks, rows = config.num_heads // config.num_kv_heads, 0, 0, 0
     for new, before in zip(passed.new, passed.before):
         tokens = list(range(before, before + new))
-        for at in range(0, new, 48 // group):
-            some = tokens[at : at + 48 // group]
+        for at in range(0, new, 96 // group):
+            some = tokens[at : at + 96 // group]
             keys = {key for p in some for key in range(0 if window is None else max(0, p + 1 - window), p + 1)}
             num = -(-len(keys) // 64) if window is None else -(-min(some[-1] + 1, window + len(some)) // 64)
             units += config.num_kv_heads * len({key // 512 for key in range(some[-1] + 1)}) if window is None else 0

@@ -48,7 +48,7 @@ def test_planted_keys_are_not_all_alike():
 
 @pytest.mark.parametrize("cell", [Cell("decode", 1, 64), Cell("decode", 6, 200), Cell("prefill", 1, 40), Cell("prefill", 3, 300)])
 def test_parts_sum_to_the_whole(cell):
-    found = profiler().profile(cell, full_card(), num=2)
+    found = profiler().profile(cell, full_card())
     assert found.seconds == pytest.approx(sum(found.parts.values()))
     assert {"qkv", "attention", "o", "gate_up", "down", "head", "norms/rope", "sampling", "tokenizer"} <= found.parts.keys()
     assert not found.shared, "a plain layer's matrices are timed one by one"
@@ -177,7 +177,7 @@ def test_labels_overlap_nothing(points):
 
 def test_picture(tmp_path):
     seen = profiler()
-    profiles = [seen.profile(cell, full_card(), num=2) for cell in (Cell("decode", 2, 64), Cell("prefill", 1, 64))]
+    profiles = [seen.profile(cell, full_card()) for cell in (Cell("decode", 2, 64), Cell("prefill", 1, 64))]
     points = profile_points(profiles)
     assert {p.name for p in points} == {"qkv", "attention", "o", "gate_up", "down", "head", "norms/rope"}
     draw_roofline(points, full_card(), tmp_path / "new" / "a.png", title="tiny")

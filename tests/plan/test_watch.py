@@ -77,7 +77,7 @@ class Fused:
     """A body that does not say what it is made of."""
 
     def __init__(self, body) -> None:
-        self.before, self.after = body.before, body.after
+        self.before, self.after, self.of_prompts = body.before, body.after, self
 
 
 def test_a_plain_layer_is_opened_and_another_is_not():

@@ -200,6 +200,31 @@ def test_bad_jobs_are_refused_before_any_work():
 
 
 @dataclass(frozen=True)
+class Verbose:
+    """Asks again with a prompt of `size` characters; returns both answers."""
+
+    size: int
+    guarantee = Greedy.guarantee
+
+    def run(self, prompt, rng):
+        (first,) = yield Turn((Extend(prefix=Prefix(prompt), seed=1),))
+        long = Prefix(Prompt(messages=(("raw", "x" * self.size),), max_tokens=5))
+        judge = Judge(verifier=Likelihood(), prompt=prompt, candidates=(candidate(first.prefix),))
+        asks = (Extend(prefix=long, seed=2), Score(prefix=long, options=("a",)), judge)
+        told = yield Turn(asks, (candidate(first.prefix),))
+        return Outcome(tuple(candidate(a.prefix) for a in (first, told[0])), diagnostics={"scores": list(told[1].log_p)})
+
+
+@pytest.mark.parametrize(("size", "fits"), [(10, True), (62, True), (63, False), (500, False)])
+def test_a_second_prompt_that_does_not_fit_is_answered_free_and_the_job_goes_on(size, fits):
+    (result,), driver = run(jobs_of([Verbose(size)], Budget(), max_tokens=5)[:1], ToyProcess(toy_lm(), context_len=64))
+    first, second = result.candidates
+    assert result.stop_reason == "done" and first.tokens and bool(second.tokens) == fits == bool(result.diagnostics["scores"])
+    assert second.finish == "length" or fits
+    assert not driver.process.jobs and result.cost.generated_tokens == len(first.tokens) + len(second.tokens)
+
+
+@dataclass(frozen=True)
 class Dying:
     """Lives for one turn, then finds all its particles dead."""
 

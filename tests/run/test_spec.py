@@ -19,6 +19,9 @@ class Thing:
     judge: object = None
     ess_below: float | None = 0.5
     is_kept: bool = False
+    done: str = "end"
+    ends: tuple[str, ...] = ("a",)
+    weights: tuple[float, ...] = (1.0,)
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -30,6 +33,7 @@ def test_fields_are_set_by_type_and_by_name():
     assert got == Thing(num=8, rate=0.25, vote="weight", judge="H", ess_below=None, is_kept=True, sampling=Sampling(temperature=0.7, top_k=20))
     assert SPECS.read("other") == Thing(num=9)
     assert SPECS.read("thing:top_k=none").sampling.top_k is None
+    assert SPECS.read("thing:done=no fault").done == "no fault"
 
 
 def test_many():
@@ -49,6 +53,8 @@ def test_many():
         ("thing:judge=hash", UnknownName, "harsh"),
         ("thing:temperature=-1", BadField, "between 0 and 100"),
         ("thing:is_kept=1", BadField, "true or false"),
+        ("thing:ends=a", BadField, "several values"),
+        ("thing:weights=2.0", BadField, "several values"),
         ("thing:num", BadField, "field=value"),
         ("thing:sampling=3", UnknownName, "sampling"),
         ("", UnknownName, "thing"),

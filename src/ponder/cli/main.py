@@ -20,15 +20,21 @@ app = typer.Typer(
 DEFAULT_MODEL = "smollm2-135m"
 Model = Annotated[str, typer.Option("--model", "-m", help="Catalogue name (see `ponder models`), GGUF file or safetensors folder.")]
 Weights = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="Weight format: native (as the file stores it, compiled kernels), native4, native8, mixed, int4, int8, int8_dynamic, bf16 or fp32."
+        help="Weight format: native (default; as the file stores it, compiled kernels), native4, native8, mixed, int4, int8, int8-dynamic, bf16 or "
+        "fp32; with --device cuda: dense (default; bfloat16), fp16 or fp32."
     ),
 ]
+Device = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda or cuda:N.")]
 BudgetText = Annotated[str, typer.Option("--budget", "-b", help="What one question may spend, as '2000 tokens, 20 s'; also flops, usd, calls.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Never overshoot the budget, not even by one step.")]
 Seed = Annotated[int, typer.Option(help="Decides every random number.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: torch's own choice.")]
+Context = Annotated[
+    int | None,
+    typer.Option("--context", help="Most tokens of prompt and answer; default: what the model usually has. Some models allow more than that."),
+]
 
 
 @app.command()
@@ -39,15 +45,17 @@ def ask(
     budget: BudgetText = "2000 tokens, 60 s",
     answer: Annotated[str, typer.Option(help="How to read the answer: text, number, math, choice, short or code.")] = "text",
     max_tokens: Annotated[int, typer.Option(help="Most tokens of one answer.")] = 256,
-    weights: Weights = "native",
+    weights: Weights = None,
+    device: Device = "cpu",
     seed: Seed = 0,
     strict: Strict = False,
     threads: Threads = None,
+    context: Context = None,
     trace: Annotated[Path | None, typer.Option(help="Write every ask, answer and cost to this file, a JSON line each.")] = None,
 ) -> None:
     """Answer one question: the answer, how sure it is, what it cost and why it stopped."""
     _verb("ask", question=question, model=model, strategy=strategy, budget=budget, answer=answer, max_tokens=max_tokens,
-          weights=weights, seed=seed, strict=strict, threads=threads, trace=trace)  # fmt: skip
+          weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context, trace=trace)  # fmt: skip
 
 
 @app.command()
@@ -62,14 +70,16 @@ def compare(
     split: Annotated[str, typer.Option(help="dev (to choose) or test (to report).")] = "test",
     out: Annotated[Path, typer.Option(help="Folder for rows, trace, samples and plot.")] = Path("out/compare"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; nothing finished is computed again.")] = False,
-    weights: Weights = "native",
+    weights: Weights = None,
+    device: Device = "cpu",
     seed: Seed = 0,
     strict: Strict = False,
     threads: Threads = None,
+    context: Context = None,
 ) -> None:
     """Run several strategies on the same questions under the same budget: table, rows, plot."""
     _verb("compare", task=task, strategies=strategies, n=n, budget=budget, model=model, split=split, out=out, resume=resume,
-          weights=weights, seed=seed, strict=strict, threads=threads)  # fmt: skip
+          weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context)  # fmt: skip
 
 
 @app.command()
@@ -85,7 +95,8 @@ def study(
     split: Annotated[str, typer.Option(help="dev (to choose) or test (to report).")] = "test",
     out: Annotated[Path, typer.Option(help="Folder for samples, rows, page and pictures.")] = Path("out/study"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out; nothing finished is computed again.")] = False,
-    weights: Weights = "native",
+    weights: Weights = None,
+    device: Device = "cpu",
     seed: Seed = 0,
     threads: Threads = None,
     budget: BudgetText = "20000 tokens",
@@ -94,7 +105,7 @@ def study(
     verb = importlib.import_module("ponder.cli.studies").study
     raise typer.Exit(
         verb(tasks=tasks, strategies=strategies, verifiers=verifiers, budgets=budgets, n=n, model=model, split=split, out=out, resume=resume,
-             weights=weights, seed=seed, threads=threads, budget=budget)
+             weights=weights, device=device, seed=seed, threads=threads, budget=budget)
     )  # fmt: skip
 
 
@@ -131,7 +142,7 @@ def strategies() -> None:
 @app.command()
 def profile(
     model: Annotated[str, typer.Argument(help="Catalogue name, GGUF file or safetensors folder; a config.json is predicted only.")] = DEFAULT_MODEL,
-    weights: Weights = "native",
+    weights: Annotated[str, typer.Option(help="Weight format, as of `ponder ask`; the CPU's.")] = "native",
     batch: Annotated[int, typer.Option(help="Sequences that generate at once.")] = 1,
     context: Annotated[int, typer.Option(help="Tokens of each sequence.")] = 1024,
     card: Annotated[Path | None, typer.Option(help="Machine card (JSON) of another machine: predict for it, measure nothing.")] = None,

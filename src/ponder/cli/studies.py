@@ -19,8 +19,8 @@ from ponder.study.plots import draw_study
 
 
 def study(
-    *, tasks: str, strategies: str, verifiers: str, budgets: str, n: int, model: str, split: str, out: Path, resume: bool, weights: str, seed: int,
-    threads: int | None, budget: str,
+    *, tasks: str, strategies: str, verifiers: str, budgets: str, n: int, model: str, split: str, out: Path, resume: bool,
+    weights: str | None, device: str, seed: int, threads: int | None, budget: str,
 ) -> int:  # fmt: skip
     """Runs the grid into `out`, prints what beats what, writes study.jsonl, study.md and a picture per task."""
     grid = read_grid(strategies, verifiers, budgets)
@@ -30,7 +30,8 @@ def study(
         raise BadField(f"n={n}: must be at least 1 question")
     chosen = {name: catalogue.task(name) for name in words(tasks, ";" if ";" in tasks else ",")}
     asked = {name: questions_of(task, split, n) for name, task in chosen.items()}
-    process = open_process(model, weights, threads)
+    weights = catalogue.weights_on(device, weights)
+    process = open_process(model, weights, threads, device=device)
     run = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     rows: list[dict[str, object]] = []
     for name, questions in asked.items():

@@ -18,6 +18,7 @@ from ponder.core.budget import Budget, parse_budget
 from ponder.core.errors import BadField, PonderError, StoreError, UnknownName
 from ponder.core.rng import hash_seed
 from ponder.core.roles import Process, Strategy
+from ponder.engine.process import Settings
 from ponder.models import fetch
 from ponder.plan.machine import card_path, read_card
 from ponder.plan.measure import measure_machine
@@ -37,14 +38,14 @@ INTERRUPTED = 130
 
 
 def ask(
-    *, question: str, model: str, strategy: str, budget: str, answer: str, max_tokens: int, weights: str, seed: int, strict: bool,
-    threads: int | None, trace: Path | None,
+    *, question: str, model: str, strategy: str, budget: str, answer: str, max_tokens: int, weights: str | None, device: str, seed: int,
+    strict: bool, threads: int | None, context: int | None, trace: Path | None,
 ) -> int:  # fmt: skip
     """Answers one question and prints what came of it; 130 when interrupted."""
     limits = parse_budget(budget, strict=strict)
     chosen = catalogue.strategy(strategy)
     prompt = Prompt(messages=(("user", _question(question)),), max_tokens=max_tokens, answers=_known("answer reader", answer, catalogue.READERS))
-    process = open_process(model, weights, threads)
+    process = open_process(model, catalogue.weights_on(device, weights), threads, device=device, context_len=context)
     job = Job(id="ask", prompt=prompt, recipe=Recipe(label=strategy, strategy=chosen, budget=limits), seed=hash_seed(seed, "ask"))
     with _interruptible() as should_stop:
         driver = Driver(process, should_stop=should_stop)
@@ -62,8 +63,8 @@ def ask(
 
 
 def compare(
-    *, task: str, strategies: str, n: int, budget: str, model: str, split: str, out: Path, resume: bool, weights: str, seed: int,
-    strict: bool, threads: int | None,
+    *, task: str, strategies: str, n: int, budget: str, model: str, split: str, out: Path, resume: bool, weights: str | None, device: str,
+    seed: int, strict: bool, threads: int | None, context: int | None,
 ) -> int:  # fmt: skip
     """Runs a comparison into `out` and prints the table; 130 when interrupted."""
     limits = parse_budget(budget, strict=strict)
@@ -72,8 +73,9 @@ def compare(
         raise BadField(f"n={n}: must be at least 1 question")
     chosen = catalogue.task(task)
     questions = questions_of(chosen, split, n)
-    process = open_process(model, weights, threads)
-    title = f"{task} ({split}, n={len(questions)}), {model} {weights}, at most {limits} a question"
+    weights = catalogue.weights_on(device, weights)
+    process = open_process(model, weights, threads, device=device, context_len=context)
+    title = f"{task} ({split}, n={len(questions)}), {model} {weights}{'' if device == 'cpu' else ' on ' + device}, at most {limits} a question"
     return run_comparison(process, recipes, questions, out=out, task=task, seed=seed, resume=resume, title=title)
 
 
@@ -241,11 +243,11 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def open_process(model: str, weights: str, threads: int | None) -> Process:
-    _known("weight format", weights, catalogue.WEIGHTS)
+def open_process(model: str, weights: str, threads: int | None, *, device: str = "cpu", context_len: int | None = None) -> Process:
+    catalogue.weights_on(device, weights)
     path = _pulled(model) if model == catalogue.DEFAULT_MODEL else fetch.resolve(model)
     with show.waiting(f"opening {model}"):
-        return catalogue.open_model(path, weights, threads)
+        return catalogue.open_model(path, weights, threads, device=device, settings=Settings(context_len=context_len))
 
 
 def _pulled(name: str) -> Path:

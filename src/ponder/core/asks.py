@@ -9,6 +9,8 @@ A strategy yields a `Turn` (asks + its best candidates so far) and receives one 
 
 When the budget is spent, every ask is still answered, at no cost: Extend with finish "budget" and no tokens, Expand
 with no children, Score with no values, Judge with abstentions. So a strategy needs no special case: it runs to its end.
+Likewise an ask about a prompt of the strategy's or a verifier's own making that the model's context cannot hold: Extend is
+answered with finish "length" and no tokens, all others as above.
 """
 
 import math
@@ -360,3 +362,10 @@ def spent_answer(ask: Ask) -> Answer:
     if isinstance(ask, Score):
         return Scores(())
     return Judgement(tuple(ABSTAIN for _ in ask.candidates))
+
+
+def unfit_answer(ask: Ask) -> Answer:
+    """The free answer to `ask` when its prompt does not fit the model's context: no room for a token, so finish "length"."""
+    if isinstance(ask, Extend):
+        return Extension(replace(ask.prefix, finish="length"), "length")
+    return spent_answer(ask)

@@ -1,5 +1,6 @@
 """What weights are before and after packing: the seam between model files, weight formats and the decoder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -100,6 +101,16 @@ class Linear(Protocol):
     def apply(self, x: Tensor) -> Tensor: ...
 
 
+class Embedding(Protocol):
+    """Rows that are looked up and never multiplied. nbytes: what it holds itself, beside what others hold."""
+
+    nbytes: int
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        """float32 [T, D] of tokens int64 [T], the caller's own. Raises IndexError for a token that has no row."""
+        ...
+
+
 @dataclass(frozen=True)
 class FeedForward:
     """down(act(gate x) * up x)."""
@@ -140,7 +151,14 @@ class LayerWeights:
 
 class LayerBody(Protocol):
     """What one layer computes around its attention. x_TD is the float32 residual stream [T, D]; row i of every result depends
-    on row i of the arguments alone, bit for bit where the weight format keeps that promise."""
+    on row i of the arguments alone, bit for bit where the weight format keeps that promise.
+
+    Tokens of a prompt go through `of_prompts`, another body of the same layer or this one: they come many at a time and may be
+    worth other arithmetic. Which of the two a token meets is a matter of its place in its sequence.
+    """
+
+    @property
+    def of_prompts(self) -> "LayerBody": ...
 
     def before(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [T, H, E], k [T, K, E] (both rotated) and v [T, K, E] in the activation dtype. Leaves x_TD as it is.
@@ -167,6 +185,14 @@ class WeightFormat(Protocol):
         """One matrix from parts stacked by rows (q, k, v fused; gate, up fused). All parts share in_features."""
         ...
 
+    def complete(self, matrices: Sequence[Linear]) -> None:
+        """Called once for a model, with all that `pack` made for it, before any layer is fused."""
+        ...
+
+    def lookup(self, matrix: Linear) -> Embedding | None:
+        """The rows of a matrix that `pack` made of one part, where they are the file's own bit for bit; None: they must be kept apart."""
+        ...
+
     def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
         """The whole layer computed by this format itself; None: the plain PyTorch body does it, matrix by matrix.
 
@@ -174,6 +200,19 @@ class WeightFormat(Protocol):
         1 / sqrt(head_dim): a body multiplies q by query_scale. Windows and attn_softcap are attention's business.
         """
         ...
+
+
+class PlainFormat:
+    """What a WeightFormat answers that packs each matrix for itself, and leaves all else to the decoder."""
+
+    def complete(self, matrices: Sequence[Linear]) -> None:
+        return None
+
+    def lookup(self, matrix: Linear) -> Embedding | None:
+        return None
+
+    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
+        return None
 
 
 class Checkpoint(Protocol):

@@ -4,6 +4,7 @@ Strategy    asks and answers over particles               infer/
 Op          particles -> particles, may ask               infer/ops
 Resampler   (log_w, num, rng) -> ancestors                infer/resample/
 Kernel      state -> (state, log-weight increments)       what `advance` and `move` run
+StopRule    answers drawn so far -> how many to draw next infer/stop/
 Verifier    candidates -> verdicts                        verify/
 Process     answers asks, many at once                    engine/, testing/
 """
@@ -67,6 +68,24 @@ class Resampler(Protocol):
     """
 
     def __call__(self, log_w: Tensor, num: int, rng: Rng) -> Tensor: ...
+
+
+class StopRule(Protocol):
+    """Says when enough answers were drawn for a vote. Pure, and no randomness.
+
+    error: most that the chance may be that drawing all would have elected another answer, when the share of the two
+    leading answers is uniform a priori; 0 when that can never be.
+    """
+
+    @property
+    def guarantee(self) -> Guarantee: ...
+
+    @property
+    def error(self) -> float: ...
+
+    def more(self, labels: Sequence[int | None], left: int) -> int:
+        """How many of the `left` answers to draw next; 0 stops. labels: see votes.labels, in the order of drawing."""
+        ...
 
 
 class Verifier(Protocol):

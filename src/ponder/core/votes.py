@@ -1,10 +1,11 @@
 """Answers grouped by meaning, and what a group weighs. All weights are finite and at least 0."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ponder.core.asks import AnswerReader, Candidate
+from ponder.core.asks import AnswerReader, Candidate, Outcome, Prompt
 
 Weigh = Callable[[Sequence[Candidate]], list[float]]  # candidates -> one weight each
 
@@ -39,15 +40,36 @@ def voters(candidates: Sequence[Candidate]) -> tuple[int, ...]:
     return tuple(i for i in answered if is_whole(candidates[i])) or tuple(answered)
 
 
+def grouped(candidates: Sequence[Candidate], reader: AnswerReader) -> list[list[int]]:
+    """Indices of `voters` with equal answers, in order of their first member. Equal strings are compared once: it may be slow."""
+    groups: list[list[int]] = []
+    home: dict[str, list[int]] = {}
+    for i in voters(candidates):
+        answer = candidates[i].answer or ""
+        if answer not in home:
+            found = next((g for g in groups if reader.same(candidates[g[0]].answer or "", answer)), None)
+            if found is None:
+                groups.append(found := [])
+            home[answer] = found
+        home[answer].append(i)
+    return groups
+
+
+def labels(candidates: Sequence[Candidate], reader: AnswerReader) -> list[int | None]:
+    """For each candidate the number of its group, 0 for the first to appear; None for one that does not vote."""
+    home = {i: number for number, members in enumerate(grouped(candidates, reader)) for i in members}
+    return [home.get(i) for i in range(len(candidates))]
+
+
+def leading_two(labels: Sequence[int | None]) -> tuple[int, int]:
+    """Votes of the most frequent label and of the next one; None does not vote."""
+    first, second, *_ = [n for _, n in Counter(x for x in labels if x is not None).most_common(2)] + [0, 0]
+    return first, second
+
+
 def tally(candidates: Sequence[Candidate], weights: Sequence[float], reader: AnswerReader) -> tuple[Tally, ...]:
     """Groups of equal answers among `voters`, heaviest first; equal ones by their best member's mean log-probability."""
-    groups: list[list[int]] = []
-    for i in voters(candidates):
-        home = next((g for g in groups if reader.same(candidates[g[0]].answer or "", candidates[i].answer or "")), None)
-        if home is None:
-            groups.append([i])
-        else:
-            home.append(i)
+    groups = grouped(candidates, reader)
     tallies = [Tally(candidates[g[0]].answer or "", tuple(g), math.fsum(weights[i] for i in g)) for g in groups]
     return tuple(sorted(tallies, key=lambda t: (t.weight, max(candidates[i].mean_log_p for i in t.members)), reverse=True))
 
@@ -55,6 +77,23 @@ def tally(candidates: Sequence[Candidate], weights: Sequence[float], reader: Ans
 def num_tied(tallies: Sequence[Tally]) -> int:
     """Number of answers that share the largest weight (to 1e-12 of it); 0 without any answer."""
     return sum(t.weight >= tallies[0].weight * (1 - 1e-12) for t in tallies)
+
+
+def voted(candidates: Sequence[Candidate], weights: Sequence[float], prompt: Prompt) -> Outcome:
+    """Candidates by the weight of their group, each group's best first; those without a vote last."""
+    tallies = tally(candidates, weights, prompt.answers)
+    total = sum(t.weight for t in tallies)
+    share = [t.weight / total if total > 0 else 0.0 for t in tallies]
+    score = {i: s for t, s in zip(tallies, share) for i in t.members}
+    ranked = [i for t in tallies for i in sorted(t.members, key=lambda i: (weights[i], standing(candidates[i])), reverse=True)]
+    silent = best_first([c for i, c in enumerate(candidates) if i not in score])
+    diagnostics = {
+        "shares": {t.answer: s for t, s in zip(tallies, share)},
+        "num_voters": len(voters(candidates)),
+        "num_abstained": len(silent),
+        "num_tied": num_tied(tallies),
+    }
+    return Outcome((*(replace(candidates[i], score=score[i]) for i in ranked), *silent), share[0] if total > 0 else None, diagnostics)
 
 
 def one_each(candidates: Sequence[Candidate]) -> list[float]:

@@ -81,12 +81,18 @@ class Attention:
             self.kernel = open_kernel(pool.keys, pool.values, pool.positions, pool.scales)
         self.known: tuple[tuple[int, ...], list[tuple[int, int, int, int, int, int]]] = ((), [])
 
+    @property
+    def name(self) -> str:
+        """What a model's id says of the kernel that reads."""
+        return "/torch" if self.kernel is None else ""
+
     def plan(self, spans: Seq[Span]) -> "StepPlan":
         """The step's plan; spans must be in the order of `in_order`."""
         return NativePlan(self, spans, self.kernel) if self.kernel is not None else TorchPlan(self, spans)
 
     def groups(self, spans: Seq[Span]) -> list[tuple[int, int, int, int, int, int]]:
-        """(first token, last token, sequence, first block, last block or -1, level) of what is met together; remembered."""
+        """(first token, last token, sequence, first block, last block or -1, level) of what is met together, in blocks of NATIVE_BLOCK keys;
+        remembered."""
         name = tuple(x for span in spans for x in (span.sequence.number, span.stop - span.start))
         if name != self.known[0]:
             self.known = name, list(shared_runs(spans, self.is_shared))
@@ -102,6 +108,13 @@ class StepPlan(abc.ABC):
         has_trees = any(span.parents is not None for span in spans)
         self.positions = torch.from_numpy(np.concatenate([span.positions for span in spans]) if has_trees else self.places)
         self.has_trees = has_trees
+
+    @property
+    def prompts(self) -> list[tuple[int, int]]:
+        """(start, stop) of flat tokens that are of prompts."""
+        starts = np.cumsum([0, *(span.stop - span.start for span in self.spans)]).tolist()
+        nums = [min(span.stop, span.num_prompt) - span.start for span in self.spans]
+        return [(start, start + num) for start, num in zip(starts, nums) if num > 0]
 
     @abc.abstractmethod
     def attend(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
@@ -182,7 +195,7 @@ class TorchPlan(StepPlan):
 
     def __init__(self, attention: Attention, spans: Seq[Span]) -> None:
         super().__init__(attention, spans)
-        self.slots = torch.from_numpy(np.concatenate([_slots(span) for span in spans], 1))  # [L, T, K]
+        self.slots = torch.from_numpy(np.concatenate([slots_of(span) for span in spans], 1))  # [L, T, K]
         self.calls = list(_calls(spans))
 
     @cached_property
@@ -318,7 +331,7 @@ def _common_blocks(a: Span, b: Span, pages_a: np.ndarray, pages_b: np.ndarray) -
     return min(same * PAGE, a.start, b.start) // NATIVE_BLOCK
 
 
-def _slots(span: Span) -> np.ndarray:
+def slots_of(span: Span) -> np.ndarray:
     """int64 [L, n, K]: flat slots of a span's tokens."""
     sequence = span.sequence
     at = np.arange(span.start, span.stop) - sequence.dropped[..., None]

@@ -6,21 +6,33 @@ import torch
 
 from ponder.core.formats import WeightFormat
 from ponder.core.schedule import Scheduler
+from ponder.engine.device import find_device
+from ponder.engine.device_process import DeviceProcess
 from ponder.engine.process import LocalProcess, Settings
-from ponder.models.checkpoint import open_checkpoint
 from ponder.models.decoder import load
-from ponder.models.tokenizer import open_tokenizer
+from ponder.models.place import place
+from ponder.models.tokenizer import open_model
 
 
 def open_process(
     path: Path, *, weights: WeightFormat, scheduler: Scheduler, head: WeightFormat | None = None, dtype: torch.dtype = torch.bfloat16,
-    threads: int | None = None, settings: Settings | None = None,
+    threads: int | None = None, settings: Settings | None = None, device: str = "cpu",
 ) -> LocalProcess:  # fmt: skip
-    """A process for the model at `path` (GGUF file or Hugging Face folder). Raises BadModelFile, Unsupported.
+    """A process for the model at `path` (GGUF file or Hugging Face folder). Raises BadModelFile, Unsupported, BadField.
 
+    device: "cpu", or "cuda" with a format that packs for that very device.
     threads: CPU threads for all of torch in this program; None leaves torch's setting alone.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    decoder = load(open_checkpoint(path), weights, head, dtype)
-    return LocalProcess(decoder, open_tokenizer(path), scheduler, settings)
+    where = find_device(device)
+    context_len = (settings or Settings()).context_len
+    checkpoint, tokenizer = open_model(path)  # the tokenizer first: making one takes several times what stays, which the weights then fill
+    decoder = load(checkpoint, weights, head, dtype, context_len=context_len)
+    if where.type == "cpu":
+        process = LocalProcess(decoder, tokenizer, scheduler, settings)
+    else:
+        process = DeviceProcess(place(decoder, weights, where), tokenizer, scheduler, settings)
+    if context_len is not None:
+        process.model_id += f"/context-{context_len}"  # long answers end elsewhere
+    return process

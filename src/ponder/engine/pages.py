@@ -4,7 +4,9 @@ A page holds PAGE slots of one layer and one key head, and a count of who refers
 and head, so heads may keep different numbers of keys, and a fork is a copy of the table. A page that others refer to is copied
 before it is written (copy on write). Keys lie there as attention needs them, already rotated, each with its position beside it.
 
-Memory is reserved at once and given real memory by the system as pages are first written; `trim` gives idle pages back.
+On the CPU memory is reserved at once and given real memory by the system as pages are first written; `trim` gives idle pages back.
+On another device all of it is taken at once. Tables and counts stay on the host. One page more than can be taken is nobody's:
+rows that only fill up a step of fixed size write there.
 
 Shapes: L layers, K key heads, E head width, P pages, N tokens.
 """
@@ -39,8 +41,13 @@ PLAIN = KVFormat(name="plain")
 INT8 = KVFormat(name="int8", dtype=torch.int8, is_scaled=True)
 
 
-def reserve(shape: tuple[int, ...], dtype: torch.dtype, maps: list[tuple[mmap.mmap, int]]) -> Tensor:
-    """A tensor of zeros that takes no memory until it is written. Notes (mapping, bytes per page) in `maps`."""
+CPU = torch.device("cpu")
+
+
+def reserve(shape: tuple[int, ...], dtype: torch.dtype, maps: list[tuple[mmap.mmap, int]], device: torch.device = CPU) -> Tensor:
+    """A tensor of zeros that takes no memory until it is written, if on the CPU. Notes (mapping, bytes per page) in `maps`."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
     nbytes = max(1, math.prod(shape) * dtype.itemsize)
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0))
     if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -52,18 +59,21 @@ def reserve(shape: tuple[int, ...], dtype: torch.dtype, maps: list[tuple[mmap.mm
 class Pool:
     """All pages of a process. shape: (L, K, E); `max_bytes` bounds it, positions and scales included."""
 
-    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, max_bytes: int, kv_format: KVFormat = PLAIN) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], dtype: torch.dtype, max_bytes: int, kv_format: KVFormat = PLAIN, *, device: torch.device = CPU
+    ) -> None:
         self.num_layers, self.num_kv_heads, self.width = shape
-        self.dtype, self.kv_format = dtype, kv_format
+        self.dtype, self.kv_format, self.device = dtype, kv_format, device
         stored = kv_format.dtype or dtype
         self.page_nbytes = PAGE * (2 * self.width * stored.itemsize + 4 + (8 if kv_format.is_scaled else 0))
         self.num_pages = max_bytes // self.page_nbytes
         self.maps: list[tuple[mmap.mmap, int]] = []
-        self.keys, self.values = (reserve((self.num_pages, PAGE, self.width), stored, self.maps) for _ in range(2))
-        self.positions = reserve((self.num_pages, PAGE), torch.int32, self.maps)
+        slots = (self.num_pages + 1, PAGE)  # the last page is nobody's
+        self.keys, self.values = (reserve((*slots, self.width), stored, self.maps, device) for _ in range(2))
+        self.positions = reserve(slots, torch.int32, self.maps, device)
         self.scales: tuple[Tensor, Tensor] | None = None
         if kv_format.is_scaled:
-            self.scales = (reserve((self.num_pages, PAGE), torch.float32, self.maps), reserve((self.num_pages, PAGE), torch.float32, self.maps))
+            self.scales = (reserve(slots, torch.float32, self.maps, device), reserve(slots, torch.float32, self.maps, device))
         self.refs = np.zeros(self.num_pages, np.int32)
         self.is_touched = np.zeros(self.num_pages, bool)  # has real memory
         self.free = np.arange(self.num_pages - 1, -1, -1, dtype=np.int32)  # a stack: the lowest page is taken first
@@ -75,13 +85,19 @@ class Pool:
         return self.num_layers * self.num_kv_heads
 
     @property
+    def nobody(self) -> int:
+        """The page that nobody can take."""
+        return self.num_pages
+
+    @property
     def num_used(self) -> int:
         return self.num_pages - self.num_free
 
     @property
     def nbytes(self) -> int:
         """Bytes that the system holds for pages, idle ones included until `trim`."""
-        return int(self.is_touched.sum()) * self.page_nbytes
+        num = int(self.is_touched.sum()) if self.maps else self.num_pages
+        return num * self.page_nbytes
 
     def take(self, num: int) -> Ids | None:
         """`num` pages with one reference each, or None when there are not so many."""
@@ -108,7 +124,7 @@ class Pool:
     def trim(self, at_least: int = TRIM_NBYTES) -> int:
         """Gives idle pages back to the system when they are worth it; returns their bytes."""
         idle = np.flatnonzero(self.is_touched & (self.refs == 0))
-        if len(idle) * self.page_nbytes < at_least or not hasattr(mmap, "MADV_DONTNEED"):
+        if not self.maps or len(idle) * self.page_nbytes < at_least or not hasattr(mmap, "MADV_DONTNEED"):
             return 0
         runs = np.split(idle, np.flatnonzero(np.diff(idle) > 1) + 1)
         for memory, size in self.maps:
@@ -122,9 +138,13 @@ class Pool:
 
     def copy(self, source: Ids, target: Ids) -> None:
         pairs = (self.keys, self.values, self.positions, *(self.scales or ()))
-        old, new = torch.from_numpy(source.astype(np.int64)), torch.from_numpy(target.astype(np.int64))
+        old, new = self.on_device(source), self.on_device(target)
         for table in pairs:
             table.index_copy_(0, new, table.index_select(0, old))
+
+    def on_device(self, numbers: np.ndarray) -> Tensor:
+        """int64 where the pages are."""
+        return torch.from_numpy(numbers.astype(np.int64)).to(self.device)
 
     def write(self, slots: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> None:
         """Rows k, v [n, E] into flat slots [n] (page * PAGE + place) at positions [n]."""
@@ -157,6 +177,7 @@ class Sequence:
         """pages [L, K, n] are shared with whoever holds them; they hold the first num_tokens."""
         self.pool, self.num_tokens = pool, num_tokens
         self.number = next(NUMBERS)  # unlike id(), never given again
+        self.version = 0  # changes of table, num_pages and dropped
         num = 0 if pages is None else pages.shape[2]
         self.table = np.zeros((pool.num_layers, pool.num_kv_heads, max(8, num + 4)), np.int32)
         self.num_pages = np.full(self.table.shape[:2], num, np.int32)
@@ -189,6 +210,7 @@ class Sequence:
             old, new = self.table[where], taken[missing:]
             self.pool.copy(old, new)
             self.table[where] = new
+            self.version += 1
             self.pool.drop(old)
         if missing:
             self._append(wanted, taken[:missing])
@@ -218,23 +240,24 @@ class Sequence:
         if taken is None:
             return False
         old = self.table[layer, head, : self.num_pages[layer, head]].copy()
-        source = torch.from_numpy(old[places // PAGE].astype(np.int64) * PAGE + places % PAGE)
-        target = torch.from_numpy(taken[np.arange(num) // PAGE].astype(np.int64) * PAGE + np.arange(num) % PAGE)
+        source = pool.on_device(old[places // PAGE].astype(np.int64) * PAGE + places % PAGE)
+        target = pool.on_device(taken[np.arange(num) // PAGE].astype(np.int64) * PAGE + np.arange(num) % PAGE)
         for table in (pool.keys, pool.values, pool.positions, *(pool.scales or ())):
-            flat = table.view(pool.num_pages * PAGE, -1)
+            flat = table.view(len(table) * PAGE, -1)
             flat.index_copy_(0, target, flat.index_select(0, source))
         pool.drop(old)
         self.table[layer, head, : len(taken)] = taken
         self.num_pages[layer, head] = len(taken)
         self.dropped[layer, head] += held - num
         self.is_ragged = True
+        self.version += 1
         return True
 
     def slots(self, layer: int, start: int, stop: int) -> Tensor:
         """int64 [stop - start, K]: flat slots of tokens start..stop."""
         at = np.arange(start, stop)[:, None] - self.dropped[layer][None]
         pages = self.table[layer][np.arange(self.pool.num_kv_heads)[None], at // PAGE]
-        return torch.from_numpy(pages.astype(np.int64) * PAGE + at % PAGE)
+        return self.pool.on_device(pages.astype(np.int64) * PAGE + at % PAGE)
 
     def _num_for(self, num_tokens: int) -> np.ndarray:
         return cast(np.ndarray, -(-(num_tokens - self.dropped) // PAGE))
@@ -257,6 +280,7 @@ class Sequence:
 
     def _append(self, wanted: np.ndarray, pages: Ids) -> None:
         most = int(wanted.max())
+        self.version += 1
         if most > self.table.shape[2]:
             self.table = np.concatenate([self.table, np.zeros((*self.table.shape[:2], most), np.int32)], 2)
         at = np.arange(self.table.shape[2])

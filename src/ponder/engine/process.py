@@ -24,7 +24,7 @@ from ponder.engine.jobs import Count, ExpandJob, ExtendJob, Job, ScoreJob, Track
 from ponder.engine.kv import KVStore, common_len
 from ponder.engine.pages import PAGE, PLAIN, KVFormat, Pool
 from ponder.engine.pages import Sequence as Pages
-from ponder.engine.sampler import LogP, draw, most_likely
+from ponder.engine.sampler import Draw, Drawn, LogP, draw, most_likely
 from ponder.models.decoder import Decoder
 
 UNLIMITED = 1 << 60
@@ -42,6 +42,7 @@ class Settings:
     kv_format: KVFormat = PLAIN
     is_native: bool = True  # False: attention by PyTorch even where the compiled kernel can
     is_shared: bool = True  # False: a shared prefix is read again for each who has it
+    context_len: int | None = None  # most tokens of a sequence; None: as many as the model usually has
 
     def __post_init__(self) -> None:
         for name, value in (("max_rows", self.max_rows), ("chunk", self.chunk), ("kv_bytes", self.kv_bytes)):
@@ -61,11 +62,10 @@ class LocalProcess:
         if settings.kv_format is not PLAIN:
             self.model_id += f"/kv-{settings.kv_format.name}"
         shape = (config.num_layers, config.num_kv_heads, config.head_dim)
-        self.pool = Pool(shape, decoder.dtype, settings.kv_bytes, settings.kv_format)
+        self.pool = Pool(shape, decoder.dtype, settings.kv_bytes, settings.kv_format, device=decoder.device)
         self.store = KVStore(self.pool)
-        self.attention = Attention(config, self.pool, is_native=settings.is_native, is_shared=settings.is_shared)
-        if self.attention.kernel is None:
-            self.model_id += "/torch"  # equal only for equal results, and the kernels round differently
+        self.attention = self._open_attention(settings)
+        self.model_id += self.attention.name  # equal only for equal results, and the kernels round differently
         self.count, self.num_calls = Count(), 0  # counted by the loop, whoever asked
         self.num_preempted = self.num_recomputed = 0  # tracks put back, and tokens computed again for them
         self.jobs: dict[int, Job] = {}
@@ -143,6 +143,26 @@ class LocalProcess:
         while self.store.evict():
             pass
         self.pool.trim(at_least=1)
+
+    # what another device computes in its own way
+
+    def _open_attention(self, settings: Settings) -> Attention:
+        return Attention(self.decoder.config, self.pool, is_native=settings.is_native, is_shared=settings.is_shared)
+
+    def _forward(self, spans: Sequence[Span], tokens: list[int]) -> Tensor:
+        """Hidden rows [T, D] of the spans' tokens, whose keys and values are written."""
+        plan = self.attention.plan(spans)
+        return self.decoder.forward(torch.tensor(tokens), plan.positions, plan.attend, plan.prompts)
+
+    def _draw(self, hidden_RD: Tensor, wishes: Sequence[Draw]) -> list[Drawn]:
+        return draw(self.decoder.logits(hidden_RD), wishes)
+
+    def _most_likely(self, hidden_RD: Tensor, num: int) -> tuple[list[list[int]], list[list[float]]]:
+        return most_likely(self.decoder.logits(hidden_RD), num)
+
+    def _log_p(self, hidden_RD: Tensor, tokens: Tensor) -> list[float]:
+        """Log-probability of tokens[i] after row i."""
+        return LogP(self.decoder.logits(hidden_RD)).of(torch.arange(len(tokens)), tokens).tolist()  # type: ignore[no-any-return]
 
     # asks become jobs
 
@@ -300,9 +320,8 @@ class LocalProcess:
     def _compute(self, spans: Sequence[tuple[Span, Job, Track]]) -> None:
         if not spans:
             return
-        plan = self.attention.plan([span for span, _, _ in spans])
-        tokens = torch.tensor([t for span, _, track in spans for t in track.tokens(span.start, span.stop)])
-        hidden_TD = self.decoder.forward(tokens, plan.positions, plan.attend)
+        tokens = [t for span, _, track in spans for t in track.tokens(span.start, span.stop)]
+        hidden_TD = self._forward([span for span, _, _ in spans], tokens)
         at = 0
         for span, job, track in spans:
             num = span.stop - span.start
@@ -349,14 +368,14 @@ class LocalProcess:
 
     def _extend(self, ready: Sequence[tuple[ExtendJob, Track]]) -> None:
         if ready:
-            drawn = draw(self._logits(ready), [job.wish() for job, _ in ready])
+            drawn = self._draw(_waiting_rows(ready), [job.wish() for job, _ in ready])
             for (job, _), token in zip(ready, drawn):
                 job.push(token)
             self.count.generated_tokens += len(ready)
 
     def _expand(self, ready: Sequence[tuple[ExpandJob, Track]]) -> None:
         if ready:
-            tokens, log_p = most_likely(self._logits(ready), max(job.ask.num for job, _ in ready))
+            tokens, log_p = self._most_likely(_waiting_rows(ready), max(job.ask.num for job, _ in ready))
             for row, (job, _) in enumerate(ready):
                 job.push(tokens[row][: job.ask.num], log_p[row][: job.ask.num])
 
@@ -367,18 +386,13 @@ class LocalProcess:
         wanted = torch.tensor([token for _, track in ready for token in track.options])
         log_p: list[float] = []
         for start in range(0, len(hidden_ND), HEAD_ROWS):
-            some = wanted[start : start + HEAD_ROWS]
-            log_p += LogP(self.decoder.logits(hidden_ND[start : start + HEAD_ROWS])).of(torch.arange(len(some)), some).tolist()
+            log_p += self._log_p(hidden_ND[start : start + HEAD_ROWS], wanted[start : start + HEAD_ROWS])
         for job, track in ready:
             job.push(track.options, log_p[: len(track.options)])
             del log_p[: len(track.options)]
             self._retire(track)
         retired = {id(track) for _, track in ready}
         self.running = [(job, track) for job, track in self.running if id(track) not in retired]
-
-    def _logits(self, ready: Sequence[tuple[Job, Track]]) -> Tensor:
-        """float32 [len(ready), V]: the one waiting row of each."""
-        return self.decoder.logits(torch.cat([track.hidden.pop() for _, track in ready]))
 
     # ends
 
@@ -405,3 +419,8 @@ class LocalProcess:
         self.store.unpin(track.node)
         track.pages.release()
         track.pages = track.node = None
+
+
+def _waiting_rows(ready: Sequence[tuple[Job, Track]]) -> Tensor:
+    """[len(ready), D]: the one waiting row of each."""
+    return torch.cat([track.hidden.pop() for _, track in ready])

@@ -1,7 +1,8 @@
 """Draws the next token of many rows at once. A draw is a pure function of (seed, position, the row's logits, its tokens so far).
 
 One uniform number per draw, a hash of (seed, position), is looked up in the cumulative distribution. Sums run over fixed
-blocks of the vocabulary in a fixed order, so a row's result does not depend on the other rows or the number of threads.
+blocks of the vocabulary in a fixed order, so a row's result does not depend on the other rows or the number of threads. The compiled
+kernel (native/sample) draws where it is there; what PyTorch draws here is equal to it bit for bit, but for the rounding of exp.
 
 Two distributions meet here: the model's own (log_p), and the proposal that the token is drawn from (log_q): logits moved by
 penalties, biases and the form's mask, then shaped by temperature and truncation, then normalised again.
@@ -15,15 +16,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ponder.core.asks import Sampling
 from ponder.engine.constraint import Matcher
-from ponder.native.sample import sample_rows
+from ponder.native.sample import Move, sample_rows
 
 BLOCK = 128  # vocabulary entries summed together
+LANES = 16  # of them that are added at once
 NUM_LIKELY = 1024  # entries that top_p sorts before it falls back to sorting all
 MASK = (1 << 64) - 1
 
@@ -42,12 +45,6 @@ class Draw:
     @property
     def is_moved(self) -> bool:
         return self.matcher is not None or bool(self.sampling.logit_bias) or (bool(self.seen) and self.sampling.has_penalties)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether no token is cut off by its rank or probability."""
-        s = self.sampling
-        return s.top_k is None and s.top_p >= 1.0 and s.min_p <= 0.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class LogP:
     @cached_property
     def weight_RV(self) -> Tensor:
         """float32 [R, V]: probabilities but for the sum."""
-        return (self.logits_RV - self.top_R1).exp_()
+        return weigh(self.logits_RV - self.top_R1)
 
     def of(self, rows: Tensor, tokens: Tensor) -> Tensor:
         """float64 [n]: log-probability of tokens[i] in row rows[i]."""
@@ -88,6 +85,16 @@ class LogP:
         return self.log_sum_R - mean - math.log(self.vocab_size)
 
 
+def weigh(logits_RV: Tensor) -> Tensor:
+    """exp of logits less their largest; takes their storage."""
+    return logits_RV.exp_()
+
+
+def scale_of(temperature: float) -> float:
+    """Its inverse, rounded to float32 as the kernel rounds it."""
+    return float(np.float32(1) / np.float32(temperature))
+
+
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) that is a pure function of both: two rounds of splitmix64, 53 bits."""
     x = _mix((_mix(seed & MASK) + position * 0x9E3779B97F4A7C15) & MASK)
@@ -95,40 +102,52 @@ def uniform(seed: int, position: int) -> float:
 
 
 def draw(logits_RV: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
-    """One token per row of float32 logits. Greedy rows take the most likely token, the first of equals.
-
-    Which of the two ways a row goes depends on its own wish alone.
-    """
-    found: dict[int, Drawn] = {}
-    whole = [i for i, d in enumerate(draws) if d.is_whole]
-    if whole:
-        found.update(zip(whole, draw_compiled(rows_of(logits_RV, whole), [draws[i] for i in whole]) or ()))
-    rest = [i for i in range(len(draws)) if i not in found]
-    if rest:
-        found.update(zip(rest, draw_by_torch(rows_of(logits_RV, rest), [draws[i] for i in rest])))
-    for i, d in enumerate(draws):
-        if d.num_top:
-            found[i] = replace(found[i], top=top_of(logits_RV[i], found[i], d.num_top))
-    return [found[i] for i in range(len(draws))]
+    """One token per row of float32 logits. Greedy rows take the most likely token, the first of equals."""
+    found = draw_compiled(logits_RV, draws) or draw_by_torch(logits_RV, draws)
+    return [replace(f, top=top_of(logits_RV[i], f, d.num_top)) if d.num_top else f for i, (f, d) in enumerate(zip(found, draws, strict=True))]
 
 
 def draw_compiled(logits_RV: Tensor, draws: Sequence[Draw]) -> list[Drawn] | None:
-    """`draw` of wishes that are whole, by the compiled kernel: once for the model, once more for proposals that are moved."""
-    temperatures, probes = [d.sampling.temperature for d in draws], [uniform(d.seed, d.position) for d in draws]
-    model = sample_rows(logits_RV, temperatures, probes)
-    if model is None:
-        return None
-    tokens, log_p, log_q, certainty = model
-    other = [i for i, d in enumerate(draws) if d.is_moved]
-    if other:
-        proposal_RV = moved(rows_of(logits_RV, other), [draws[i] for i in other])
-        made = sample_rows(proposal_RV, [temperatures[i] for i in other], [probes[i] for i in other])
-        if made is None:
-            return None
-        logits = logits_RV.numpy()
-        log_p[other] += logits[other, made[0]].astype(float) - logits[other, tokens[other]]
-        tokens[other], log_q[other] = made[0], made[2]
-    return [Drawn(*row) for row in zip(tokens.tolist(), log_p.tolist(), log_q.tolist(), certainty.tolist())]
+    """`draw` by the compiled kernel."""
+    cuts = [(0 if (s := d.sampling).top_k is None else s.top_k, s.top_p, s.min_p) for d in draws]
+    made = sample_rows(
+        logits_RV,
+        [d.sampling.temperature for d in draws],
+        [uniform(d.seed, d.position) for d in draws],
+        cuts=cuts if any(cut != (0, 1.0, 0.0) for cut in cuts) else None,
+        moves=moves_of(draws) if any(d.is_moved for d in draws) else None,
+    )
+    return None if made is None else [Drawn(*row) for row in zip(*(x.tolist() for x in made))]
+
+
+def moves_of(draws: Sequence[Draw]) -> list[Move | None]:
+    """What `moved` does, for the kernel."""
+    allowed = allowed_of(draws)
+    moves: list[Move | None] = []
+    for i, d in enumerate(draws):
+        s = d.sampling
+        ids, biases = zip(*s.logit_bias) if s.logit_bias else (None, None)
+        move = Move(
+            seen=np.array(d.seen, np.int64) if s.has_penalties and d.seen else None,
+            repetition=s.repetition_penalty,
+            frequency=s.frequency_penalty,
+            presence=s.presence_penalty,
+            ids=None if ids is None else np.array(ids, np.int64),
+            biases=None if biases is None else np.array(biases, np.float32),
+            allowed=allowed.get(i),
+        )
+        moves.append(move if d.is_moved else None)
+    return moves
+
+
+def allowed_of(draws: Sequence[Draw]) -> dict[int, np.ndarray]:
+    """bool by row: the tokens that its form allows; may be narrower than the vocabulary. A row without any has no entry."""
+    formed = [i for i, d in enumerate(draws) if d.matcher is not None]
+    matchers = [d.matcher for d in draws if d.matcher is not None]
+    if not matchers:
+        return {}
+    rows = np.ascontiguousarray(matchers[0].forms.allowed(matchers).numpy())
+    return {i: allowed for i, allowed in zip(formed, rows) if allowed.any()}
 
 
 def draw_by_torch(logits_RV: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
@@ -148,11 +167,6 @@ def draw_by_torch(logits_RV: Tensor, draws: Sequence[Draw]) -> list[Drawn]:
     return [Drawn(*row) for row in found]
 
 
-def rows_of(logits_RV: Tensor, rows: Sequence[int]) -> Tensor:
-    """Those rows, in order; the tensor itself when they are all."""
-    return logits_RV if len(rows) == len(logits_RV) else logits_RV[list(rows)]
-
-
 def drawn_from(proposal: LogP, rows: Tensor, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
     """(tokens [n], float64 log_q [n]): draws[i] is from row rows[i] of the proposal, once it is shaped."""
     tokens = proposal.logits_RV.argmax(-1)[rows]
@@ -162,11 +176,12 @@ def drawn_from(proposal: LogP, rows: Tensor, draws: Sequence[Draw]) -> tuple[Ten
         weight = shaped(proposal, rows[mine], sampling)
         probes = torch.tensor([uniform(draws[i].seed, draws[i].position) for i in mine.tolist()], dtype=torch.float64)
         tokens[mine] = pick(weight, probes)
-        log_q[mine] = (
-            weight[torch.arange(len(mine)), tokens[mine]].double().log() - _sum(weight).log()
-            if sampling.is_shaped
-            else proposal.of(rows[mine], tokens[mine])
-        )
+        if sampling.is_shaped:
+            scaled = (proposal.logits_RV[rows[mine], tokens[mine]] - proposal.top_R1[rows[mine], 0]) * scale_of(sampling.temperature)
+            log_sum = [math.log(x) if x != 0 else -math.inf for x in _sum(weight).tolist()]  # the C library's, as the kernel has it
+            log_q[mine] = scaled.double() - torch.tensor(log_sum, dtype=torch.float64)
+        else:
+            log_q[mine] = proposal.of(rows[mine], tokens[mine])
     return tokens, log_q
 
 
@@ -184,15 +199,9 @@ def moved(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
         if s.logit_bias:
             ids, biases = zip(*s.logit_bias)
             row[list(ids)] += torch.tensor(biases)
-    formed = [i for i, d in enumerate(draws) if d.matcher is not None]
-    if formed:
-        matchers = [d.matcher for d in draws if d.matcher is not None]
-        forbidden_RV = ~matchers[0].forms.allowed(matchers)  # may be narrower than V
-        width = forbidden_RV.shape[1]
-        for i, forbidden in zip(formed, forbidden_RV):
-            if not forbidden.numpy().all():
-                logits_RV[i, :width].masked_fill_(forbidden.to(logits_RV.device), -math.inf)
-                logits_RV[i, width:] = -math.inf
+    for i, allowed in allowed_of(draws).items():
+        logits_RV[i, : len(allowed)].masked_fill_(torch.from_numpy(~allowed).to(logits_RV.device), -math.inf)
+        logits_RV[i, len(allowed) :] = -math.inf
     return logits_RV
 
 
@@ -207,7 +216,7 @@ def shaped(log_p: LogP, rows: Tensor, sampling: Sampling) -> Tensor:
     """Unnormalised probabilities [n, V] of `rows` after temperature, top_k, top_p and min_p, in this order."""
     weight = log_p.weight_RV[rows]
     if sampling.temperature != 1.0:
-        weight = ((log_p.logits_RV[rows] - log_p.top_R1[rows]) / sampling.temperature).exp_()
+        weight = weigh((log_p.logits_RV[rows] - log_p.top_R1[rows]) * scale_of(sampling.temperature))
     if sampling.top_k is not None and sampling.top_k < log_p.vocab_size:
         likely = weight.topk(sampling.top_k).values
         weight = keep_largest(weight, likely[:, -1:], torch.full((len(rows), 1), sampling.top_k))
@@ -222,9 +231,10 @@ def keep_mass(weight: Tensor, mass: float) -> Tensor:
     """Zeroes all but the smallest set of largest entries that holds at least `mass` of each row's sum."""
     wanted = mass * _sum(weight)[:, None]
     likely = weight.topk(min(NUM_LIKELY, weight.shape[1])).values
-    if bool((_sum(likely)[:, None] < wanted).any()):
+    if bool((likely.double().cumsum(-1)[:, -1:] < wanted).any()):
         likely = weight.sort(-1, descending=True).values
-    num_kept = ((likely.double().cumsum(-1) - likely.double()) < wanted).sum(-1, keepdim=True)
+    larger = F.pad(likely.double().cumsum(-1)[:, :-1], (1, 0))  # mass of the entries before each
+    num_kept = (larger < wanted).sum(-1, keepdim=True)
     return keep_largest(weight, likely.gather(1, num_kept - 1), num_kept)
 
 
@@ -242,13 +252,13 @@ def are_largest(values: Tensor, smallest: Tensor, num: Tensor) -> Tensor:
 def pick(weight: Tensor, probes: Tensor) -> Tensor:
     """int64 [n]: the entry at which each row's running sum passes probe * total. Never one of weight zero."""
     blocks = weight.view(len(weight), -1, BLOCK)
-    passed = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    passed = block_sums(weight).cumsum(-1)
     target = probes[:, None] * passed[:, -1:]
     block = torch.searchsorted(passed, target, right=True).clamp_(max=passed.shape[1] - 1)
     block = torch.where(passed.gather(1, block) > passed.gather(1, (block - 1).clamp(min=0)) * (block > 0), block, _last_positive(passed))
     before = torch.where(block > 0, passed.gather(1, (block - 1).clamp(min=0)), 0.0)
     inside = blocks[torch.arange(len(weight)), block[:, 0]]
-    at = torch.searchsorted(inside.double().cumsum(-1), target - before, right=True)
+    at = torch.searchsorted(torch.cat([before, inside.double()], -1).cumsum(-1)[:, 1:].contiguous(), target, right=True)
     last = (inside > 0).long().mul_(torch.arange(BLOCK)).amax(-1, keepdim=True)  # rounding may point past the end
     return (block * BLOCK + torch.minimum(at, last))[:, 0]
 
@@ -289,7 +299,19 @@ def _sum(values: Tensor) -> Tensor:
     """float64 sum over the last dimension, in an order that does not depend on the number of rows."""
     if values.shape[1] % BLOCK:
         values = F.pad(values, (0, -values.shape[1] % BLOCK))
-    return values.view(len(values), -1, BLOCK).sum(-1, dtype=torch.float64).cumsum(-1)[:, -1]
+    return block_sums(values).cumsum(-1)[:, -1]
+
+
+def block_sums(values: Tensor) -> Tensor:
+    """float64 [n, N]: sums of blocks in float32, by LANES that are then added in halves, as vector instructions do it."""
+    lanes = values.reshape(len(values), -1, BLOCK // LANES, LANES)
+    total = lanes[:, :, 0]
+    for i in range(1, BLOCK // LANES):
+        total = total + lanes[:, :, i]
+    while total.shape[-1] > 1:
+        half = total.shape[-1] // 2
+        total = total[..., :half] + total[..., half:]
+    return total[..., 0].double()
 
 
 def _mix(x: int) -> int:

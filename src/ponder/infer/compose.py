@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from ponder.core.asks import Answer, Candidate, Turn
 from ponder.core.guarantee import Guarantee, weakest
@@ -10,6 +11,7 @@ from ponder.core.particles import Particles
 from ponder.core.rng import Rng
 from ponder.core.roles import Op
 
+T = TypeVar("T")
 Running = Generator[Turn, Sequence[Answer], Particles]
 
 
@@ -92,7 +94,7 @@ class While(Composable):
         return particles
 
 
-def showing(best: tuple[Candidate, ...], running: Running) -> Running:
+def showing(best: tuple[Candidate, ...], running: Generator[Turn, Sequence[Answer], T]) -> Generator[Turn, Sequence[Answer], T]:
     """`running`, each turn carrying `best`; while there is none, what the op itself shows."""
     try:
         turn = next(running)

@@ -304,13 +304,17 @@ class JudgedStep:
         return Batch(tuple(items)), log_g
 
 
-def sampled(prompt: Prompt, num: int, sampling: Sampling, rng: Rng) -> Generator[Turn, Sequence[Answer], tuple[Candidate, ...]]:
-    """`num` whole answers in one turn. Answer i comes from rng.seed(i), so strategies that draw alike share samples.
+def sampled(
+    prompt: Prompt, num: int, sampling: Sampling, rng: Rng, *, since: int = 0, best: tuple[Candidate, ...] = ()
+) -> Generator[Turn, Sequence[Answer], tuple[Candidate, ...]]:
+    """`num` whole answers in one turn, which shows `best`. Answer i, counted from `since`, comes from rng.seed(i), so
+    strategies that draw alike share samples.
 
     Certainty is always asked for: it costs one mean over the vocabulary, and asks that differ by it would not be shared.
     """
-    asks = (Extend(prefix=Prefix(prompt), seed=rng.seed(i), sampling=sampling, certainty=True) for i in range(num))
-    answers = yield Turn(tuple(asks))
+    numbers = range(since, since + num)
+    asks = (Extend(prefix=Prefix(prompt), seed=rng.seed(i), sampling=sampling, certainty=True) for i in numbers)
+    answers = yield Turn(tuple(asks), best)
     return tuple(candidate(answer.prefix) for answer in answers)
 
 

@@ -11,16 +11,15 @@ Differs    answers are grouped by the prompt's reader, never by spelling; texts 
            cut off do not vote and are counted; ties go to the group whose best member has the higher mean log-probability
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from ponder.core.asks import Candidate, Judge, Outcome, Prompt, Sampling, Turn
+from ponder.core.asks import Judge, Prompt, Sampling, Turn
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
 from ponder.core.rng import Rng
 from ponder.core.roles import Asking, Verifier
-from ponder.core.votes import Weigh, best_first, by_verdict, num_tied, one_each, standing, tally, voters
+from ponder.core.votes import Weigh, by_verdict, one_each, voted
 from ponder.infer.ops import sampled
 
 
@@ -46,20 +45,3 @@ class SelfConsistency:
             (told,) = yield Turn((ask,), voted(drawn, one_each(drawn), prompt).candidates)
             drawn = tuple(replace(c, verdicts=(v,)) for c, v in zip(drawn, told.verdicts, strict=True))
         return voted(drawn, (self.weigh or (one_each if self.verifier is None else by_verdict))(drawn), prompt)
-
-
-def voted(candidates: Sequence[Candidate], weights: Sequence[float], prompt: Prompt) -> Outcome:
-    """Candidates by the weight of their group, each group's best first; those without a vote last."""
-    tallies = tally(candidates, weights, prompt.answers)
-    total = sum(t.weight for t in tallies)
-    share = [t.weight / total if total > 0 else 0.0 for t in tallies]
-    score = {i: s for t, s in zip(tallies, share) for i in t.members}
-    ranked = [i for t in tallies for i in sorted(t.members, key=lambda i: (weights[i], standing(candidates[i])), reverse=True)]
-    silent = best_first([c for i, c in enumerate(candidates) if i not in score])
-    diagnostics = {
-        "shares": {t.answer: s for t, s in zip(tallies, share)},
-        "num_voters": len(voters(candidates)),
-        "num_abstained": len(silent),
-        "num_tied": num_tied(tallies),
-    }
-    return Outcome((*(replace(candidates[i], score=score[i]) for i in ranked), *silent), share[0] if total > 0 else None, diagnostics)

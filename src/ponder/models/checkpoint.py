@@ -26,7 +26,9 @@ from ponder.models.gguf import Gguf, read_gguf
 from ponder.models.names import HF_NAMES as HF_NAMES
 from ponder.models.names import Place, expected_shapes, gguf_places, hf_places
 
-IDENTITY_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+IDENTITY_FILES = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "added_tokens.json", "tokenizer_config.json", "chat_template.jinja",
+)  # fmt: skip
 MAX_JSON_NBYTES = 1 << 26
 ROPE_TABLES = ("rope_freqs", "rope_factors_short", "rope_factors_long")
 MAX_FACTORS = 1 << 16  # of rope; more is an error that gguf_config reports

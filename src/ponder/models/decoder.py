@@ -8,7 +8,7 @@ Shapes: T flat tokens, D width, H query heads, K key heads, E head width, F ffn 
 U experts that a token uses.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponder.core.errors import BadField, Unsupported
-from ponder.core.formats import Checkpoint, ExpertWeights, FeedForward, LayerBody, LayerWeights, Linear, ModelConfig, WeightFormat
-from ponder.models.embedding import Embedding, load_embedding
+from ponder.core.formats import Checkpoint, Embedding, ExpertWeights, FeedForward, LayerBody, LayerWeights, Linear, ModelConfig, WeightFormat
+from ponder.models.embedding import open_embedding
 from ponder.models.families import FAMILIES
 from ponder.models.memory import give_back
+from ponder.models.rotary import Rotary, WholeRotary, rotary_kind
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q_THE, k_TKE, v_TKE) -> out_TX with X = H * E
 
@@ -38,8 +39,12 @@ class Decoder:
     bodies: tuple[LayerBody, ...]  # what computes each layer
     norm: Tensor
     head: Linear
-    tables: tuple[tuple[Tensor, Tensor], ...]  # rotary (cos, sin) of `rotary_table`
+    tables: tuple[Rotary | WholeRotary, ...]
     table_of: tuple[int, ...]  # which table each layer rotates by
+
+    @property
+    def device(self) -> torch.device:
+        return self.norm.device
 
     @property
     def nbytes(self) -> int:
@@ -47,25 +52,66 @@ class Decoder:
         packed = sum(linear.nbytes for layer in self.layers for linear in linears(layer))
         return packed + self.head.nbytes + self.embed.nbytes
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, prompts: Sequence[tuple[int, int]] = ()) -> Tensor:
         """Hidden rows after the final norm, [T, D] in `dtype`, of tokens [T] at absolute positions [T] (int64).
 
-        `attend` is called once per layer, in order, with rotated q and k. Row i depends on token i and on what `attend`
-        returns for it alone, bit for bit where the weight format keeps that promise.
+        `attend` is called once per layer, in order, with rotated q and k. Row i depends on token i, on what `attend` returns
+        for it, and on whether it is of a prompt, alone, bit for bit where the weight format keeps that promise.
+        prompts: ascending (start, stop) of rows whose tokens are of prompts.
         """
         x_TD = self.embed.rows(tokens)
         if self.config.embed_scale != 1:
             x_TD = x_TD * self.config.embed_scale
-        angles = [(cos[positions], sin[positions]) for cos, sin in self.tables]
+        angles = [table.at(positions) for table in self.tables]
+        runs = kinds_of_rows(len(tokens), prompts)
         for index, body in enumerate(self.bodies):
-            q_THE, k_TKE, v_TKE = body.before(x_TD, *angles[self.table_of[index]])
-            x_TD = body.after(x_TD, attend(index, q_THE, k_TKE, v_TKE))
+            q_THE, k_TKE, v_TKE = before(body, runs, x_TD, angles[self.table_of[index]])
+            x_TD = after(body, runs, x_TD, attend(index, q_THE, k_TKE, v_TKE))
         return rms_norm(x_TD, self.norm, self.config.norm_eps, self.dtype)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """float32 [R, V] next-token logits of rows that `forward` returned."""
         logits_RV, cap = self.head.apply(hidden_RD).float(), self.config.head_softcap
         return logits_RV if cap is None else (logits_RV / cap).tanh_().mul_(cap)
+
+
+Runs = Sequence[tuple[int, int, bool]]  # (start, stop, whether of prompts) of rows, one after the other
+
+
+def kinds_of_rows(num: int, prompts: Sequence[tuple[int, int]]) -> Runs:
+    """`num` rows as runs of one kind each; neighbours differ."""
+    runs: list[tuple[int, int, bool]] = []
+    for start, stop, is_prompt in [*((*prompt, True) for prompt in prompts), (num, num, False)]:
+        last = runs[-1] if runs else (0, 0, False)
+        if last[1] < start:
+            runs.append((last[1], start, False))
+        if runs and runs[-1][2] and is_prompt:
+            start = runs.pop()[0]
+        if start < stop:
+            runs.append((start, stop, is_prompt))
+    return runs
+
+
+def before(body: LayerBody, runs: Runs, x_TD: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """`before` of the body that each run of rows meets."""
+    cos, sin = angles
+    if len(runs) <= 1 or body.of_prompts is body:
+        return (body.of_prompts if runs and runs[0][2] else body).before(x_TD, cos, sin)
+    wholes: tuple[Tensor, ...] = ()
+    for start, stop, is_prompt in runs:
+        some = (body.of_prompts if is_prompt else body).before(x_TD[start:stop], cos[start:stop], sin[start:stop])
+        wholes = wholes or tuple(part.new_empty(len(x_TD), *part.shape[1:]) for part in some)
+        for whole, part in zip(wholes, some, strict=True):
+            whole[start:stop] = part
+    q_THE, k_TKE, v_TKE = wholes
+    return q_THE, k_TKE, v_TKE
+
+
+def after(body: LayerBody, runs: Runs, x_TD: Tensor, out_TX: Tensor) -> Tensor:
+    """`after` of the body that each run of rows meets."""
+    if len(runs) <= 1 or body.of_prompts is body:
+        return (body.of_prompts if runs and runs[0][2] else body).after(x_TD, out_TX)
+    return torch.cat([(body.of_prompts if is_prompt else body).after(x_TD[start:stop], out_TX[start:stop]) for start, stop, is_prompt in runs])
 
 
 @dataclass(frozen=True)
@@ -75,6 +121,10 @@ class PlainBody:
     layer: LayerWeights
     config: ModelConfig
     dtype: torch.dtype
+
+    @property
+    def of_prompts(self) -> LayerBody:
+        return self
 
     def before(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         layer, config = self.layer, self.config
@@ -194,9 +244,14 @@ def load(
     head = head or weights
     kinds = [rotary_kind(config, i) for i in range(config.num_layers)]
     used = sorted(set(kinds))
-    tables = tuple(rotary_table(config, kind) for kind in used)
+    tables = tuple(Rotary(config, kind) for kind in used)
     packed_head = head.pack((checkpoint.tensor("embed" if config.is_head_tied else "head"),))  # first: packing it takes twice its bytes
+    embed = head.lookup(packed_head) if config.is_head_tied else None
     layers = tuple(load_layer(checkpoint, weights, i, dtype) for i in range(config.num_layers))
+    matrices = [linear for layer in layers for linear in linears(layer)]
+    weights.complete([*matrices, packed_head] if head is weights else matrices)
+    if head is not weights:
+        head.complete([packed_head])
     bodies = tuple(weights.fuse(layer, config) or PlainBody(layer, config, dtype) for layer in layers)
     give_back()
     rope = "" if config.rope_factors == checkpoint.config.rope_factors else "/long"
@@ -204,7 +259,7 @@ def load(
         config=config,
         model_id=f"{checkpoint.model_id}/{weights.name}/{head.name}/{str(dtype).removeprefix('torch.')}{rope}",
         dtype=dtype,
-        embed=load_embedding(checkpoint.tensor("embed"), dtype),
+        embed=embed or open_embedding(checkpoint.tensor("embed"), dtype),
         layers=layers,
         bodies=bodies,
         norm=load_vector(checkpoint, "norm"),
@@ -267,26 +322,3 @@ def load_experts(checkpoint: Checkpoint, pack: Callable[..., Linear], prefix: st
 
 def load_vector(checkpoint: Checkpoint, name: str) -> Tensor:
     return checkpoint.tensor(name).dense().reshape(-1)
-
-
-def rotary_kind(config: ModelConfig, layer: int) -> str:
-    """Which rotary table a layer uses: "global", "local" (layers with a window, where they have a theta of their own) or "none"."""
-    if not config.is_rotary(layer):
-        return "none"
-    return "local" if config.rope_local_theta is not None and config.window(layer) is not None else "global"
-
-
-def rotary_table(config: ModelConfig, kind: str) -> tuple[Tensor, Tensor]:
-    """cos and signed sin, [context_len, 1, E] float32 each, laid out for `rotate`. Parts that do not rotate have angle 0."""
-    half, scale = (config.rotary_dim or config.head_dim) // 2, config.rope_scale if kind == "global" else 1.0
-    theta = config.rope_local_theta if kind == "local" and config.rope_local_theta else config.rope_theta
-    frequency = torch.zeros(config.head_dim // 2, dtype=torch.float64)
-    if kind != "none":
-        frequency[:half] = theta ** -(torch.arange(half, dtype=torch.float64) / half)
-    if kind == "global" and config.rope_factors is not None:
-        frequency[:half] /= torch.tensor(config.rope_factors, dtype=torch.float64)
-    angle = torch.outer(torch.arange(config.context_len, dtype=torch.float64), frequency)
-    cos, sin = angle.cos().float(), angle.sin().float()
-    cos[:, :half] *= scale
-    sin[:, :half] *= scale
-    return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]

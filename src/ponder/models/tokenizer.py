@@ -17,12 +17,11 @@ from ponder.core.errors import BadField, BadModelFile, Unsupported
 from ponder.models.chat_template import ChatTemplate, Messages, compile_template, one_line, plain_text
 from ponder.models.checkpoint import FileCheckpoint, gguf_checkpoint, open_checkpoint, read_json
 from ponder.models.gguf import Gguf, read_gguf
-from ponder.models.vocabulary import byte_level_bytes, read_vocabulary, spaced_bytes
+from ponder.models.sentencepiece import read_sentencepiece
+from ponder.models.vocabulary import MAX_VOCAB, add_tokens, byte_level_bytes, read_vocabulary, spaced, spaced_bytes
 
 # control tokens that end a reply in some family, whatever the file calls its eos
 END_NAMES = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>", "<|eot|>")
-
-MAX_VOCAB = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -117,10 +116,10 @@ def open_model(path: Path) -> tuple[FileCheckpoint, TextTokenizer]:
 
 
 def folder_tokenizer(folder: Path, now: datetime | None = None) -> TextTokenizer:
-    """The tokenizer of a Hugging Face folder with a tokenizer.json. Raises BadModelFile, Unsupported."""
+    """The tokenizer of a Hugging Face folder with a tokenizer.json, else a tokenizer.model. Raises BadModelFile, Unsupported."""
     path = folder / "tokenizer.json"
     if not path.exists() and (folder / "tokenizer.model").exists():
-        raise Unsupported(f"{folder}: holds tokenizer.model but no tokenizer.json; save its tokenizer with transformers, which writes tokenizer.json")
+        return _sentencepiece_tokenizer(folder, now)
     settings = read_json(path)
     try:
         core = tokenizers.Tokenizer.from_file(str(path))
@@ -143,6 +142,37 @@ def folder_tokenizer(folder: Path, now: datetime | None = None) -> TextTokenizer
     )
 
 
+def _sentencepiece_tokenizer(folder: Path, now: datetime | None) -> TextTokenizer:
+    """Of a folder with a tokenizer.model alone: its pieces, and the tokens that the folder adds to them."""
+    path, config, extra = folder / "tokenizer.model", read_json(folder / "config.json"), _read_optional(folder / "tokenizer_config.json")
+    metadata = read_sentencepiece(path) | {"general.architecture": config.get("model_type")}
+    metadata["tokenizer.ggml.add_bos_token"] = extra.get("add_bos_token", True)
+    add_tokens(str(folder), metadata, _added_tokens(folder, extra), config.get("vocab_size"))
+    vocab = read_vocabulary(str(path), metadata)
+    names = {f"{role}_token": vocab.texts[i] for role, i in vocab.roles.items()}
+    names |= {key: text for key in ("bos_token", "eos_token", "unk_token", "pad_token") if (text := _token_text(extra.get(key)))}
+    bos_id, eos_id = (vocab.ids.get(names.get(f"{role}_token", "")) for role in ("bos", "eos"))
+    text = _folder_template(folder, extra)
+    return TextTokenizer(
+        core=vocab.core,
+        pieces=vocab.pieces,
+        eos_ids=_folder_ends(folder, vocab.core, config, names.get("eos_token")) | ({eos_id} - {None}),
+        bos_id=bos_id if vocab.is_bos_added else None,
+        is_space_prefixed=vocab.is_space_prefixed,
+        template=None if text is None else compile_template(str(folder), text, names, now or datetime.now()),
+    )
+
+
+def _added_tokens(folder: Path, extra: Mapping[str, object]) -> list[tuple[object, object, object]]:
+    """(text, id, whether it is special) as tokenizer_config.json and added_tokens.json have them."""
+    listed = extra.get("added_tokens_decoder") or {}
+    if not isinstance(listed, dict) or not all(isinstance(token, dict) and i.isdecimal() for i, token in listed.items()):
+        raise BadModelFile(f"{folder}: added_tokens_decoder of tokenizer_config.json must map ids to tokens")
+    found = [(token.get("content"), int(i), token.get("special", False)) for i, token in listed.items()]
+    known = {i for _, i, _ in found}
+    return found + [(text, i, True) for text, i in _read_optional(folder / "added_tokens.json").items() if i not in known]
+
+
 def _folder_pieces(path: Path, settings: Mapping[str, object], core: tokenizers.Tokenizer, vocab_size: object) -> tuple[bytes, ...]:
     """Bytes of every id, padded to the model's vocab_size: models have more rows than their tokenizer has tokens."""
     ids = core.get_vocab(with_added_tokens=True)
@@ -156,7 +186,7 @@ def _folder_pieces(path: Path, settings: Mapping[str, object], core: tokenizers.
     for text, i in ids.items():
         pieces[i] = to_bytes(text)
     for i, token in core.get_added_tokens_decoder().items():
-        pieces[i] = b"" if token.special else token.content.encode()
+        pieces[i] = b"" if token.special else spaced(token.content) if to_bytes is spaced_bytes else token.content.encode()
     return tuple(pieces)
 
 

@@ -5,7 +5,7 @@ SentencePiece BPE, where scores give the order of merges and unknown characters 
 normalised, so that text survives a round trip (the same choice as llama.cpp's).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from ponder.core.errors import BadModelFile, Unsupported
 from ponder.models.chat_template import one_line
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # tokenizer.ggml.token_type
+MAX_VOCAB = 1 << 24
 MAX_TOKEN_LEN = 1024  # characters of a SentencePiece token; bounds the search for its merges
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -93,6 +94,23 @@ def read_vocabulary(source: str, metadata: Mapping[str, object]) -> Vocabulary:
     )
 
 
+def add_tokens(source: str, metadata: dict[str, object], added: Iterable[tuple[object, object, object]], vocab_size: object) -> None:
+    """Puts (text, id, whether it is a control token) into the lists of `metadata`, padded to the model's vocab_size. Raises BadModelFile."""
+    texts, types = _tokens(source, metadata)
+    if not isinstance(vocab_size, int) or not len(texts) <= vocab_size <= MAX_VOCAB:
+        raise BadModelFile(f"{source}: {len(texts)} tokens, but the model's vocab_size is {vocab_size}")
+    missing = vocab_size - len(texts)
+    texts = texts + [""] * missing
+    types = np.concatenate([types, np.full(missing, UNUSED, types.dtype)])
+    for text, i, is_control in added:
+        if not isinstance(text, str) or not isinstance(i, int) or not 0 <= i < vocab_size:
+            raise BadModelFile(f"{source}: added token {text!r} has id {i}; ids are 0 to {vocab_size - 1}")
+        texts[i] = text
+        types[i] = CONTROL if is_control else USER_DEFINED
+    scores = np.concatenate([np.asarray(metadata["tokenizer.ggml.scores"]), np.zeros(missing, np.float32)])
+    metadata |= {"tokenizer.ggml.tokens": texts, "tokenizer.ggml.token_type": types, "tokenizer.ggml.scores": scores}
+
+
 def byte_level_bytes(text: str) -> bytes:
     """Bytes that a byte-level token stands for; text outside the byte alphabet stands for itself."""
     try:
@@ -108,6 +126,10 @@ def spaced_bytes(text: str) -> bytes:
             return bytes([int(text[3:5], 16)])
         except ValueError:
             pass
+    return spaced(text)
+
+
+def spaced(text: str) -> bytes:
     return text.replace("\u2581", " ").encode()
 
 
@@ -185,7 +207,7 @@ def _piece(text: str, kind: int, is_spm: bool) -> bytes:
     if kind in (UNKNOWN, CONTROL, UNUSED):
         return b""
     if kind == USER_DEFINED:
-        return text.encode()
+        return spaced(text) if is_spm else text.encode()
     return spaced_bytes(text) if is_spm else byte_level_bytes(text)
 
 

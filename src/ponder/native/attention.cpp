@@ -7,36 +7,15 @@
 //
 // Keys and values are bfloat16, or int8 with a float scale per slot. Products are of bfloat16, their sums and all else float32.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include <utility>
 #include <vector>
 
 #if defined(__AVX512F__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #include <omp.h>
 #include <atomic>
-#include "simd.hpp"
-
-namespace {
-
-constexpr int PAGE = 16;            // keys of a page
-constexpr int BLOCK = 64;           // keys met together
-constexpr int CHUNK = 512;          // keys of one running sum
-constexpr int MAX_ROWS = 48;        // query rows of a unit
-constexpr int MAX_WIDTH = 256;      // largest head width
-constexpr float MINUS_INF = -INFINITY;
-
-}  // namespace
+#include "attention_block.hpp"
 
 extern "C" {
-
-// The pages of a process: [num_pages, PAGE, width] keys and values; scales and positions [num_pages, PAGE].
-struct Pool {
-    void *keys, *values;
-    float *key_scales, *value_scales;  // int8 only
-    int32_t *positions;
-    int32_t is_int8, width;
-};
 
 // One step. Tokens are flat; sequences are numbered; groups are ranges of tokens that share the pages of a block range.
 struct Step {
@@ -72,138 +51,13 @@ inline int count_keys(const Step &step, int token) {
     return visible;
 }
 
-inline float exp_one(float x) { return _mm512_cvtss_f32(exp_ps(_mm512_set1_ps(x))); }
-
-inline void transpose16(__m512i r[16]) {
-    __m512i t[16];
-    for (int i = 0; i < 8; ++i) {
-        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-    }
-    for (int i = 0; i < 4; ++i) {
-        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-    }
-    for (int i = 0; i < 4; ++i) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
-        t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
-        t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
-        t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
-    }
-    for (int i = 0; i < 4; ++i) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
-        r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
-        r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
-        r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
-    }
-}
-
-// Pairs of width 2 e, 2 e + 1 of 16 keys: out[e][16], rows BLOCK apart. A width of 16 fills half a register.
-template <int NV>
-inline void pack_keys(const Pool &pool, int64_t page, uint32_t *out) {
-    constexpr int E = NV * 16;
-    for (int part = 0; part < (E + 31) / 32; ++part) {
-        const bool is_half = E - part * 32 < 32;
-        __m512i rows[16];
-        for (int j = 0; j < 16; ++j) {
-            const int64_t at = (page * PAGE + j) * E + part * 32;
-            if (pool.is_int8) {
-                const int8_t *source = static_cast<const int8_t *>(pool.keys) + at;
-                const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(source))));
-                const __m512 high = is_half ? _mm512_setzero_ps()
-                    : _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(source + 16))));
-                rows[j] = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
-            } else {
-                const uint16_t *source = static_cast<const uint16_t *>(pool.keys) + at;
-                rows[j] = is_half ? _mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(source)))
-                                  : _mm512_loadu_si512(source);
-            }
-        }
-        transpose16(rows);
-        for (int e = 0; e < (is_half ? 8 : 16); ++e) _mm512_storeu_si512(out + (part * 16 + e) * BLOCK, rows[e]);
-    }
-}
-
-// Dims at .. at + 15 of two keys' values, side by side as bfloat16 pairs; zeros for the second where there is none.
-inline __m512i load_pair(const Pool &pool, int64_t first, int64_t second, bool has_second) {
-    if (pool.is_int8) {
-        const int8_t *values = static_cast<const int8_t *>(pool.values);
-        const __m512 a = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(values + first))));
-        const __m512 b = has_second ? _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(values + second))))
-                                    : _mm512_setzero_ps();
-        return _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(a), 16), _mm512_castps_si512(b));  // small integers: exact in bfloat16
-    }
-    const uint16_t *values = static_cast<const uint16_t *>(pool.values);
-    const __m512i a = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(values + first)));
-    if (!has_second) return a;
-    return _mm512_or_si512(a, _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(values + second))), 16));
-}
-
-template <int NR>
-inline void score(const uint32_t *const *queries, const uint32_t *keys, int pairs, float *scores) {
-    __m512 acc[NR][4];
-    for (int r = 0; r < NR; ++r)
-        for (int v = 0; v < 4; ++v) acc[r][v] = _mm512_setzero_ps();
-    for (int e = 0; e < pairs; ++e) {
-        __m512bh k[4];
-        for (int v = 0; v < 4; ++v) k[v] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(keys + e * BLOCK + v * 16));
-        for (int r = 0; r < NR; ++r) {
-            const __m512bh q = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(queries[r][e])));
-            for (int v = 0; v < 4; ++v) acc[r][v] = _mm512_dpbf16_ps(acc[r][v], k[v], q);
-        }
-    }
-    for (int r = 0; r < NR; ++r)
-        for (int v = 0; v < 4; ++v) _mm512_storeu_ps(scores + r * BLOCK + v * 16, acc[r][v]);
-}
-
-// acc = acc * factor + sum over keys of weight * value, for NR rows and NW registers of width; keys two by two, weights in bfloat16.
-template <int NR, int NW, bool FROM_POOL>
-inline void gather(const Pool &pool, const int64_t *slots, const uint32_t *values, int width, int at, int num_keys,
-                   const uint32_t *weights, const float *factors, float *const *acc) {
-    __m512 sum[NR][NW];
-    for (int r = 0; r < NR; ++r)
-        for (int w = 0; w < NW; ++w) sum[r][w] = _mm512_mul_ps(_mm512_loadu_ps(acc[r] + at + w * 16), _mm512_set1_ps(factors[r]));
-    for (int j = 0; j < (num_keys + 1) / 2; ++j) {
-        __m512bh value[NW];
-        for (int w = 0; w < NW; ++w)
-            value[w] = reinterpret_cast<__m512bh>(
-                FROM_POOL ? load_pair(pool, slots[2 * j] * width + at + w * 16, slots[2 * j + 1] * width + at + w * 16, 2 * j + 1 < num_keys)
-                          : _mm512_loadu_si512(values + j * width + at + w * 16));
-        for (int r = 0; r < NR; ++r) {
-            const __m512bh p = reinterpret_cast<__m512bh>(_mm512_set1_epi32(static_cast<int>(weights[r * (BLOCK / 2) + j])));
-            for (int w = 0; w < NW; ++w) sum[r][w] = _mm512_dpbf16_ps(sum[r][w], value[w], p);
-        }
-    }
-    for (int r = 0; r < NR; ++r)
-        for (int w = 0; w < NW; ++w) _mm512_storeu_ps(acc[r] + at + w * 16, sum[r][w]);
-}
-
-template <int NV, int NR, bool FROM_POOL>
-inline void gather_all(const Pool &pool, const int64_t *slots, const uint32_t *values, int num_keys, const uint32_t *weights,
-                       const float *factors, float *const *acc) {
-    int v = 0;
-    for (; v + 4 <= NV; v += 4) gather<NR, 4, FROM_POOL>(pool, slots, values, NV * 16, v * 16, num_keys, weights, factors, acc);
-    for (; v < NV; ++v) gather<NR, 1, FROM_POOL>(pool, slots, values, NV * 16, v * 16, num_keys, weights, factors, acc);
-}
-
-template <int NV, bool FROM_POOL>
-inline void gather_rows(int num_rows, const Pool &pool, const int64_t *slots, const uint32_t *values, int num_keys, const uint32_t *weights,
-                        const float *factors, float *const *acc) {
-    constexpr int HALF = BLOCK / 2;
-    int r = 0;
-    for (; r + 4 <= num_rows; r += 4) gather_all<NV, 4, FROM_POOL>(pool, slots, values, num_keys, weights + r * HALF, factors + r, acc + r);
-    if (num_rows - r == 3) gather_all<NV, 3, FROM_POOL>(pool, slots, values, num_keys, weights + r * HALF, factors + r, acc + r);
-    if (num_rows - r == 2) gather_all<NV, 2, FROM_POOL>(pool, slots, values, num_keys, weights + r * HALF, factors + r, acc + r);
-    if (num_rows - r == 1) gather_all<NV, 1, FROM_POOL>(pool, slots, values, num_keys, weights + r * HALF, factors + r, acc + r);
-}
+inline float exp2_one(float x) { return _mm512_cvtss_f32(exp2_ps(_mm512_set1_ps(x))); }
 
 struct Call {
     const Pool *pool;
     const Plan *plan;
     int layer, window;
-    float scale, softcap;
+    float scale, softcap, exponent;  // exponent: what makes of scores, as tops are kept, powers of two
     const uint16_t *q;
     int64_t q_stride;
 };
@@ -227,131 +81,166 @@ inline void prefetch_block(const Call &call, const Unit &unit, int block) {
     }
 }
 
-template <int NV>
-void run_unit(const Call &call, const Unit &unit) {
-    constexpr int E = NV * 16;
+// What a row sees of a register of keys: those below its limit, its tail, and within its window.
+inline __mmask16 seen_of(const Call &call, const Room &room, int row, int start, const int32_t *pages, int num_pages, int v) {
     const Step &step = call.plan->step;
+    const int token = room.tokens[row], left = room.visible[row] - start - v * 16;
+    if (v >= num_pages) return 0;
+    __mmask16 seen = left >= 16 ? 0xffff : left <= 0 ? 0 : static_cast<__mmask16>((1u << left) - 1);
+    if (step.tail && left < 16) {
+        const uint64_t *bits = step.tail + static_cast<int64_t>(token) * step.tail_words;
+        for (int j = left < 0 ? 0 : left; j < 16; ++j) {
+            const int bit = j - left;
+            if (bit < step.tail_words * 64 && (bits[bit / 64] >> (bit % 64) & 1)) seen |= 1u << j;
+        }
+    }
+    if (seen && call.window) {
+        const __m512i at = _mm512_loadu_si512(call.pool->positions + static_cast<int64_t>(pages[start / PAGE + v]) * PAGE);
+        seen &= _mm512_cmpgt_epi32_mask(at, _mm512_set1_epi32(step.position[token] - call.window));
+    }
+    return seen;
+}
+
+inline __m512 capped(__m512 score, float scale, float cap) {  // cap * tanh(score / cap)
+    const __m512 s = _mm512_mul_ps(score, _mm512_set1_ps(scale));
+    const __m512 e = exp_ps(_mm512_mul_ps(_mm512_abs_ps(s), _mm512_set1_ps(-2.0f / cap)));
+    const __m512 t = _mm512_div_ps(_mm512_sub_ps(_mm512_set1_ps(1.0f), e), _mm512_add_ps(_mm512_set1_ps(1.0f), e));
+    return _mm512_or_ps(_mm512_mul_ps(t, _mm512_set1_ps(cap)), _mm512_and_ps(s, _mm512_set1_ps(-0.0f)));
+}
+
+// Scores of up to 16 rows from `first` on become weights; tops, totals and the factors of what was summed before are carried on.
+// IS_PLAIN: every row sees the whole block, and scores need nothing but the scale.
+template <bool IS_PLAIN>
+inline void weigh(const Call &call, Room &room, int first, int num_rows, int start, const int32_t *pages, int num_pages) {
     const Pool &pool = *call.pool;
-    const int group = step.num_heads / step.num_kv_heads, num_rows = (unit.last - unit.first) * group;
-    const int32_t *pages = step.pages[unit.sequence] + (static_cast<int64_t>(call.layer) * step.num_kv_heads + unit.head) * step.capacity[unit.sequence];
-    alignas(64) static thread_local uint32_t keys[MAX_WIDTH / 2 * BLOCK];
-    alignas(64) static thread_local uint32_t values[BLOCK / 2 * MAX_WIDTH], weights[MAX_ROWS * BLOCK / 2];
-    alignas(64) static thread_local float scores[MAX_ROWS * BLOCK], sums[MAX_ROWS * MAX_WIDTH];
-    float tops[MAX_ROWS], totals[MAX_ROWS], factors[MAX_ROWS];
-    float *acc[MAX_ROWS];
-    const uint32_t *queries[MAX_ROWS];
-    int dropped[MAX_ROWS];
-    const int chunk = unit.begin * BLOCK / CHUNK;
-    int most = 0, oldest = 1 << 30;
+    const __m512 none = _mm512_set1_ps(MINUS_INF), unit = _mm512_set1_ps(call.exponent);
+    __m512 rows[16];
+    __mmask16 seen[16][4];
+    for (int r = 0; r < num_rows; ++r) {
+        float *scores = room.scores + (first + r) * BLOCK;
+        __m512 s[4];
+        for (int v = 0; v < 4; ++v) {
+            s[v] = _mm512_loadu_ps(scores + v * 16);
+            if constexpr (!IS_PLAIN) {
+                seen[r][v] = seen_of(call, room, first + r, start, pages, num_pages, v);
+                if (pool.is_int8 && seen[r][v])
+                    s[v] = _mm512_mul_ps(s[v], _mm512_loadu_ps(pool.key_scales + static_cast<int64_t>(pages[start / PAGE + v]) * PAGE));
+                if (call.softcap > 0) s[v] = capped(s[v], call.scale, call.softcap);
+                s[v] = _mm512_mask_blend_ps(seen[r][v], none, s[v]);
+                _mm512_storeu_ps(scores + v * 16, s[v]);
+            }
+        }
+        rows[r] = _mm512_max_ps(_mm512_max_ps(s[0], s[1]), _mm512_max_ps(s[2], s[3]));
+    }
+    for (int r = num_rows; r < 16; ++r) rows[r] = none;
+    const __m512 tops = _mm512_loadu_ps(room.tops + first);
+    const __m512 now = _mm512_max_ps(tops, reduce_rows(rows, [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); }));
+    const __mmask16 was_there = _mm512_cmp_ps_mask(tops, none, _CMP_NEQ_OQ);
+    const __m512 factors = _mm512_maskz_mov_ps(was_there, exp2_ps(_mm512_mul_ps(_mm512_sub_ps(tops, now), unit)));
+    _mm512_storeu_ps(room.tops + first, now);
+    _mm512_storeu_ps(room.factors + first, factors);
+    for (int r = 0; r < num_rows; ++r) {
+        const float *scores = room.scores + (first + r) * BLOCK;
+        const __m512 top = _mm512_set1_ps(room.tops[first + r]);
+        __m512 p[4];
+        for (int v = 0; v < 4; ++v) {
+            p[v] = exp2_ps(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + v * 16), top), unit));
+            if constexpr (!IS_PLAIN) p[v] = _mm512_maskz_mov_ps(seen[r][v], p[v]);
+        }
+        rows[r] = _mm512_add_ps(_mm512_add_ps(p[0], p[1]), _mm512_add_ps(p[2], p[3]));
+        if constexpr (!IS_PLAIN)
+            for (int v = 0; v < 4; ++v)
+                if (pool.is_int8 && seen[r][v])
+                    p[v] = _mm512_maskz_mul_ps(seen[r][v], p[v], _mm512_loadu_ps(pool.value_scales + static_cast<int64_t>(pages[start / PAGE + v]) * PAGE));
+        for (int v = 0; v < 4; v += 2)
+            _mm512_storeu_si512(room.weights + (first + r) * (BLOCK / 2) + v * 8, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(p[v + 1], p[v])));
+    }
+    for (int r = num_rows; r < 16; ++r) rows[r] = _mm512_setzero_ps();
+    const __m512 total = reduce_rows(rows, [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); });
+    _mm512_storeu_ps(room.totals + first, _mm512_fmadd_ps(_mm512_loadu_ps(room.totals + first), factors, total));
+}
+
+// Takes up the rows of a unit where an earlier one of the same chunk left them. Returns the most and the fewest keys that a row sees.
+template <int NV>
+std::pair<int, int> begin_unit(const Call &call, const Unit &unit, Room &room, int num_rows, int chunk) {
+    constexpr int E = NV * 16, EP = padded(E);
+    const Step &step = call.plan->step;
+    const int group = step.num_heads / step.num_kv_heads;
+    int most = 0, fewest = 1 << 30;
     for (int r = 0; r < num_rows; ++r) {
         const int token = unit.first + r / group, head = unit.head * group + r % group;
         const int32_t *gone = step.dropped ? step.dropped[step.sequence[token]] : nullptr;
-        dropped[r] = gone ? gone[call.layer * step.num_kv_heads + unit.head] : 0;
-        queries[r] = reinterpret_cast<const uint32_t *>(call.q + token * call.q_stride + head * E);
-        acc[r] = sums + r * E;
-        const int visible = count_keys(step, token) - dropped[r];
-        if (visible > most) most = visible;
-        if (step.position[token] < oldest) oldest = step.position[token];
+        const int dropped = gone ? gone[call.layer * step.num_kv_heads + unit.head] : 0, all = count_keys(step, token) - dropped;
+        room.tokens[r] = token, room.visible[r] = step.limit[token] - dropped;
+        if (all > most) most = all;
+        if (room.visible[r] < fewest) fewest = room.visible[r];
+        uint32_t *query = room.queries + r * (EP / 2);
+        std::memcpy(query, call.q + token * call.q_stride + head * E, E * 2);
+        if constexpr (EP > E) std::memset(query + E / 2, 0, (EP - E) * 2);
         if (unit.is_fresh || chunk >= call.plan->states[token + 1] - call.plan->states[token]) {
-            tops[r] = MINUS_INF, totals[r] = 0;
-            std::memset(acc[r], 0, E * sizeof(float));
+            room.tops[r] = MINUS_INF, room.totals[r] = 0;
+            std::memset(room.sums + r * E, 0, E * sizeof(float));
         } else {
             const float *state = state_of(*call.plan, token, head, chunk, E);
-            tops[r] = state[0], totals[r] = state[1];
-            std::memcpy(acc[r], state + 2, E * sizeof(float));
+            room.tops[r] = state[0], room.totals[r] = state[1];
+            std::memcpy(room.sums + r * E, state + 2, E * sizeof(float));
         }
     }
+    return {most, fewest};
+}
+
+// Whether all keys of a block are too old for every row of a unit: then nothing changes.
+inline bool is_too_old(const Call &call, const Room &room, int num_rows, const int32_t *pages, int start, int num_keys) {
+    int newest = -1, oldest = 1 << 30;
+    for (int r = 0; r < num_rows; ++r)
+        if (call.plan->step.position[room.tokens[r]] < oldest) oldest = call.plan->step.position[room.tokens[r]];
+    for (int j = 0; j < num_keys; ++j) {
+        const int at = call.pool->positions[static_cast<int64_t>(pages[(start + j) / PAGE]) * PAGE + (start + j) % PAGE];
+        if (at > newest) newest = at;
+    }
+    return newest <= oldest - call.window;
+}
+
+template <int NV>
+void run_unit(const Call &call, const Unit &unit) {
+    constexpr int E = NV * 16;
+    static thread_local Room room;
+    const Step &step = call.plan->step;
+    const Pool &pool = *call.pool;
+    const int group = step.num_heads / step.num_kv_heads, num_rows = (unit.last - unit.first) * group, chunk = unit.begin * BLOCK / CHUNK;
+    const int32_t *pages = step.pages[unit.sequence] + (static_cast<int64_t>(call.layer) * step.num_kv_heads + unit.head) * step.capacity[unit.sequence];
+    const auto [most, fewest] = begin_unit<NV>(call, unit, room, num_rows, chunk);
+    begin_scores<NV>(pool, room, num_rows);
+    const bool is_simple = !call.window && call.softcap == 0 && !pool.is_int8;
     for (int block = unit.begin; block < unit.end; ++block) {
         const int start = block * BLOCK, num_keys = most - start < BLOCK ? most - start : BLOCK;
         if (num_keys <= 0) break;
         if (block + 1 < unit.end) prefetch_block(call, unit, block + 1);
         const int num_pages = (num_keys + PAGE - 1) / PAGE;
-        if (call.window) {  // all keys too old for every row: nothing changes
-            int newest = -1;
-            for (int j = 0; j < num_keys; ++j) {
-                const int at = pool.positions[static_cast<int64_t>(pages[(start + j) / PAGE]) * PAGE + (start + j) % PAGE];
-                if (at > newest) newest = at;
-            }
-            if (newest <= oldest - call.window) continue;
+        if (call.window && is_too_old(call, room, num_rows, pages, start, num_keys)) continue;
+        score_all<NV>(pool, room, num_rows, pages + start / PAGE, num_pages);
+        for (int first = 0; first < num_rows; first += 16) {
+            const int num = num_rows - first < 16 ? num_rows - first : 16;
+            if (is_simple && fewest >= start + BLOCK) weigh<true>(call, room, first, num, start, pages, num_pages);
+            else weigh<false>(call, room, first, num, start, pages, num_pages);
         }
-        for (int p = 0; p < num_pages; ++p) pack_keys<NV>(pool, pages[start / PAGE + p], keys + p * PAGE);
-        int r = 0;
-        for (; r + 4 <= num_rows; r += 4) score<4>(queries + r, keys, E / 2, scores + r * BLOCK);
-        if (num_rows - r == 3) score<3>(queries + r, keys, E / 2, scores + r * BLOCK);
-        if (num_rows - r == 2) score<2>(queries + r, keys, E / 2, scores + r * BLOCK);
-        if (num_rows - r == 1) score<1>(queries + r, keys, E / 2, scores + r * BLOCK);
-        for (r = 0; r < num_rows; ++r) {
-            const int token = unit.first + r / group;
-            const int visible = step.limit[token] - dropped[r];
-            __m512 s[4];
-            __m512 top = _mm512_set1_ps(MINUS_INF);
-            __mmask16 seen[4];
-            for (int v = 0; v < 4; ++v) {
-                const int left = visible - start - v * 16;
-                seen[v] = left >= 16 ? 0xffff : left <= 0 ? 0 : static_cast<__mmask16>((1u << left) - 1);
-                if (step.tail && left < 16) {
-                    const uint64_t *bits = step.tail + static_cast<int64_t>(token) * step.tail_words;
-                    for (int j = left < 0 ? 0 : left; j < 16; ++j) {
-                        const int bit = j - left;
-                        if (bit < step.tail_words * 64 && (bits[bit / 64] >> (bit % 64) & 1)) seen[v] |= 1u << j;
-                    }
-                }
-                if (v >= num_pages) seen[v] = 0;
-                if (seen[v] && call.window) {
-                    const __m512i at = _mm512_loadu_si512(pool.positions + static_cast<int64_t>(pages[start / PAGE + v]) * PAGE);
-                    seen[v] &= _mm512_cmpgt_epi32_mask(at, _mm512_set1_epi32(step.position[token] - call.window));
-                }
-                s[v] = _mm512_mul_ps(_mm512_loadu_ps(scores + r * BLOCK + v * 16), _mm512_set1_ps(call.scale));
-                if (pool.is_int8 && seen[v])
-                    s[v] = _mm512_mul_ps(s[v], _mm512_loadu_ps(pool.key_scales + static_cast<int64_t>(pages[start / PAGE + v]) * PAGE));
-                if (call.softcap > 0) {  // cap * tanh(s / cap)
-                    const __m512 e = exp_ps(_mm512_mul_ps(_mm512_abs_ps(s[v]), _mm512_set1_ps(-2.0f / call.softcap)));
-                    const __m512 t = _mm512_div_ps(_mm512_sub_ps(_mm512_set1_ps(1.0f), e), _mm512_add_ps(_mm512_set1_ps(1.0f), e));
-                    const __m512 sign = _mm512_and_ps(s[v], _mm512_set1_ps(-0.0f));
-                    s[v] = _mm512_or_ps(_mm512_mul_ps(t, _mm512_set1_ps(call.softcap)), sign);
-                }
-                s[v] = _mm512_mask_blend_ps(seen[v], _mm512_set1_ps(MINUS_INF), s[v]);
-                top = _mm512_max_ps(top, s[v]);
+        for (int r = 0; r < num_rows; ++r) {
+            if (room.factors[r] == 1.0f) continue;
+            const __m512 factor = _mm512_set1_ps(room.factors[r]);
+            for (int v = 0; v < NV; ++v) {
+                float *sums = room.sums + r * E + v * 16;
+                _mm512_storeu_ps(sums, _mm512_mul_ps(_mm512_loadu_ps(sums), factor));
             }
-            const float best = _mm512_reduce_max_ps(top);
-            if (best == MINUS_INF) {
-                factors[r] = 1;
-                std::memset(weights + r * (BLOCK / 2), 0, BLOCK / 2 * sizeof(uint32_t));
-                continue;
-            }
-            const float now = best > tops[r] ? best : tops[r];
-            factors[r] = tops[r] == MINUS_INF ? 0.0f : exp_one(tops[r] - now);
-            __m512 total = _mm512_setzero_ps();
-            __m512 p[4];
-            for (int v = 0; v < 4; ++v) {
-                p[v] = _mm512_maskz_mov_ps(seen[v], exp_ps(_mm512_sub_ps(s[v], _mm512_set1_ps(now))));
-                total = _mm512_add_ps(total, p[v]);
-                if (pool.is_int8 && seen[v])
-                    p[v] = _mm512_maskz_mul_ps(seen[v], p[v], _mm512_loadu_ps(pool.value_scales + static_cast<int64_t>(pages[start / PAGE + v]) * PAGE));
-            }
-            for (int v = 0; v < 4; v += 2)
-                _mm512_storeu_si512(weights + r * (BLOCK / 2) + v * 8, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(p[v + 1], p[v])));
-            totals[r] = totals[r] * factors[r] + _mm512_reduce_add_ps(total);
-            tops[r] = now;
         }
-        int64_t slots[BLOCK + 1];
-        for (int j = 0; j < num_keys; ++j) slots[j] = static_cast<int64_t>(pages[(start + j) / PAGE]) * PAGE + (start + j) % PAGE;
-        slots[num_keys] = slots[num_keys - 1];
-        if (num_rows <= 4) {
-            gather_rows<NV, true>(num_rows, pool, slots, nullptr, num_keys, weights, factors, acc);
-        } else {
-            for (int j = 0; j < num_keys; j += 2)
-                for (int v = 0; v < NV; ++v)
-                    _mm512_storeu_si512(values + j / 2 * E + v * 16, load_pair(pool, slots[j] * E + v * 16, slots[j + 1] * E + v * 16, j + 1 < num_keys));
-            gather_rows<NV, false>(num_rows, pool, slots, values, num_keys, weights, factors, acc);
-        }
+        pack_values<NV>(pool, pages, start, num_keys, room.values);
+        gather_all<NV>(room, num_rows, num_keys);
     }
     for (int r = 0; r < num_rows; ++r) {
-        const int token = unit.first + r / group;
+        const int token = room.tokens[r];
         if (chunk >= call.plan->states[token + 1] - call.plan->states[token]) continue;  // sees none of this chunk
         float *state = state_of(*call.plan, token, unit.head * group + r % group, chunk, E);
-        state[0] = tops[r], state[1] = totals[r];
-        std::memcpy(state + 2, acc[r], E * sizeof(float));
+        state[0] = room.tops[r], state[1] = room.totals[r];
+        std::memcpy(state + 2, room.sums + r * E, E * sizeof(float));
     }
 }
 
@@ -390,6 +279,9 @@ void run_all(const Call &call, const uint16_t *k, int64_t k_stride, const uint16
     for (auto &n : next) n.store(0, std::memory_order_relaxed);
 #pragma omp parallel num_threads(step.num_threads)
     {
+#ifdef PONDER_HAS_TILES
+        const ponder::Tiles tiles;
+#endif
 #pragma omp for schedule(static)
         for (int token = 0; token < step.num_tokens; ++token) {
             const int sequence = step.sequence[token];
@@ -417,15 +309,17 @@ void run_all(const Call &call, const uint16_t *k, int64_t k_stride, const uint16
                 for (int c = 0; c < num_chunks; ++c) {
                     const float *state = state_of(plan, token, head, c, E);
                     if (state[0] == MINUS_INF) continue;
-                    const float factor = exp_one(state[0] - top);
+                    const float factor = exp2_one((state[0] - top) * call.exponent);
                     total = std::fma(state[1], factor, total);
                     for (int w = 0; w < NV; ++w) sum[w] = _mm512_fmadd_ps(_mm512_loadu_ps(state + 2 + w * 16), _mm512_set1_ps(factor), sum[w]);
                 }
+                if (is_shuffled<NV>(*call.pool))
+                    for (int w = 0; w + 1 < NV; w += 2) in_order(sum[w], sum[w + 1]);
                 const __m512 inverse = _mm512_set1_ps(total > 0 ? 1.0f / total : 0.0f);
                 for (int w = 0; w < NV; ++w)
                     _mm256_storeu_si256(reinterpret_cast<__m256i *>(out + (static_cast<int64_t>(token) * step.num_heads + head) * E + w * 16),
                                         reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_mul_ps(sum[w], inverse))));
-                if (lse) lse[static_cast<int64_t>(token) * step.num_heads + head] = top + std::log(total);
+                if (lse) lse[static_cast<int64_t>(token) * step.num_heads + head] = top * call.exponent * 0.693147181f + std::log(total);
             }
         }
     }
@@ -476,7 +370,8 @@ void attention_free(void *plan) { delete static_cast<Plan *>(plan); }
 // q [T, H, E], k and v [T, K, E] bfloat16, rows `stride` elements apart -> out [T, H, E] bfloat16, lse [T, H] or null. 0 when the width is unknown.
 int attention_run(void *plan, const Pool *pool, int layer, int window, float softcap, const uint16_t *q, int64_t q_stride,
                   const uint16_t *k, int64_t k_stride, const uint16_t *v, int64_t v_stride, uint16_t *out, float *lse) {
-    const Call call{pool, static_cast<const Plan *>(plan), layer, window, 1.0f / std::sqrt(static_cast<float>(pool->width)), softcap, q, q_stride};
+    const float scale = 1.0f / std::sqrt(static_cast<float>(pool->width)), log2e = 1.44269504f;
+    const Call call{pool, static_cast<const Plan *>(plan), layer, window, scale, softcap, softcap > 0 ? log2e : scale * log2e, q, q_stride};
     switch (pool->width) {
         case 16: run_all<1>(call, k, k_stride, v, v_stride, out, lse); return 1;
         case 32: run_all<2>(call, k, k_stride, v, v_stride, out, lse); return 1;

@@ -16,7 +16,7 @@ from torch import Tensor
 from ponder.native.build import library
 
 BLOCK = 64  # keys met together: shared runs are cut at its multiples
-MAX_ROWS = 48
+MAX_ROWS = 96  # query rows that meet a block together
 
 pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 

@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from ponder.core.cache import cache_dir
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-fPIC", "-std=c++17")
 CPU_FLAGS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vbmi", "avx512_vnni", "avx512_bf16")
+TILE_FLAGS = frozenset({"amx_tile", "amx_bf16"})
+SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18  # of x86-64 Linux
 TIMEOUT = 300  # seconds of a compile that will not end
 
 
@@ -39,12 +42,20 @@ def reason() -> str:
     return _open()[1]
 
 
+def are_tiles_allowed(flags: frozenset[str]) -> bool:
+    """Whether the CPU has matrix registers (AMX) and Linux gives them to this program, which has to ask once for all of its threads."""
+    if not flags >= TILE_FLAGS or sys.platform != "linux":
+        return False
+    return ctypes.CDLL(None).syscall(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0
+
+
 @functools.cache
 def _open() -> tuple[ctypes.CDLL | None, str]:
     if os.environ.get("PONDER_NATIVE") == "0":
         return None, "PONDER_NATIVE=0 asks for none"
     try:
-        return ctypes.CDLL(str(build(sorted(Path(__file__).parent.glob("*.cpp")), cpu_flags()))), ""
+        flags = cpu_flags()
+        return ctypes.CDLL(str(build(sorted(Path(__file__).parent.glob("*.cpp")), flags, has_tiles=are_tiles_allowed(flags)))), ""
     except CannotBuild as error:
         return None, str(error)
     except OSError as error:
@@ -58,14 +69,18 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
 
 
-def build(sources: list[Path], flags: frozenset[str]) -> Path:
-    """The shared library of `sources`, compiled unless the cache has it. Safe for many processes at once. Raises CannotBuild."""
+def build(sources: list[Path], flags: frozenset[str], *, has_tiles: bool = False) -> Path:
+    """The shared library of `sources`, compiled unless the cache has it. Safe for many processes at once. Raises CannotBuild.
+
+    has_tiles: it may use matrix registers.
+    """
     if missing := [flag for flag in CPU_FLAGS if flag not in flags]:
         raise CannotBuild(f"the kernels need a CPU with {', '.join(CPU_FLAGS)}; this one lacks {', '.join(missing)}")
     compiler = find_compiler()
     version = run([compiler, "--version"]).splitlines()[:1]
     read = sorted({*sources, *(header for path in sources for header in path.parent.glob("*.hpp"))})
-    made_of = [*FLAGS, *version, *sorted(flags), torch.__version__, *(f"{path.name}\n{path.read_text(encoding='utf-8')}" for path in read)]
+    options = [*FLAGS, *(["-DPONDER_TILES"] if has_tiles else [])]
+    made_of = [*options, *version, *sorted(flags), torch.__version__, *(f"{path.name}\n{path.read_text(encoding='utf-8')}" for path in read)]
     folder = cache_dir() / "native"
     key = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:24]
     target = folder / f"{key}.so"
@@ -75,7 +90,7 @@ def build(sources: list[Path], flags: frozenset[str]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             out = Path(scratch) / "library.so"
-            run([compiler, *FLAGS, "-shared", "-o", str(out), *(str(path) for path in sources)])
+            run([compiler, *options, "-shared", "-o", str(out), *(str(path) for path in sources)])
             out.replace(target)
     except OSError as error:
         raise CannotBuild(f"the kernels cannot be written to {folder}: {error}") from error

@@ -20,7 +20,7 @@ import numpy as np
 from ponder.core.formats import RawTensor
 
 GROUP = 32
-CHUNK = 1 << 22  # weights in float32 or in wide codes at a time
+CHUNK = 1 << 20  # weights in float32 or in wide codes at a time
 STORED_BITS = {"Q4_0": 4, "Q4_1": 4, "Q4_K": 4, "Q5_0": 5, "Q5_1": 5, "Q5_K": 5, "Q8_0": 8}
 SUB_BLOCKS = 8  # of 32 weights, in a block of a K kind
 
@@ -53,6 +53,11 @@ def has_minima(kind: str, bits: int) -> bool:
 def is_kept(kind: str, bits: int) -> bool:
     """Whether codes of `bits` bits hold what the blocks of a kind hold."""
     return STORED_BITS.get(kind, 9) <= bits
+
+
+def is_exact(kind: str, bits: int) -> bool:
+    """Whether that is all they hold: K kinds have scales that are products, which are rounded to float16."""
+    return is_kept(kind, bits) and not kind.endswith("_K")
 
 
 def codes_of(part: RawTensor, bits: int) -> Iterator[tuple[int, Codes]]:

@@ -1,15 +1,16 @@
-"""The compiled layer body (layer.cpp), seen from Python: one call before attention, one after.
+"""The compiled layer bodies (layer.cpp, prompt.cpp), seen from Python: one call before attention, one after.
 
 Shapes: T flat tokens, D width, H query heads, K key heads, E head width, J = H + 2 K, X = H * E.
 """
 
 import ctypes
 import threading
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ponder.core.formats import LayerWeights, ModelConfig
+from ponder.core.formats import LayerWeights, Linear, ModelConfig
 from ponder.native.matrix import MatrixStruct, NativeLinear, i32, pointer
 
 HONOURED = {"qk_norm", "has_pre_norms", "has_post_norms", "activation", "query_scale", "num_experts"}  # of core.formats.BODY_SETTINGS
@@ -53,24 +54,27 @@ class NativeBody:
     What `before` returns is valid until the thread's next `before`, of any layer.
     """
 
-    def __init__(self, struct: LayerStruct, linear: NativeLinear, held: object) -> None:
-        self.lib, self.struct, self.held = linear.lib, struct, held  # held: what the struct points to
+    def __init__(self, struct: LayerStruct, lib: ctypes.CDLL, held: object, *, kind: str = "layer") -> None:
+        """held: what the struct points to; kind: "layer", or "prompt" for the calls of prompt.cpp."""
+        self.struct, self.held = struct, held
         self.address = ctypes.addressof(struct)
-        self.lib.layer_before.argtypes = [pointer, i32, pointer, pointer, pointer, pointer, i32]
-        self.lib.layer_after.argtypes = [pointer, i32, pointer, pointer, i32]
-        self.lib.layer_before.restype = self.lib.layer_after.restype = None
+        self.call_before, self.call_after = getattr(lib, f"{kind}_before"), getattr(lib, f"{kind}_after")
+        self.call_before.argtypes = [pointer, i32, pointer, pointer, pointer, pointer, i32]
+        self.call_after.argtypes = [pointer, i32, pointer, pointer, i32]
+        self.call_before.restype = self.call_after.restype = None
         self.heads = (struct.num_heads, struct.num_kv_heads, struct.num_kv_heads)
         self.head_dim = int(struct.head_dim)
+        self.of_prompts = NativeBody(struct, lib, held, kind="prompt") if kind == "layer" and lib.prompt_is_supported() else self
 
     def before(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         num, x_TD, cos, sin = x_TD.shape[0], x_TD.contiguous(), cos.contiguous(), sin.contiguous()
         address, (q_THE, k_TKE, v_TKE) = buffers.take(num, self.heads, self.head_dim)
-        self.lib.layer_before(self.address, num, x_TD.data_ptr(), cos.data_ptr(), sin.data_ptr(), address, torch.get_num_threads())
+        self.call_before(self.address, num, x_TD.data_ptr(), cos.data_ptr(), sin.data_ptr(), address, torch.get_num_threads())
         return q_THE, k_TKE, v_TKE
 
     def after(self, x_TD: Tensor, out_TX: Tensor) -> Tensor:
         x_TD, out_TX = x_TD.contiguous(), out_TX.contiguous()
-        self.lib.layer_after(self.address, x_TD.shape[0], x_TD.data_ptr(), out_TX.data_ptr(), torch.get_num_threads())
+        self.call_after(self.address, x_TD.shape[0], x_TD.data_ptr(), out_TX.data_ptr(), torch.get_num_threads())
         return x_TD
 
 
@@ -93,4 +97,19 @@ def fuse(layer: LayerWeights, config: ModelConfig) -> NativeBody | None:
         *parts, *(None if x is None else x.data_ptr() for x in (*norms, bias)), config.norm_eps, config.query_scale, config.dim, config.num_heads,
         config.num_kv_heads, config.head_dim, gate_up.parts[0].struct.rows, config.activation == "gelu", config.qk_norm == "row",
     )  # fmt: skip
-    return NativeBody(struct, qkv, (qkv, o, gate_up, down, norms, bias))
+    return NativeBody(struct, qkv.lib, (qkv, o, gate_up, down, norms, bias))
+
+
+def prompt_product(linear: Linear) -> Callable[[Tensor], Tensor] | None:
+    """What a prompt's body multiplies by a matrix: bfloat16 [rows, in_features] -> float32 [rows, out_features]. None where it is as elsewhere."""
+    if not isinstance(linear, NativeLinear) or not linear.lib.prompt_is_supported():
+        return None
+    apply = linear.lib.prompt_apply
+    apply.argtypes, apply.restype = [pointer, i32, i32, pointer, pointer, i32], None
+
+    def product(x: Tensor) -> Tensor:
+        x, y = x.bfloat16().contiguous(), torch.empty(len(x), linear.num_rows)
+        apply(linear.structs, len(linear.parts), len(x), x.data_ptr(), y.data_ptr(), torch.get_num_threads())
+        return y
+
+    return product

@@ -17,7 +17,7 @@ from torch import Tensor
 from ponder.core.errors import BadField
 from ponder.core.formats import RawTensor
 from ponder.native.build import library
-from ponder.native.codes import GROUP, Codes, codes_of, has_minima, row_scales
+from ponder.native.codes import GROUP, Codes, codes_of, has_minima, is_exact, row_scales
 
 OUTPUTS = 16  # of a block
 SLAB = 32 << 20  # bytes taken from the system at once, in large pages: with small ones a core reads weights at half the speed
@@ -52,12 +52,13 @@ memory = Memory()
 
 @dataclass(frozen=True)
 class Matrix:
-    """One packed matrix; `struct` points into the arrays."""
+    """One packed matrix; `struct` points into the arrays. is_exact: its weights are those of the file, bit for bit."""
 
     codes: np.ndarray
     scales: np.ndarray
     row_scales: np.ndarray
     struct: MatrixStruct
+    is_exact: bool
 
     @property
     def nbytes(self) -> int:
@@ -81,7 +82,7 @@ def pack(part: RawTensor, bits: int) -> Matrix:
             assert values is not None
             scales[at, :, plane] = (values / power[:, None]).reshape(-1, OUTPUTS, num_groups).swapaxes(1, 2)
     struct = MatrixStruct(codes.ctypes.data, scales.ctypes.data, powers.ctypes.data, num_rows, columns, bits, planes - 1)
-    return Matrix(codes, scales, powers, struct)
+    return Matrix(codes, scales, powers, struct, is_exact(part.kind, bits))
 
 
 def pad(found: Codes) -> Codes:

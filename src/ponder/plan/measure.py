@@ -7,6 +7,7 @@ pass, or after the caches were filled with something else, so that they come fro
 import ctypes
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,11 @@ from ponder.engine.process import LocalProcess
 from ponder.engine.sampler import Draw, draw
 from ponder.models.decoder import Attend
 from ponder.native.build import library
+from ponder.native.layer import prompt_product
 from ponder.plan import plant
 from ponder.plan.fit import fit
 from ponder.plan.machine import AttentionRate, Curve, MachineCard, MatrixRate, SamplerRate, TextRate, cpu_name, versions
-from ponder.plan.predict import LONG, attention_terms
+from ponder.plan.predict import LONG, PROMPT, attention_terms
 from ponder.plan.roofline import Outline, Pass, decode_pass, matrix_shapes
 
 WORKING_SETS = tuple(1 << n for n in (17, 18, 19, 20, 22, 24, 25, 26, 28))
@@ -33,6 +35,7 @@ MATRIX_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 FEW_ROWS = 16  # up to which the weights' way from memory matters, so that all layers are swept; beyond, NUM_LAYERS of them
 NUM_LAYERS, NUM_SWEEPS = 4, 4
 HEAD_ROWS = 64
+PROMPT_ROWS = (16, 32, 64, 128, 256, 512)
 SAMPLER_ROWS = (1, 4, 16, 64)
 PYTHON_ROWS = (1, 16, 64)
 TOP_P = 0.95
@@ -141,7 +144,8 @@ def measure_model(process: LocalProcess, outline: Outline, card: MachineCard) ->
         MachineCard(
             name=card.name, threads=card.threads, versions=card.versions, bandwidth=card.bandwidth, peaks=card.peaks, op_seconds=card.op_seconds,
             call_seconds=card.call_seconds, region_seconds=card.region_seconds, python=python_curves(process), texts=(text_rate(process),),
-            matrices=tuple(matrix_rates(process, outline, card)), attentions=(attention_rate(process, card.threads),),
+            matrices=(*matrix_rates(process, outline, card), *prompt_rates(process, outline, card)),
+            attentions=(attention_rate(process, card.threads),),
             samplers=tuple(SamplerRate(config.vocab_size, top_p, sampler_curve(config.vocab_size, top_p)) for top_p in (1.0, TOP_P)),
         )
     )  # fmt: skip
@@ -175,6 +179,28 @@ def matrix_rates(process: LocalProcess, outline: Outline, card: MachineCard) -> 
         format = outline.head if role == "head" else outline.weights
         curve = Curve(tuple(map(float, MATRIX_ROWS[: len(measured)])), tuple(measured))
         yield MatrixRate(format, out, into, outline.weight_nbytes[role] * out * into, curve)
+
+
+def prompt_rates(process: LocalProcess, outline: Outline, card: MachineCard) -> Iterator[MatrixRate]:
+    """Of the products of prompts, where they are others."""
+    layers, rows = roles_of(process)[:NUM_LAYERS], tuple(map(float, PROMPT_ROWS))
+    for role, (out, into) in matrix_shapes(outline.config).items():
+        products = [found for layer in layers if role in layer and (found := prompt_product(layer[role])) is not None]
+        if products:
+            seconds = [max(sweep - card.call_seconds - card.region_seconds, 1e-9) for sweep in product_seconds(products, into)]
+            yield MatrixRate(outline.weights + PROMPT, out, into, outline.weight_nbytes[role] * out * into, Curve(rows, tuple(seconds)))
+
+
+def product_seconds(products: Sequence[Callable[[Tensor], Tensor]], width: int) -> Iterator[float]:
+    """Mean seconds of a product of [n, width] for each n of PROMPT_ROWS."""
+    for rows in PROMPT_ROWS:
+        x = torch.randn(rows, width, generator=torch.Generator().manual_seed(0)).bfloat16()
+        yield least(partial(multiply_all, products, x), num=NUM_SWEEPS) / len(products)
+
+
+def multiply_all(products: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> None:
+    for product in products:
+        product(x)
 
 
 def matrix_sweep(layers: Sequence[dict[str, Linear]], head: Linear | None, inputs: dict[str, Tensor]) -> dict[str, float]:
@@ -246,7 +272,7 @@ class Hollow:
         self.hidden = torch.zeros(1, inner.config.dim, dtype=inner.dtype)
         self.answer = torch.randn(1, vocab, generator=torch.Generator().manual_seed(0))
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, prompts: Sequence[tuple[int, int]] = ()) -> Tensor:
         return self.hidden.expand(len(tokens), -1)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:

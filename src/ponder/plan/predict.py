@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 
 from ponder.core.errors import BadField
 from ponder.core.formats import ModelConfig
+from ponder.native.attention import BLOCK as KEYS
+from ponder.native.attention import MAX_ROWS as ROWS
 from ponder.plan.machine import AttentionRate, Factors, MachineCard
 from ponder.plan.roofline import GROUPS, Operator, Outline, Pass, matrix_shapes, operators
 
-KEYS = 64  # of a block that the attention kernel meets at once
+PROMPT = " prompt"  # ends the names of formats whose rates are those of prompts
 CHUNK = 512  # keys of one running sum: units of work end there
-ROWS = 48  # query rows of a unit
 CACHED = 1 << 20  # bytes of a working set that lies in the second cache
 
 
@@ -86,11 +87,17 @@ def ideal_seconds(op: Operator, card: MachineCard, working_set: float) -> float:
 def predicted_seconds(op: Operator, outline: Outline, passed: Pass, card: MachineCard) -> float:
     factors = card.factors_of(outline.name)
     if op.shape is not None:
-        return matrix_seconds(op, outline.head if op.name == "head" else outline.weights, card)
+        return matrix_seconds(op, outline.head if op.name == "head" else reading_format(outline, passed, card), card)
     if op.name == "attention":
         return factors.attention * attention_seconds(op, outline.config, passed, card)
     overhead = card.op_seconds if op.layer is None else 0.0
     return overhead + factors.elementwise * max(op.flops / card.peak, op.nbytes / card.bandwidth_at(CACHED))
+
+
+def reading_format(outline: Outline, passed: Pass, card: MachineCard) -> str:
+    """The weights, as the rates of a pass are named: prompts may have rates of their own."""
+    name = outline.weights + PROMPT
+    return name if passed.is_reading and any(rate.format == name for rate in card.matrices) else outline.weights
 
 
 def matrix_seconds(op: Operator, format: str, card: MachineCard) -> float:

@@ -30,6 +30,7 @@ SAMPLING = Sampling(temperature=0.8)
 CHUNK = Settings().chunk
 MARGIN = 64  # tokens of the context that are kept for answers
 TOGETHER = {"before": ("qkv",), "after": ("o", "gate_up", "down"), "experts": ("gate_up", "down")}  # groups of the clocks of plan.watch
+ENOUGH, LEAST_RUNS, MOST_RUNS = 0.5, {"decode": 3, "prefill": 2}, 30  # seconds of a cell's runs, and how many they may be
 MATRICES = ("qkv", "o", "gate_up", "down")
 
 
@@ -126,9 +127,10 @@ class Profiler:
     def predict(self, cell: Cell, card: MachineCard) -> Prediction:
         return predict_cell(self.outline, cell, card, self.plain.chunk)
 
-    def profile(self, cell: Cell, card: MachineCard, num: int = 5) -> Profile:
-        """The cell measured, its parts named by group, beside its prediction."""
+    def profile(self, cell: Cell, card: MachineCard) -> Profile:
+        """The cell measured, its parts named by group, beside its prediction. The shorter it takes, the oftener it is run."""
         prediction = self.predict(cell, card)
+        num = round(min(max(ENOUGH / prediction.seconds, LEAST_RUNS[cell.phase]), MOST_RUNS))
         parts, shared = by_groups(self.measure(cell, num) | {"tokenizer": self.text_seconds(cell)}, prediction)
         return Profile(cell, prediction, parts, shared)
 

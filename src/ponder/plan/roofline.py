@@ -36,6 +36,11 @@ class Pass:
     def num_tokens(self) -> int:
         return sum(self.new)
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether it reads prompts; a pass that also generates counts as one."""
+        return max(self.new) > 1
+
     def keys_met(self, window: int | None) -> float:
         """Keys that all new tokens see together."""
         return float(sum(_keys_met(new, before, window) for new, before in zip(self.new, self.before)))

@@ -60,6 +60,10 @@ class TimedBody:
     clock: Clock
     names: tuple[str, str]
 
+    @property
+    def of_prompts(self) -> LayerBody:
+        return self if self.inner.of_prompts is self.inner else replace(self, inner=self.inner.of_prompts)
+
     def before(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with self.clock.on(self.names[0]):
             return self.inner.before(x_TD, cos, sin)
@@ -83,16 +87,17 @@ class TimedDecoder:
 
     def __init__(self, decoder: Decoder, clock: Clock) -> None:
         self.inner = replace(decoder, bodies=tuple(timed_body(body, clock) for body in decoder.bodies))
-        self.config, self.model_id, self.dtype, self.clock = decoder.config, decoder.model_id, decoder.dtype, clock
+        self.config, self.model_id, self.dtype, self.device = decoder.config, decoder.model_id, decoder.dtype, decoder.device
+        self.clock = clock
         self.last: Tensor | None = None
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, prompts: Sequence[tuple[int, int]] = ()) -> Tensor:
         def timed(layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
             with self.clock.on("attention"):
                 return attend(layer, q_THE, k_TKE, v_TKE)
 
         with self.clock.on("norms/rope"):
-            return self.inner.forward(tokens, positions, timed)
+            return self.inner.forward(tokens, positions, timed, prompts)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         with self.clock.on("head"):

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
-from ponder.core.asks import Answer, Ask, Candidate, Extend, Extension, Judge, Judgement, Outcome, Prompt, Turn, spent_answer
+from ponder.core.asks import Answer, Ask, Candidate, Extend, Extension, Judge, Judgement, Outcome, Prompt, Turn, spent_answer, unfit_answer
 from ponder.core.budget import Budget, Cost
 from ponder.core.errors import BudgetTooSmall, PonderError, PromptTooLong, StoreError
 from ponder.core.rng import TorchRng
@@ -203,10 +203,14 @@ class Driver:
             stored = self.store.get(self.process.model_id, work.ask) if self.store is not None else None
             if stored is not None:
                 self._stored(running, work, stored)
-            else:
+                continue
+            try:
                 ticket = self.process.add(work.ask)
-                running.live[ticket] = work
-                self.owners[ticket] = running
+            except PromptTooLong:  # a prompt that the strategy or a verifier made: the job's own was checked
+                self._fill_slot(running, work, unfit_answer(work.ask))
+                continue
+            running.live[ticket] = work
+            self.owners[ticket] = running
 
     def _next_wave(self, running: Running) -> list[Work]:
         """Takes from the waiting asks those that start now, capped so that together they cannot overspend; [] when spent."""

@@ -74,6 +74,8 @@ class Specs:
             if text not in self.parts[field]:
                 raise UnknownName(field, text, self.parts[field])
             return self.parts[field][text]
+        if "tuple" in type_name:
+            raise BadField(f"{self.kind} {name}: {field} holds several values and cannot be set from text; set it in Python")
         if text.lower() == "none" and "None" in type_name:
             return None
         if isinstance(present, bool) or "bool" in type_name:
@@ -90,7 +92,7 @@ class Specs:
 
     def _word(self, name: str, field: str, text: str, type_name: str) -> str:
         """A str field; where its type is a Literal, one of the words listed there."""
-        words = re.findall(r"['\"]([^'\"]+)['\"]", type_name)
+        words = re.findall(r"['\"]([^'\"]+)['\"]", type_name) if "Literal" in type_name else []
         if words and text not in words:
             raise UnknownName(f"{field} of {self.kind} {name}", text, words)
         if not words and not re.search(r"\bstr\b", type_name):

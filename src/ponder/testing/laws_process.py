@@ -102,12 +102,16 @@ def finished(process: Process, ticket: int) -> Answer:
                 return answer
 
 
+HALF = "\ufffd"  # what a half character looks like before its other half comes: no text to look for
+
+
 def law_until(make: Make, prompt: Prompt, tolerance: float) -> None:
     """An `until` string ends the step, stays in the text, and the next step goes on as if nothing had been."""
     process = make()
     (whole,) = extended(process, [plain(prompt)])
-    middle = whole.prefix.text[: max(1, len(whole.prefix.text) // 2)][-1:]
-    require(bool(middle), "the answer to this prompt is empty: choose another")
+    text = whole.prefix.text
+    middle = (text[: max(1, len(text) // 2)].replace(HALF, "") or text.replace(HALF, ""))[-1:]
+    require(bool(middle), "the answer to this prompt has no whole character: choose another")
     prefix, num_steps = Prefix(prompt), 0
     while not prefix.is_final:
         (step,) = extended(process, [Extend(prefix=prefix, seed=0, until=(middle,))])

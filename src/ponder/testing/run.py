@@ -4,8 +4,9 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ponder.core.asks import Answer, Ask, Judge, Judgement, Turn, spent_answer
+from ponder.core.asks import Answer, Ask, Judge, Judgement, Turn, spent_answer, unfit_answer
 from ponder.core.budget import Cost
+from ponder.core.errors import PromptTooLong
 from ponder.core.roles import Process, Verifier
 
 T = TypeVar("T")
@@ -42,10 +43,17 @@ def answer_all(running: Generator[Turn, Sequence[Answer], T], process: Process, 
 
 
 def answer_turn(asks: Sequence[Ask], process: Process, order: int = 1) -> tuple[Answer, ...]:
-    """Answers to `asks`, in their order, all run together."""
-    tickets = {process.add(asks[i]): i for i in range(len(asks))[::order] if not isinstance(asks[i], Judge)}
+    """Answers to `asks`, in their order, all run together. One that does not fit the context is answered as the driver does."""
+    tickets: dict[int, int] = {}
     answers: dict[int, Answer] = {}
-    while len(answers) < len(tickets):
+    for i in range(len(asks))[::order]:
+        if not isinstance(asks[i], Judge):
+            try:
+                tickets[process.add(asks[i])] = i
+            except PromptTooLong:
+                answers[i] = unfit_answer(asks[i])
+    num_unfit = len(answers)
+    while len(answers) < len(tickets) + num_unfit:
         answers.update((tickets[ticket], answer) for ticket, answer in process.step())
     return tuple(judged(ask, process) if isinstance(ask, Judge) else answers[i] for i, ask in enumerate(asks))
 

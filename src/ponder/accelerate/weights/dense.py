@@ -9,13 +9,14 @@ Choose     Bf16 for 16 or more sequences at once; Float32 where a test wants an 
 Differs    Bf16Head returns float32: one more product yields what rounding to bfloat16 lost, so that two near logits stay apart.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ponder.accelerate.weights.codes import dense_rows
-from ponder.core.formats import LayerBody, LayerWeights, ModelConfig, RawTensor
+from ponder.core.formats import PlainFormat, RawTensor
 
 
 def stack_rows(parts: tuple[RawTensor, ...], dtype: torch.dtype) -> Tensor:
@@ -31,6 +32,11 @@ def stack_rows(parts: tuple[RawTensor, ...], dtype: torch.dtype) -> Tensor:
 def two_rows(x: Tensor) -> Tensor:
     """`x`, a single row doubled: oneDNN sums one row of more than 1,024 columns in another order than two."""
     return x if len(x) != 1 else x.repeat(2, 1)
+
+
+def by_few_rows(apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """apply(x), MOST_ROWS rows at a time."""
+    return apply(x) if len(x) <= MOST_ROWS else torch.cat([apply(some) for some in x.split(MOST_ROWS)])
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,9 @@ class PackedLinear:
     nbytes: int
 
     def apply(self, x: Tensor) -> Tensor:
+        return by_few_rows(self._product, x)
+
+    def _product(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise.default(two_rows(x), self.packed, None, "none", [], "")[: len(x)]
 
 
@@ -61,6 +70,9 @@ class PackedHead:
 
     def apply(self, x: Tensor) -> Tensor:
         """float32 [rows, out]: the rounded product plus the rounded rest of it, together good to 16 bits."""
+        return by_few_rows(self._product, x)
+
+    def _product(self, x: Tensor) -> Tensor:
         x, num_rows = two_rows(x), len(x)
         y = torch.ops.mkldnn._linear_pointwise.default(x, self.packed, None, "none", [], "")
         rest = torch.ops.mkldnn._linear_pointwise.binary(x, y, self.packed, None, "sub")
@@ -68,7 +80,7 @@ class PackedHead:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Float32:
+class Float32(PlainFormat):
     """Plain float32. Row results vary by 1e-7 with the number of rows: not for reproducible sampling."""
 
     name: str = "float32"
@@ -77,12 +89,9 @@ class Float32:
     def pack(self, parts: tuple[RawTensor, ...]) -> PlainLinear:
         return PlainLinear(stack_rows(parts, torch.float32))
 
-    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
-        return None
-
 
 @dataclass(frozen=True, kw_only=True)
-class Bf16:
+class Bf16(PlainFormat):
     """bfloat16 in oneDNN's layout."""
 
     name: str = "bf16"
@@ -92,12 +101,9 @@ class Bf16:
         weight = stack_rows(parts, torch.bfloat16)
         return PackedLinear(torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS), weight.nbytes)
 
-    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
-        return None
-
 
 @dataclass(frozen=True, kw_only=True)
-class Bf16Head:
+class Bf16Head(PlainFormat):
     """bfloat16 in oneDNN's layout, float32 out. For the output head."""
 
     name: str = "bf16-head"
@@ -107,8 +113,6 @@ class Bf16Head:
         weight = stack_rows(parts, torch.bfloat16)
         return PackedHead(torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS), weight.nbytes)
 
-    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
-        return None
-
 
 PACKED_ROWS = 16  # number of input rows that the packed layout is tuned for
+MOST_ROWS = 32 if torch.cpu._is_amx_tile_supported() else 1 << 30  # of one product: with matrix registers, oneDNN sums more rows in other orders

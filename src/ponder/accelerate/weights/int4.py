@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ponder.accelerate.weights.codes import GROUP, MAX_VALUES, groups
 from ponder.core.errors import Unsupported
-from ponder.core.formats import LayerBody, LayerWeights, ModelConfig, RawTensor
+from ponder.core.formats import PlainFormat, RawTensor
 
 KERNEL_ROWS = 64  # rows that the kernel's layout interleaves, or a multiple
 
@@ -36,7 +36,7 @@ class Int4Linear:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Int4:
+class Int4(PlainFormat):
     """Weight-only int4 in groups of 32."""
 
     name: str = "int4"
@@ -55,9 +55,6 @@ class Int4:
             codes[at:stop], scale_zero[:, at:stop, 0], scale_zero[:, at:stop, 1] = some.codes, some.scales.T, some.zeros.T
             at = stop
         return Int4Linear(interleaved(codes), scale_zero)
-
-    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
-        return None
 
 
 def interleaved(codes: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ponder.accelerate.weights.codes import row_codes
-from ponder.core.formats import LayerBody, LayerWeights, ModelConfig, RawTensor
+from ponder.core.formats import PlainFormat, RawTensor
 
 PACKED_ROWS = 16  # number of input rows that the packed head is tuned for
 FINE = 254  # steps of the second activation term in one of the first
@@ -36,7 +36,7 @@ class Int8Linear:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Int8:
+class Int8(PlainFormat):
     """Weight-only int8 with a scale per row."""
 
     name: str = "int8"
@@ -44,9 +44,6 @@ class Int8:
 
     def pack(self, parts: tuple[RawTensor, ...]) -> Int8Linear:
         return Int8Linear(*row_codes(parts, torch.bfloat16))
-
-    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
-        return None
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Int8HeadLinear:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Int8Head:
+class Int8Head(PlainFormat):
     """Weight int8 with a scale per row, activations in two int8 terms, float32 out. For the output head."""
 
     name: str = "int8-head"
@@ -80,6 +77,3 @@ class Int8Head:
         codes, scales = row_codes(parts, torch.float32)
         packed = torch.ops.onednn.qlinear_prepack(codes, [PACKED_ROWS, codes.shape[1]])
         return Int8HeadLinear(packed, scales, torch.zeros(len(codes), dtype=torch.int32), codes.nbytes + 8 * len(codes))
-
-    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
-        return None

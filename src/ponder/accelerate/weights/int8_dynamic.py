@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ponder.accelerate.weights.codes import row_codes
-from ponder.core.formats import LayerBody, LayerWeights, ModelConfig, RawTensor
+from ponder.core.formats import PlainFormat, RawTensor
 
 PACKED_ROWS = 64  # number of input rows that the packed layout is tuned for
 
@@ -37,7 +37,7 @@ class Int8DynamicLinear:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Int8Dynamic:
+class Int8Dynamic(PlainFormat):
     """int8 weights with a scale per row, activations quantised as they come."""
 
     name: str = "int8-dynamic"
@@ -47,6 +47,3 @@ class Int8Dynamic:
         codes, scales = row_codes(parts, torch.float32)
         packed = torch.ops.onednn.qlinear_prepack(codes, [PACKED_ROWS, codes.shape[1]])
         return Int8DynamicLinear(packed, scales, torch.zeros(len(codes), dtype=torch.int32), codes.nbytes + 8 * len(codes))
-
-    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
-        return None

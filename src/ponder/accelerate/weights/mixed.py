@@ -13,15 +13,15 @@ Differs    the switch is a constant, not calibrated at load: a timing would make
            (benchmarks/results/weight_formats.jsonl).
 """
 
-import weakref
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
 from ponder.accelerate.weights.codes import groups_of
 from ponder.core.errors import BadField
-from ponder.core.formats import LayerBody, LayerWeights, Linear, ModelConfig, RawTensor, WeightFormat
+from ponder.core.formats import Linear, PlainFormat, RawTensor, WeightFormat
 
 SWITCH_ROWS = 6
 
@@ -67,15 +67,14 @@ class FourBitValues:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixed:
-    """few: int4. many: a format for the same values. `fuse` of a model's first layer makes the copies, when all its matrices are packed."""
+class Mixed(PlainFormat):
+    """few: int4. many: a format for the same values."""
 
     few: WeightFormat
     many: WeightFormat
     max_bytes: int = 1 << 30  # of all copies of a model
     switch_rows: int = SWITCH_ROWS  # from so many rows on the copy multiplies
     error: float = 0.084  # int4's and the rounding to bfloat16
-    waiting: list[weakref.ref[MixedLinear]] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.max_bytes < 0:
@@ -91,20 +90,12 @@ class Mixed:
     def pack(self, parts: tuple[RawTensor, ...]) -> MixedLinear:
         """Raises Unsupported as `few` does."""
         num_weights = sum(part.shape[0] for part in parts) * parts[0].shape[1]
-        matrix = MixedLinear(self.few.pack(parts), self.switch_rows, tuple(map(FourBitValues, parts)), num_weights)
-        self.waiting.append(weakref.ref(matrix))
-        return matrix
+        return MixedLinear(self.few.pack(parts), self.switch_rows, tuple(map(FourBitValues, parts)), num_weights)
 
-    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
-        self.make_copies()
-        return None
-
-    def make_copies(self) -> None:
-        """Gives the matrices packed so far their copies, in order of size, as far as the limit reaches; the others stay as they are."""
-        matrices = sorted((m for ref in self.waiting if (m := ref()) is not None), key=lambda m: -m.num_weights)
-        self.waiting.clear()
+    def complete(self, matrices: Sequence[Linear]) -> None:
+        """Gives matrices their copies, in order of size, as far as the limit reaches; the others stay as they are."""
         left = self.max_bytes
-        for matrix in matrices:
+        for matrix in sorted((m for m in matrices if isinstance(m, MixedLinear)), key=lambda m: -m.num_weights):
             if 2 * matrix.num_weights <= left:
                 matrix.many = self.many.pack(matrix.parts)
                 left -= matrix.many.nbytes

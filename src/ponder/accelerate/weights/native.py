@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ponder.core.formats import LayerBody, LayerWeights, Linear, ModelConfig, RawTensor, WeightFormat
+from ponder.core.formats import Embedding, LayerBody, LayerWeights, Linear, ModelConfig, PlainFormat, RawTensor, WeightFormat
 from ponder.native.build import library
 from ponder.native.codes import stored_bits
 from ponder.native.layer import fuse
+from ponder.native.lookup import packed_rows
 from ponder.native.matrix import pack_linear
 
 ERROR = 0.0065  # half a step, 1/254, what the rounded scale clips, and the rounding of results to bfloat16
@@ -28,7 +29,7 @@ def bits_of(parts: tuple[RawTensor, ...]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Native:
+class Native(PlainFormat):
     """Bits as stored. Where the kernels are absent it is `narrow` for parts of 4 bits and `wide` for the others."""
 
     narrow: WeightFormat
@@ -52,7 +53,7 @@ class Native:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NativeHead:
+class NativeHead(PlainFormat):
     """Bits as stored, float32 out. For the output head; `fallback` where the kernels are absent."""
 
     fallback: WeightFormat
@@ -68,5 +69,5 @@ class NativeHead:
     def pack(self, parts: tuple[RawTensor, ...]) -> Linear:
         return pack_linear(parts, bits_of(parts), torch.float32) if library() else self.fallback.pack(parts)
 
-    def fuse(self, layer: LayerWeights, config: ModelConfig) -> LayerBody | None:
-        return None
+    def lookup(self, matrix: Linear) -> Embedding | None:
+        return packed_rows(matrix)

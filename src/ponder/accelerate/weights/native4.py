@@ -11,14 +11,14 @@ Differs    no calibration data and no search for better ranges.
 
 from dataclasses import dataclass
 
-from ponder.core.formats import LayerBody, LayerWeights, Linear, ModelConfig, RawTensor, WeightFormat
+from ponder.core.formats import LayerBody, LayerWeights, Linear, ModelConfig, PlainFormat, RawTensor, WeightFormat
 from ponder.native.build import library
 from ponder.native.layer import fuse
 from ponder.native.matrix import pack_linear
 
 
 @dataclass(frozen=True, kw_only=True)
-class Native4:
+class Native4(PlainFormat):
     """Weights in groups of 32, 4 bits; `fallback` where the kernels are absent."""
 
     fallback: WeightFormat

@@ -10,14 +10,14 @@ Choose     files in F16 or BF16, or to see what the activations' rounding alone 
 
 from dataclasses import dataclass
 
-from ponder.core.formats import LayerBody, LayerWeights, Linear, ModelConfig, RawTensor, WeightFormat
+from ponder.core.formats import LayerBody, LayerWeights, Linear, ModelConfig, PlainFormat, RawTensor, WeightFormat
 from ponder.native.build import library
 from ponder.native.layer import fuse
 from ponder.native.matrix import pack_linear
 
 
 @dataclass(frozen=True, kw_only=True)
-class Native8:
+class Native8(PlainFormat):
     """Weights in groups of 32, 8 bits; `fallback` where the kernels are absent."""
 
     fallback: WeightFormat

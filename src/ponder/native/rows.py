@@ -1,0 +1,97 @@
+"""A layer body on a card: four products of PyTorch's and six Triton kernels, where plain PyTorch launches thirty operations.
+
+Launching an operation costs a card about as long as a small one runs; for few tokens that is most of a layer. `fuse` declines what the
+kernels do not know, and is not there without Triton (native/paged.py).
+
+Shapes: T flat tokens, D width, H query heads, K key heads, E head width, F ffn width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ponder.core.formats import LayerBody, LayerWeights, ModelConfig
+from ponder.native import paged
+
+try:
+    from ponder.native import rows_triton as kernels
+except ImportError:  # Triton is no dependency
+    kernels = None  # type: ignore[assignment]
+
+HONOURED = {"qk_norm", "has_pre_norms", "has_post_norms", "activation", "query_scale"}  # of core.formats.BODY_SETTINGS
+GATE_BLOCK = 1024  # columns of a program
+
+
+@dataclass(frozen=True)
+class DeviceBody:
+    """A LayerBody. The residual stream is float32, all between in `dtype`; sums as in the plain body, but for their order."""
+
+    layer: LayerWeights
+    config: ModelConfig
+
+    @property
+    def of_prompts(self) -> LayerBody:
+        return self
+
+    def before(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        layer, config = self.layer, self.config
+        qkv = layer.qkv.apply(normed(x_TD, None, layer.attn_norm, config.norm_eps, dtype=self.dtype))
+        finish_qkv(qkv, layer, config, cos=cos, sin=sin)
+        heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+        q_THE, k_TKE, v_TKE = qkv.view(len(qkv), -1, config.head_dim).split(heads, 1)
+        return q_THE, k_TKE, v_TKE
+
+    def after(self, x_TD: Tensor, out_TX: Tensor) -> Tensor:
+        layer, config = self.layer, self.config
+        assert layer.gate_up is not None
+        assert layer.down is not None
+        added = self._post_normed(layer.o.apply(out_TX), layer.attn_post_norm)
+        gate_up = layer.gate_up.apply(normed(x_TD, added, layer.ffn_norm, config.norm_eps, dtype=self.dtype))
+        act_TF = gated(gate_up, config.activation)
+        normed(x_TD, self._post_normed(layer.down.apply(act_TF), layer.ffn_post_norm), None, config.norm_eps, dtype=None)
+        return x_TD
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.layer.qkv.weight.dtype  # type: ignore[attr-defined, no-any-return]
+
+    def _post_normed(self, x_TD: Tensor, weight: Tensor | None) -> Tensor:
+        return x_TD if weight is None else normed(x_TD.float(), None, weight, self.config.norm_eps, dtype=torch.float32)
+
+
+def normed(x_TD: Tensor, more_TD: Tensor | None, weight: Tensor | None, eps: float, *, dtype: torch.dtype | None) -> Tensor:
+    """x (float32) += more, in place; returns its root-mean-square norm in `dtype`, or x where dtype is None; x itself, rounded, without a weight."""
+    num, width = x_TD.shape
+    has_out = dtype is not None and weight is not None
+    out = torch.empty(num, width, dtype=dtype, device=x_TD.device) if has_out else x_TD
+    if has_out or more_TD is not None:
+        kernels.add_norm[(num,)](
+            x_TD, more_TD if more_TD is not None else x_TD, weight if has_out else x_TD, out, eps, D=width, BLOCK_D=1 << (width - 1).bit_length(),
+            HAS_MORE=more_TD is not None, HAS_OUT=has_out,
+        )  # fmt: skip
+    return out if dtype is None else out.to(dtype)
+
+
+def finish_qkv(qkv_TX: Tensor, layer: LayerWeights, config: ModelConfig, *, cos: Tensor, sin: Tensor) -> None:
+    """In place: bias, norms of heads, rotation and scale."""
+    num_heads, width = config.num_heads + 2 * config.num_kv_heads, config.head_dim
+    bias, q_norm, k_norm = (x if x is not None else qkv_TX for x in (layer.qkv_bias, layer.q_norm, layer.k_norm))
+    kernels.finish_qkv[(len(qkv_TX), num_heads)](
+        qkv_TX, bias, q_norm, k_norm, cos, sin, config.norm_eps, float(config.query_scale), NUM_HEADS=config.num_heads, NUM_KV=config.num_kv_heads,
+        E=width, BLOCK_HALF=1 << (width // 2 - 1).bit_length(), HAS_BIAS=layer.qkv_bias is not None, HAS_NORM=layer.q_norm is not None,
+    )  # fmt: skip
+
+
+def gated(gate_up: Tensor, activation: str) -> Tensor:
+    """act(gate) * up of [T, 2 F]."""
+    num, width = len(gate_up), gate_up.shape[1] // 2
+    out = torch.empty(num, width, dtype=gate_up.dtype, device=gate_up.device)
+    kernels.gate[(num, -(-width // GATE_BLOCK))](gate_up, out, F=width, BLOCK_F=GATE_BLOCK, IS_GELU=activation == "gelu")
+    return out
+
+
+def fuse(layer: LayerWeights, config: ModelConfig, device: torch.device) -> DeviceBody | None:
+    """The body of a layer of dense matrices on `device`; None where it has settings that the kernels do not know."""
+    is_known = config.unusual <= HONOURED and layer.experts is None and config.qk_norm != "row" and config.head_dim % 2 == 0
+    return DeviceBody(layer, config) if is_known and paged.is_here(device) else None

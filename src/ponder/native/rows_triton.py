@@ -1,0 +1,77 @@
+"""Triton kernels over the rows of a layer: norms, what follows the product of q, k and v, the gate. native/rows.py launches them.
+
+Shapes: T tokens, D width, J = H + 2 K heads, E head width, F ffn width.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["eps"])
+def add_norm(
+    x_ptr, more_ptr, weight_ptr, out_ptr, eps, D: tl.constexpr, BLOCK_D: tl.constexpr, HAS_MORE: tl.constexpr, HAS_OUT: tl.constexpr
+):  # fmt: skip
+    """Program (token): x += more, out = x / rms(x) * weight. x is float32."""
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, BLOCK_D)
+    inside = d < D
+    x = tl.load(x_ptr + row * D + d, mask=inside, other=0.0)
+    if HAS_MORE:
+        x += tl.load(more_ptr + row * D + d, mask=inside, other=0.0).to(tl.float32)
+        tl.store(x_ptr + row * D + d, x, mask=inside)
+    if HAS_OUT:
+        scale = 1 / tl.sqrt(tl.sum(x * x) / D + eps)
+        out = x * scale * tl.load(weight_ptr + d, mask=inside, other=0.0)
+        tl.store(out_ptr + row * D + d, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["eps"])
+def finish_qkv(
+    qkv_ptr, bias_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, eps, query_scale, NUM_HEADS: tl.constexpr, NUM_KV: tl.constexpr,
+    E: tl.constexpr, BLOCK_HALF: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr,
+):  # fmt: skip
+    """Program (token, head), in place: bias, norm of each head, rotation by halves, scale of q. v gets its bias alone."""
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    half = E // 2
+    e = tl.arange(0, BLOCK_HALF)
+    inside = e < half
+    at = qkv_ptr + (token * (NUM_HEADS + 2 * NUM_KV) + head) * E + e
+    a = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(at + half, mask=inside, other=0.0).to(tl.float32)
+    dtype = qkv_ptr.dtype.element_ty
+    if HAS_BIAS:  # rounded as the plain body rounds
+        a = (a + tl.load(bias_ptr + head * E + e, mask=inside, other=0.0).to(tl.float32)).to(dtype).to(tl.float32)
+        b = (b + tl.load(bias_ptr + head * E + half + e, mask=inside, other=0.0).to(tl.float32)).to(dtype).to(tl.float32)
+    if head < NUM_HEADS + NUM_KV:
+        if HAS_NORM:
+            weight_ptr = q_norm_ptr
+            if head >= NUM_HEADS:
+                weight_ptr = k_norm_ptr
+            scale = 1 / tl.sqrt((tl.sum(a * a) + tl.sum(b * b)) / E + eps)
+            a = a * scale * tl.load(weight_ptr + e, mask=inside, other=0.0)
+            b = b * scale * tl.load(weight_ptr + half + e, mask=inside, other=0.0)
+        cos_a, cos_b = tl.load(cos_ptr + token * E + e, mask=inside, other=0.0), tl.load(cos_ptr + token * E + half + e, mask=inside, other=0.0)
+        sin_a, sin_b = tl.load(sin_ptr + token * E + e, mask=inside, other=0.0), tl.load(sin_ptr + token * E + half + e, mask=inside, other=0.0)
+        turned_a = a * cos_a + b * sin_a
+        turned_b = b * cos_b + a * sin_b
+        factor = tl.where(head < NUM_HEADS, query_scale, 1.0)
+        a, b = turned_a * factor, turned_b * factor
+    tl.store(at, a.to(dtype), mask=inside)
+    tl.store(at + half, b.to(dtype), mask=inside)
+
+
+@triton.jit
+def gate(gate_up_ptr, out_ptr, F: tl.constexpr, BLOCK_F: tl.constexpr, IS_GELU: tl.constexpr):
+    """Program (token, part of F): act(gate) * up."""
+    token = tl.program_id(0).to(tl.int64)
+    f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
+    inside = f < F
+    g = tl.load(gate_up_ptr + token * 2 * F + f, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up_ptr + token * 2 * F + F + f, mask=inside, other=0.0).to(tl.float32)
+    if IS_GELU:
+        inner = 0.7978845608028654 * (g + 0.044715 * g * g * g)
+        act = g * tl.sigmoid(2 * inner)  # 0.5 g (1 + tanh(inner))
+    else:
+        act = g * tl.sigmoid(g)
+    dtype = out_ptr.dtype.element_ty
+    tl.store(out_ptr + token * F + f, (act.to(dtype).to(tl.float32) * up).to(dtype), mask=inside)
