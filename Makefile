@@ -37,11 +37,13 @@ bench:
 docs:
 	@$(SETUP) requirements.lock
 	@$(BIN)/python scripts/gen_catalogue.py
+	@$(BIN)/python scripts/gen_features.py
 
 docs-check:
 	@$(SETUP) requirements.lock
 	@echo "== docs: generated documents are current"
 	@$(BIN)/python scripts/gen_catalogue.py --check
+	@$(BIN)/python scripts/gen_features.py --check
 
 lock:
 	@PYTHON="$(PYTHON)" sh scripts/lock

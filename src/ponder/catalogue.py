@@ -93,6 +93,7 @@ from ponder.verify.p_true import PTrue
 from ponder.verify.pairwise import Pairwise
 from ponder.verify.probe_head import ProbeHead
 from ponder.verify.program_agreement import ProgramAgreement
+from ponder.verify.public_tests import PublicTests
 from ponder.verify.self_certainty import SelfCertainty
 from ponder.verify.unit_tests import UnitTests
 from ponder.verify.value_prompt import ValuePrompt
@@ -174,6 +175,7 @@ VERIFIERS: dict[str, Verifier] = {  # those that need no reference: strategies m
     "yes_no": YesNo(),
     "pairwise": Pairwise(),
     "program_agreement": ProgramAgreement(),
+    "public_tests": PublicTests(),
     "constant": Constant(),
 }
 
@@ -232,6 +234,7 @@ TASKS: dict[str, Task] = {
     "math500": Math500(),
     "humaneval": HumanEval(),
     "mbpp": Mbpp(),
+    "mbpp-one": Mbpp(num_visible=1, name="mbpp-one"),  # two of three tests held out
     "sciq": SciQ(),
     **PRESELECTED,
 }
@@ -305,11 +308,13 @@ def formats_of(weights: str, device: str) -> tuple[WeightFormat, WeightFormat, t
 
 
 def task(name: str) -> Task:
-    """A task of the table, or 'rg:DATASET' for any generator of reasoning-gym. Raises UnknownName."""
+    """A task of the table, NAME:field=value,... for one with other settings, or 'rg:DATASET' for any generator of reasoning-gym."""
     if name in TASKS:
         return TASKS[name]
     if name.startswith("rg:"):
         return open_reasoning_gym(name)
+    if name.partition(":")[0] in TASKS:
+        return Specs("task", TASKS, {}).read(name)  # type: ignore[return-value]
     raise UnknownName("task", name, [*TASKS, "rg:DATASET"])
 
 

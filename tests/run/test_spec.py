@@ -1,10 +1,11 @@
 """Specs: what is written is what is built; what cannot be honoured is refused by name."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import pytest
 
+from ponder import catalogue
 from ponder.core.asks import Sampling
 from ponder.core.errors import BadField, PonderError, UnknownName
 from ponder.run.spec import Specs
@@ -63,3 +64,9 @@ def test_bad_specs_name_value_rule_and_mend(text, kind, says):
     with pytest.raises(kind, match=says) as caught:
         SPECS.read(text)
     assert isinstance(caught.value, PonderError) and "\n" not in str(caught.value)
+
+
+def test_tasks_take_settings_too():
+    assert catalogue.task("gsm8k:shots=0,max_tokens=99") == replace(catalogue.TASKS["gsm8k"], shots=0, max_tokens=99)
+    with pytest.raises(UnknownName, match="shots"):
+        catalogue.task("gsm8k:shot=0")

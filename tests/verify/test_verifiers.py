@@ -15,6 +15,7 @@ from ponder.verify.numeric import Numeric
 from ponder.verify.p_true import PTrue
 from ponder.verify.pairwise import Pairwise
 from ponder.verify.program_agreement import ProgramAgreement
+from ponder.verify.public_tests import PublicTests
 from ponder.verify.sandbox import Limits
 from ponder.verify.self_certainty import SelfCertainty
 from ponder.verify.unit_tests import UnitTests
@@ -33,6 +34,7 @@ VERIFIERS = {
     "pairwise": Pairwise(),
     "program_agreement": ProgramAgreement(),
     "yes_no": YesNo(),
+    "public_tests": PublicTests(),
     "self_certainty": SelfCertainty(),
     "unit_tests": UnitTests(tests="assert f() == 1", limits=Limits(seconds=1.0)),
     "value_prompt": ValuePrompt(),

@@ -83,6 +83,33 @@ def compare(
 
 
 @app.command()
+def study(
+    tasks: Annotated[str, typer.Option("--tasks", "-t", help="Comma-separated tasks, or NAME:field=value specs separated by ';'.")],
+    strategies: Annotated[str, typer.Option(help="Specs separated by ';'. An open num gets every budget, an open verifier every verifier.")] = (
+        "self_consistency;self_consistency:weigh=path_probability;particle_filter:num=8"
+    ),
+    verifiers: Annotated[str, typer.Option(help="Comma-separated; best-of-N, the yardstick, judges by the first.")] = "mean_probability,mean_log_p",
+    budgets: Annotated[str, typer.Option(help="Comma-separated numbers of samples.")] = "1,2,4,8,16",
+    n: Annotated[int, typer.Option("--n", "-n", help="Number of questions of each task.")] = 50,
+    model: Model = DEFAULT_MODEL,
+    split: Annotated[str, typer.Option(help="dev (to choose) or test (to report).")] = "test",
+    out: Annotated[Path, typer.Option(help="Folder for samples, rows, page and pictures.")] = Path("out/study"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out; nothing finished is computed again.")] = False,
+    weights: Weights = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    threads: Threads = None,
+    budget: BudgetText = "20000 tokens",
+) -> None:
+    """Strategies x verifiers x budgets x tasks from stored samples: what beats greedy, what beats best-of-N at equal cost."""
+    verb = importlib.import_module("ponder.cli.studies").study
+    raise typer.Exit(
+        verb(tasks=tasks, strategies=strategies, verifiers=verifiers, budgets=budgets, n=n, model=model, split=split, out=out, resume=resume,
+             weights=weights, device=device, seed=seed, threads=threads, budget=budget)
+    )  # fmt: skip
+
+
+@app.command()
 def demo() -> None:
     """Fetch the default model, compare strategies on real questions (about 5 minutes on 2 cores), answer one."""
     _verb("demo")

@@ -55,7 +55,7 @@ def ask(
         return INTERRUPTED
     (result,) = results
     if trace is not None:
-        _write(trace, "".join(line + "\n" for line in result.trace))
+        write_text(trace, "".join(line + "\n" for line in result.trace))
     if result.stop_reason == "failed":
         raise PonderError(str(result.diagnostics["error"]))
     show.show_answer(result, strategy=strategy, budget=str(limits))
@@ -215,7 +215,7 @@ def report(comparison: Comparison, out: Path, title: str) -> list[Summary]:
         show.err.print(f"{row.recipe} failed on question {row.question}: {row.result.diagnostics['error']}", style="red")
     if failed[3:]:
         show.err.print(f"and {len(failed) - 3} more failed; results.jsonl has them", style="red")
-    _write(out / "summary.json", json.dumps([asdict(s) | {"verdict": s.verdict} for s in summaries], indent=1) + "\n")
+    write_text(out / "summary.json", json.dumps([asdict(s) | {"verdict": s.verdict} for s in summaries], indent=1) + "\n")
     plot_quality(summaries, out / "quality.png", title=title)
     ledgers = comparison.ledgers.values()
     engine = sum(ledger.engine_seconds for ledger in ledgers)
@@ -273,7 +273,7 @@ def _question(text: str) -> str:
     return question.strip()
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

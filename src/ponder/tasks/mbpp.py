@@ -6,13 +6,15 @@ Shapes     500 items (the paper's test set), about half "dev" and half "test" he
 Guarantee  exact scorer up to the time limit (verify/unit_tests.py says what the sandbox isolates).
 Cost       answers take 30-200 tokens; scoring about 50 ms each.
 Choose     code models from about 0.5B up; shorter answers than HumanEval.
-Differs    zero-shot chat prompt that shows the tests, as is usual for instruct models, not the paper's three examples.
+Differs    zero-shot chat prompt that shows the tests, as is usual for instruct models, not the paper's three examples. With
+           num_visible the prompt shows the first ones only and the rest are held out: a verifier that runs what is shown can err.
 """
 
 import functools
 from dataclasses import dataclass, field
 
 from ponder.core.asks import Prompt
+from ponder.core.errors import BadField
 from ponder.tasks.data import read_docs
 from ponder.tasks.task import Item, in_split, judged_right
 from ponder.verify.answers import Code
@@ -26,10 +28,16 @@ ASK = "{}\nYour code must pass these tests:\n```python\n{}\n```\nReply with one 
 class Mbpp:
     limits: Limits = field(default_factory=Limits)  # of one run of the tests
     max_tokens: int = 300  # most tokens of one answer
+    num_visible: int | None = None  # tests that the prompt shows; None: all
     name: str = "mbpp"
 
+    def __post_init__(self) -> None:
+        if self.num_visible is not None and self.num_visible < 1:
+            raise BadField(f"mbpp num_visible={self.num_visible}: must be at least 1, or None for all")
+
     def items(self, split: str) -> tuple[Item, ...]:
-        return in_split((Item(id=i, prompt=self.prompt(text, tests), reference=tests) for i, text, tests in _rows()), split, self.name)
+        shown = ((i, self.prompt(text, joined(setup, tests[: self.num_visible])), joined(setup, tests)) for i, text, setup, tests in _rows())
+        return in_split((Item(id=i, prompt=prompt, reference=tests) for i, prompt, tests in shown), split, "mbpp")
 
     def scorer(self, item: Item) -> UnitTests:
         return UnitTests(tests=item.reference, limits=self.limits)
@@ -44,12 +52,15 @@ class Mbpp:
 
 
 @functools.lru_cache(maxsize=1)
-def _rows() -> tuple[tuple[str, str, str], ...]:
+def _rows() -> tuple[tuple[str, str, str, tuple[str, ...]], ...]:
     docs = read_docs("codex_mbpp/gold_bpb_0shot")
-    return tuple((str(d["task_id"]), str(d["text"]), _tests(d)) for d in docs)
+    return tuple((str(d["task_id"]), str(d["text"]), str(d["test_setup_code"]), _lines(d["test_list"])) for d in docs)
 
 
-def _tests(doc: dict[str, object]) -> str:
-    lines = doc["test_list"]
-    assert isinstance(lines, list)
-    return "\n".join(filter(None, (str(doc["test_setup_code"]), *lines))).replace("\r\n", "\n")
+def _lines(tests: object) -> tuple[str, ...]:
+    assert isinstance(tests, list)
+    return tuple(map(str, tests))
+
+
+def joined(setup: str, tests: tuple[str, ...]) -> str:
+    return "\n".join(filter(None, (setup, *tests))).replace("\r\n", "\n")

@@ -4,7 +4,7 @@ import itertools
 import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
@@ -40,37 +40,31 @@ DEAD = float("-inf")
 FLOOR = math.log(2.0**-126)
 
 
-@dataclass(frozen=True)
-class ToyLM:
-    """Order-1 model: the next token depends on the last character only. Token i < V is alphabet[i]; token V ends the answer."""
+class SmallLM(ABC):
+    """A language model of few enough tokens to list: token i < V is alphabet[i], token V ends the answer."""
 
-    alphabet: str  # V distinct characters
-    table: tuple[tuple[float, ...], ...]  # [1 + V][V + 1] probabilities: rows are start, then each character
+    alphabet: Sequence[str]
 
-    def __post_init__(self) -> None:
-        num = len(self.alphabet) + 1
-        if len(self.table) != num or any(len(row) != num or abs(sum(row) - 1) > 1e-9 for row in self.table):
-            raise BadField(f"toy table: must be {num} rows of {num} probabilities that sum to 1")
+    @property
+    @abstractmethod
+    def key(self) -> int:
+        """Equal only for equal models."""
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int | None]:
+        """Tokens that spell `text`; None for a piece that has none."""
+
+    @abstractmethod
+    def log_p(self, prefix: Prefix) -> tuple[float, ...]:
+        """Log-probabilities [V + 1] of the next token."""
+
+    @abstractmethod
+    def row(self, last: int | None) -> tuple[float, ...]:
+        """Log-probabilities [V + 1] after token `last` alone; None is the start."""
 
     @property
     def end(self) -> int:
         return len(self.alphabet)
-
-    def encode(self, text: str) -> list[int | None]:
-        """One token per character; None for one that the alphabet lacks."""
-        return [self.alphabet.index(c) if c in self.alphabet else None for c in text]
-
-    @cached_property
-    def log_table(self) -> tuple[tuple[float, ...], ...]:
-        return tuple(tuple(math.log(p) if p > 0 else DEAD for p in row) for row in self.table)
-
-    def row(self, last: int | None) -> tuple[float, ...]:
-        """Log-probabilities [V + 1] after token `last`; None is the start."""
-        return self.log_table[0 if last is None else last + 1]
-
-    def log_p(self, prefix: Prefix) -> tuple[float, ...]:
-        """Log-probabilities [V + 1] of the next token; before the first one, the prompt's last character decides."""
-        return self.row(prefix.tokens[-1] if prefix.tokens else (self.encode(rendered(prefix.prompt)) or [None])[-1])
 
     def hidden(self, prefix: Prefix, place: int) -> torch.Tensor:
         """float32 [2 V + 10]: the state after `place` tokens. How often each token was said, which was the last, then noise
@@ -118,6 +112,37 @@ class ToyLM:
             else:
                 log_q = self.proposal(prefix, sampling or Sampling())
                 open_prefixes.extend(self.grown(prefix, v, log_q[v]) for v in range(self.end + 1) if log_q[v] > DEAD)
+
+
+@dataclass(frozen=True)
+class ToyLM(SmallLM):
+    """Order-1 model: the next token depends on the last character only. Token i < V is alphabet[i]; token V ends the answer."""
+
+    alphabet: str  # V distinct characters
+    table: tuple[tuple[float, ...], ...]  # [1 + V][V + 1] probabilities: rows are start, then each character
+
+    def __post_init__(self) -> None:
+        num = len(self.alphabet) + 1
+        if len(self.table) != num or any(len(row) != num or abs(sum(row) - 1) > 1e-9 for row in self.table):
+            raise BadField(f"toy table: must be {num} rows of {num} probabilities that sum to 1")
+
+    @property
+    def key(self) -> int:
+        return hash_seed(self.alphabet, self.table)
+
+    def encode(self, text: str) -> list[int | None]:
+        return [self.alphabet.index(c) if c in self.alphabet else None for c in text]
+
+    @cached_property
+    def log_table(self) -> tuple[tuple[float, ...], ...]:
+        return tuple(tuple(math.log(p) if p > 0 else DEAD for p in row) for row in self.table)
+
+    def row(self, last: int | None) -> tuple[float, ...]:
+        return self.log_table[0 if last is None else last + 1]
+
+    def log_p(self, prefix: Prefix) -> tuple[float, ...]:
+        """Before the first token, the prompt's last character decides."""
+        return self.row(prefix.tokens[-1] if prefix.tokens else (self.encode(rendered(prefix.prompt)) or [None])[-1])
 
 
 def toy_lm(alphabet: str = "ab", seed: int = 0) -> ToyLM:
@@ -295,15 +320,15 @@ class StepProcess(ABC):
 
 
 class ToyProcess(StepProcess):
-    """Role Process over a ToyLM.
+    """Role Process over a small model. One step is one token of every running ask; prefixes once computed are reused.
 
     Without `rng` a draw is a pure function of (seed, position, distribution), as the role demands. With `rng` each
     such triple is drawn once from it and remembered: under an EnumeratingRng the model's randomness is enumerated too,
     and asks that share a seed share their draws, as they would on a real model.
     """
 
-    def __init__(self, lm: ToyLM, rng: Rng | None = None, context_len: int = 4096) -> None:
-        super().__init__(f"toy-{hash_seed(lm.alphabet, lm.table):016x}", context_len)
+    def __init__(self, lm: SmallLM, rng: Rng | None = None, context_len: int = 4096) -> None:
+        super().__init__(f"toy-{lm.key:016x}", context_len)
         self.lm, self.rng = lm, rng
         self.drawn: dict[tuple[object, ...], int] = {}
 

@@ -1,0 +1,119 @@
+"""The grid of a study: strategies x verifiers x budgets, each cell a recipe, all of them on the same stored samples.
+
+Cells draw sample i of a question with one seed, so a cell that votes or judges over samples that another cell drew costs the model
+nothing. One folder per task (run/compare.py): resumable after kill -9 with the same bytes. Programs that were scored once are
+remembered beside the samples (scores.jsonl), since running a test suite costs more than drawing a short answer.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ponder.core.budget import Budget
+from ponder.core.errors import BadField, StoreError
+from ponder.core.roles import Process
+from ponder.run.compare import Comparison, Question, Row, RunFolder, compare, settings_of
+from ponder.run.recipe import Recipe
+from ponder.run.spec import Specs
+
+BASELINE = "greedy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Specs of strategies, verifiers by name, and budgets in samples.
+
+    A strategy with a field `num` that its spec leaves open gets every budget; one that judges by a verifier which its spec leaves
+    open gets every verifier. The first verifier is the one that best-of-N, the yardstick, judges by.
+    """
+
+    strategies: tuple[str, ...]
+    verifiers: tuple[str, ...]
+    budgets: tuple[int, ...]
+    pool: str = "sample:temperature=0.8"  # whose samples coverage, decomposition and lengths are read from
+
+    def __post_init__(self) -> None:
+        if not self.verifiers or not self.budgets or min(self.budgets) < 1:
+            raise BadField(f"study verifiers={self.verifiers}, budgets={self.budgets}: name at least one verifier, and budgets of at least 1 sample")
+
+    def cells(self, specs: Specs) -> tuple[str, ...]:
+        """Specs of all cells, the baseline first and the pool second; each once."""
+        open_ones = [BASELINE, with_field(self.pool, "num", max(self.budgets)), *(with_field("best_of_n", "verifier", v) for v in self.verifiers)]
+        return tuple(dict.fromkeys(cell for spec in (*open_ones, *self.strategies) for cell in self._expanded(spec, specs)))
+
+    def _expanded(self, spec: str, specs: Specs) -> list[str]:
+        fields = specs.settable(specs.read(spec))
+        found = [spec]
+        if fields.get("verifier") is not None and "verifier=" not in spec:
+            found = [with_field(each, "verifier", v) for each in found for v in self.verifiers]
+        if "num" in fields and "num=" not in spec:
+            found = [with_field(each, "num", n) for each in found for n in self.budgets]
+        return found
+
+    @property
+    def pool_cell(self) -> str:
+        return with_field(self.pool, "num", max(self.budgets))
+
+
+def with_field(spec: str, name: str, value: object) -> str:
+    return f"{spec}{',' if ':' in spec else ':'}{name}={value}"
+
+
+@dataclass
+class Scores:
+    """Whether texts were right, one JSON line each, kept across runs."""
+
+    path: Path
+    known: dict[str, bool] = field(default_factory=dict)
+
+    def open(self) -> "Scores":
+        """Reads what is there; a last line that a kill cut off is dropped, and written again when its text is scored again."""
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
+            whole = [line for line in lines if line.endswith("\n")]
+            if len(whole) < len(lines):
+                self.path.write_text("".join(whole), encoding="utf-8")
+            self.known = dict(json.loads(line) for line in whole)
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{self.path}: {error}; move it away: what it holds is scored again") from error
+        return self
+
+    def of(self, question: Question) -> Question:
+        """The question, each text of it scored once in all runs."""
+
+        def is_right(text: str) -> bool:
+            key = hashlib.sha256(f"{question.id}\n{text}".encode(errors="surrogatepass")).hexdigest()[:32]
+            if key not in self.known:
+                self.known[key] = question.is_right(text)
+                self._keep(key)
+            return self.known[key]
+
+        return replace(question, is_right=is_right)
+
+    def _keep(self, key: str) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([key, self.known[key]]) + "\n")
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error}; free disk space, then run again with --resume: samples are kept") from error
+
+
+def run_grid(
+    process: Process, cells: dict[str, Recipe], questions: Sequence[Question], *, out: Path, task: str, seed: int, resume: bool,
+    on_row: Callable[[Row], None] = lambda row: None,
+) -> tuple[Comparison, list[Question]]:  # fmt: skip
+    """Every cell on every question of one task, into `out`. Returns the questions too, with their scores remembered."""
+    recipes = list(cells.values())
+    folder = RunFolder(out, settings_of(process, recipes, questions, task=task, seed=seed)).open(resume=resume)
+    scores = Scores(out / "scores.jsonl").open()
+    scored = [scores.of(q) for q in questions]
+    try:
+        return compare(process, recipes, scored, folder=folder, seed=seed, on_row=on_row), scored
+    finally:
+        folder.close()
+
+
+def recipes_of(grid: Grid, specs: Specs, limits: Budget) -> dict[str, Recipe]:
+    return {cell: Recipe(label=cell, strategy=specs.read(cell), budget=limits) for cell in grid.cells(specs)}  # type: ignore[arg-type]
