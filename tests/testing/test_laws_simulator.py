@@ -8,7 +8,8 @@ import pytest
 from ponder.core.asks import ABSTAIN, Outcome, Sampling
 from ponder.core.errors import BadField
 from ponder.infer.best_of_n import BestOfN
-from ponder.infer.particle_filter import ParticleFilter, argmax
+from ponder.infer.particle_filter import ParticleFilter
+from ponder.infer.picks import argmax
 from ponder.infer.resample.systematic import systematic
 from ponder.infer.sample import Sample
 from ponder.infer.self_consistency import SelfConsistency

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Protocol
 
-from ponder.core.asks import Answer, Expand, Extend, Prefix, Sampling, Score
+from ponder.core.asks import Answer, Expand, Extend, Prefix, Read, Sampling, Score
 from ponder.core.errors import BadField
 from ponder.core.noise import drifted
 from ponder.core.rng import hash_seed
@@ -96,14 +96,14 @@ class NumberProcess(StepProcess):
         super().__init__(f"numbers-{hash_seed(repr(model)):016x}", context_len=4096)
         self.model = model
 
-    def _check(self, ask: Extend | Expand | Score) -> None:
+    def _check(self, ask: Extend | Expand | Score | Read) -> None:
         if not isinstance(ask, Extend):
             self._told(None, ask)
-        elif replace(ask.sampling, temperature=1.0) != Sampling() or ask.prefix.prompt.form or ask.logprobs is not None:
-            raise BadField(f"a process over numbers knows temperature alone, no form and no logprobs; got {ask.sampling}")
+        elif replace(ask.sampling, temperature=1.0) != Sampling() or ask.prefix.prompt.form or ask.logprobs is not None or ask.probes:
+            raise BadField(f"a process over numbers knows temperature alone, no form, no logprobs and no probes; got {ask.sampling}")
 
-    def _told(self, job: Job | None, ask: Expand | Score) -> Answer:
-        raise BadField(f"{type(ask).__name__} names next tokens, which a process over numbers cannot list; use Extend")
+    def _told(self, job: Job | None, ask: Expand | Score | Read) -> Answer:
+        raise BadField(f"{type(ask).__name__} names next tokens or states, which a process over numbers has not; use Extend")
 
     def _drawn(self, job: Job, ask: Extend) -> Prefix:
         numbers = numbers_of(job.prefix.tokens)

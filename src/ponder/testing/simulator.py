@@ -215,7 +215,7 @@ class Simulator(ToyProcess):
         self.rest_texts = [world.alphabet[token] for token in self.rest]
         self.filler_certainty = certainty_at(world, Place("filler"))
 
-    def _read(self, job: Job, tokens: tuple[int, ...], num_drawn: int = 0) -> None:
+    def _read(self, job: Job, tokens: tuple[int, ...], num_drawn: int = 0, first: int | None = None) -> None:
         """Books one reading of the prompt by whoever comes first, and nothing for prefixes that were computed before."""
         text = rendered(job.prefix.prompt)
         read = len(text) + 1 + len(tokens)
@@ -225,6 +225,7 @@ class Simulator(ToyProcess):
 
     def _extend(self, job: Job, ask: Extend) -> Extension | None:
         is_plain = not ask.prefix.prompt.stop and ask.prefix.prompt.form is None and ask.logprobs is None and set(ask.until) <= {"\n"}
+        is_plain = is_plain and not (ask.drift or ask.forced or ask.probes)
         if is_plain and is_tempered(ask.sampling) and job.limit > 0:
             return self._extend_at_once(job, ask)
         while (answer := super()._extend(job, ask)) is None:
@@ -243,7 +244,7 @@ class Simulator(ToyProcess):
                 grown.add(self.world.end, "", 0.0, 0.0)
                 finish = "stop"
             elif at == end or offset == 0:
-                grown.add(*self._drawn(self.world.place(problem, grown.tokens), ask, at))
+                grown.add(*self._drawn_at(self.world.place(problem, grown.tokens), ask, at))
             else:
                 until = min(size, offset + last - at)
                 grown.tokens += self.rest[offset - 1 : until - 1]
@@ -259,7 +260,7 @@ class Simulator(ToyProcess):
         self._read(job, before.tokens, num_drawn=len(grown.tokens) - len(before.tokens))
         return self._finished(job, "budget" if finish == "limit" and job.is_capped else finish)
 
-    def _drawn(self, place: "Place", ask: Extend, position: int) -> tuple[int, str, float, float]:
+    def _drawn_at(self, place: "Place", ask: Extend, position: int) -> tuple[int, str, float, float]:
         """(token, text, log_p, log_q) of a word or an answer."""
         world, heat = self.world, ask.sampling.temperature
         first, wordings = FIRST_WORDING, world.wordings
