@@ -23,7 +23,7 @@ def simulated(monkeypatch):
         return [Question(id=str(i), prompt=WORLD.prompt(i), is_right=lambda text: SimulatedAnswer().read(text) == "0") for i in range(n)]
 
     monkeypatch.setattr(studies, "questions_of", asked)
-    monkeypatch.setattr(studies, "open_process", lambda model, weights, threads, *, device: Simulator(WORLD))
+    monkeypatch.setattr(studies, "open_named", lambda model, weights, threads, *, device: Simulator(WORLD))
     return ["study", "--tasks", "gsm8k;gsm8k:shots=0", "-n", "5", "--budgets", "1,2", "--strategies", "self_consistency", "--verifiers", "mean_log_p"]
 
 
@@ -52,7 +52,7 @@ def test_a_study_of_two_tasks(simulated, tmp_path):
     ],
 )
 def test_mistakes_are_refused_before_a_model_is_opened(changes, error, tmp_path, monkeypatch):
-    monkeypatch.setattr(studies, "open_process", lambda *a, device: pytest.fail("a model was opened"))
+    monkeypatch.setattr(studies, "open_named", lambda *a, device: pytest.fail("a model was opened"))
     given = {
         "tasks": "gsm8k", "strategies": "self_consistency", "verifiers": "mean_log_p", "budgets": "1,2", "n": 2, "model": catalogue.DEFAULT_MODEL,
         "split": "test", "out": tmp_path, "resume": False, "weights": None, "device": "cpu", "seed": 0, "threads": None, "budget": "100 tokens",
