@@ -21,7 +21,7 @@ from ponder.core.schedule import Work, in_turn
 class Sarathi:
     """chunk: prompt tokens of a step in which somebody generates, at most; least: prompt tokens of a step, at least."""
 
-    chunk: int = 128
+    chunk: int = 64
     least: int = 16
     name: str = "sarathi"
 
