@@ -146,3 +146,14 @@ def test_settings_have_one_name_in_every_process():
     script = "from ponder import catalogue; from ponder.run.recipe import describe; print(describe(list(catalogue.STRATEGIES.values())))"
     first, second = (subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout for _ in range(2))
     assert first == second and "ParticleFilter" in first and " at 0x" not in first
+
+
+def test_strategies_are_listed_two_lines_each():
+    """Templates among their fields are shown by how they begin, and no bracket in them is taken for markup."""
+    from ponder import catalogue
+
+    done = ponder("strategies")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and "self_refine (biased)" in lines
+    assert all(line.startswith("    ") for line in lines[1 : 2 * len(catalogue.STRATEGIES) : 2])
+    assert all(not line.startswith(" ") for line in lines[: 2 * len(catalogue.STRATEGIES) : 2])

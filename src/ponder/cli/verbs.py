@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
+from rich.markup import escape
 from rich.table import Table
 
 from ponder import catalogue
@@ -35,6 +36,7 @@ from ponder.tasks.task import Task
 
 T = TypeVar("T")
 INTERRUPTED = 130
+MAX_SHOWN = 40  # characters of a text among a strategy's fields
 
 
 def ask(
@@ -131,7 +133,7 @@ def tasks() -> int:
 def strategies() -> int:
     for name, found in catalogue.STRATEGIES.items():
         settable = ", ".join(f"{k}={_named(v)}" for k, v in catalogue.SPECS.settable(found).items())
-        show.out.print(f"[bold]{name}[/bold] ({found.guarantee})\n    {settable or 'no fields'}", soft_wrap=True)
+        show.out.print(f"[bold]{name}[/bold] ({found.guarantee})\n    {escape(settable) or 'no fields'}", soft_wrap=True)
     for field, table in catalogue.PARTS.items():
         show.out.print(f"[bold]{field}[/bold]: {', '.join(table)}", soft_wrap=True)
     return 0
@@ -282,4 +284,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _named(value: object) -> object:
+    """A part by its name, a long text by how it begins."""
+    if isinstance(value, str) and (len(value) > MAX_SHOWN or "\n" in value):
+        return f"{value[:MAX_SHOWN]!r}..."
     return getattr(value, "name", None) or getattr(value, "__name__", None) or value
