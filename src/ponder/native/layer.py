@@ -100,16 +100,20 @@ def fuse(layer: LayerWeights, config: ModelConfig) -> NativeBody | None:
     return NativeBody(struct, qkv.lib, (qkv, o, gate_up, down, norms, bias))
 
 
-def prompt_product(linear: Linear) -> Callable[[Tensor], Tensor] | None:
-    """What a prompt's body multiplies by a matrix: bfloat16 [rows, in_features] -> float32 [rows, out_features]. None where it is as elsewhere."""
+def prompt_product(linear: Linear, max_kept: int = 1 << 30) -> Callable[[Tensor], Tensor] | None:
+    """What a prompt's body multiplies by a matrix: bfloat16 [rows, in_features] -> float32 [rows, out_features]. None where it is as elsewhere.
+
+    max_kept: rows of the result that are kept, the last ones; fewer than there are measure the product without its way to memory.
+    """
     if not isinstance(linear, NativeLinear) or not linear.lib.prompt_is_supported():
         return None
     apply = linear.lib.prompt_apply
-    apply.argtypes, apply.restype = [pointer, i32, i32, pointer, pointer, i32], None
+    apply.argtypes, apply.restype = [pointer, i32, i32, pointer, pointer, i32, i32], None
 
     def product(x: Tensor) -> Tensor:
-        x, y = x.bfloat16().contiguous(), torch.empty(len(x), linear.num_rows)
-        apply(linear.structs, len(linear.parts), len(x), x.data_ptr(), y.data_ptr(), torch.get_num_threads())
+        num_kept = min(len(x), max_kept)
+        x, y = x.bfloat16().contiguous(), torch.empty(num_kept, linear.num_rows)
+        apply(linear.structs, len(linear.parts), len(x), x.data_ptr(), y.data_ptr(), num_kept, torch.get_num_threads())
         return y
 
     return product

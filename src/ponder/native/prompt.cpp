@@ -291,8 +291,9 @@ void prompt_after(const Layer *layer, int num_rows, float *x, const uint16_t *ou
     });
 }
 
-// y float32 [num_rows, sum of the parts' rows] = x bfloat16 [num_rows, columns] times the parts stacked.
-void prompt_apply(const Matrix *parts, int num_parts, int num_rows, const uint16_t *x, float *y, int num_threads) {
+// y float32 [num_kept, sum of the parts' rows]: row r of x bfloat16 [num_rows, columns] times the parts stacked is written to row
+// r % num_kept. With fewer rows kept than there are, what is measured is not the way of results to memory, which a body's never go.
+void prompt_apply(const Matrix *parts, int num_parts, int num_rows, const uint16_t *x, float *y, int num_kept, int num_threads) {
     const int most = num_rows < CHUNK ? num_rows : CHUNK, columns = parts->columns;
     size_t num_outputs = 0;
     for (int m = 0; m < num_parts; ++m) num_outputs += parts[m].rows;
@@ -305,7 +306,7 @@ void prompt_apply(const Matrix *parts, int num_parts, int num_rows, const uint16
         size_t start = 0;
         for (int m = 0; m < num_parts; start += parts[m++].rows)
             multiply_share(parts[m], thread, rows, [&](int row, int column, __mmask16 lanes, __m512 value) {
-                _mm512_mask_storeu_ps(y + (first + row) * num_outputs + start + column, lanes, value);
+                _mm512_mask_storeu_ps(y + (first + row) % num_kept * num_outputs + start + column, lanes, value);
             });
     });
 }

@@ -36,6 +36,7 @@ FEW_ROWS = 16  # up to which the weights' way from memory matters, so that all l
 NUM_LAYERS, NUM_SWEEPS = 4, 4
 HEAD_ROWS = 64
 PROMPT_ROWS = (16, 32, 64, 128, 256, 512)
+KEPT_ROWS = 16  # of their results
 SAMPLER_ROWS = (1, 4, 16, 64)
 PYTHON_ROWS = (1, 16, 64)
 TOP_P = 0.95
@@ -185,7 +186,7 @@ def prompt_rates(process: LocalProcess, outline: Outline, card: MachineCard) -> 
     """Of the products of prompts, where they are others."""
     layers, rows = roles_of(process)[:NUM_LAYERS], tuple(map(float, PROMPT_ROWS))
     for role, (out, into) in matrix_shapes(outline.config).items():
-        products = [found for layer in layers if role in layer and (found := prompt_product(layer[role])) is not None]
+        products = [found for layer in layers if role in layer and (found := prompt_product(layer[role], KEPT_ROWS)) is not None]
         if products:
             seconds = [max(sweep - card.call_seconds - card.region_seconds, 1e-9) for sweep in product_seconds(products, into)]
             yield MatrixRate(outline.weights + PROMPT, out, into, outline.weight_nbytes[role] * out * into, Curve(rows, tuple(seconds)))
