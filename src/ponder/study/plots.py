@@ -114,10 +114,10 @@ def draw_decomposition(row: Mapping[str, Any], axes: Axes) -> None:
     axes.bar(places, parts, bottom=[model] * len(ks), color=COLOURS[1], width=0.6, label="estimation error p (1 - p) / k")
     by_path = [model + row["path_estimation"][str(k)] for k in ks]
     axes.plot(places, by_path, "--D", color="#333333", ms=4, lw=1.2, label="path probabilities added up instead (plug-in)")
-    for place, part, other in zip(places, parts, by_path):
-        axes.text(place, max(model + part, other) + 0.02, f"{model + part:.3f}", ha="center", fontsize=8)
+    for place, part in zip(places, parts):
+        axes.text(place, 0.97 * model, f"{model + part:.3f}", ha="center", va="top", fontsize=8, color="white")
     axes.set_xticks(list(places), [str(k) for k in ks])
-    axes.set_ylim(0, 1.35 * (model + max(parts)))
+    axes.set_ylim(0, 1.35 * max(model + max(parts), *by_path))  # room for the legend
     axes.set_xlabel("samples k that vote")
     axes.set_ylabel("mean squared error of the right answer's share")
     axes.set_title("Error decomposition: what more samples can mend", loc="left")
