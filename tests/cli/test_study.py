@@ -49,6 +49,7 @@ def test_a_study_of_two_tasks(simulated, tmp_path):
         ({"strategies": "self_consistancy"}, UnknownName),
         ({"tasks": "gsm9k"}, UnknownName),
         ({"n": 0}, BadField),
+        ({"draw": "warm"}, BadField),
     ],
 )
 def test_mistakes_are_refused_before_a_model_is_opened(changes, error, tmp_path, monkeypatch):
@@ -56,6 +57,7 @@ def test_mistakes_are_refused_before_a_model_is_opened(changes, error, tmp_path,
     given = {
         "tasks": "gsm8k", "strategies": "self_consistency", "verifiers": "mean_log_p", "budgets": "1,2", "n": 2, "model": catalogue.DEFAULT_MODEL,
         "split": "test", "out": tmp_path, "resume": False, "weights": None, "device": "cpu", "seed": 0, "threads": None, "budget": "100 tokens",
+        "draw": "temperature=0.8",
     }  # fmt: skip
     with pytest.raises(error):
         studies.study(**(given | changes))
