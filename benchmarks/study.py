@@ -67,7 +67,8 @@ STUDIES = {
     )),
     "gsm8k-steps": Study(task="gsm8k", model="qwen2.5-coder-0.5b", num=50, grid=Grid(
         strategies=(
-            "self_consistency", "self_consistency:top_p=0.9", "particle_filter:num=8,verifier=arithmetic", "particle_filter:num=8,verifier=mean_probability",
+            "self_consistency", "self_consistency:top_p=0.9",
+            *(f"particle_filter:num=8,verifier={verifier}" for verifier in ("arithmetic", "mean_probability")),
             "step_beam:verifier=arithmetic", "best_first:verifier=arithmetic", "astar:verifier=arithmetic",
         ),
         verifiers=("mean_log_p", "arithmetic"), budgets=(8,), draw="temperature=0.5",

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from ponder.core.asks import Candidate, chat
 from ponder.core.errors import BadField
-from ponder.verify.arithmetic import Arithmetic, equations, plain
+from ponder.verify.arithmetic import Arithmetic
+from ponder.verify.equations import equations, plain
 
 ASKED = chat("How many?")
 
