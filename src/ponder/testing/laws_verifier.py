@@ -111,3 +111,11 @@ def leaning(ask: Score, pair: tuple[Candidate, Candidate], lean: float) -> Score
     is_first = text.find(pair[0].text) < text.find(pair[1].text)
     logits = torch.tensor([lean + float(is_first), float(not is_first)], dtype=torch.float64).log_softmax(0)
     return Scores(tuple(logits.tolist()))
+
+
+def law_scoring_is_incremental(tokens: float, *, prompt_len: int, answer_len: float, num_steps: float) -> None:
+    """tokens: of one branch's verdicts, one after each of num_steps >= 3 steps. At most 1.2 x (prompt + answer), as if it had been
+    read once; whoever reads every prefix anew pays about that per step."""
+    require(num_steps >= 3, f"{num_steps} steps: too few to tell")
+    bound = 1.2 * (prompt_len + answer_len)
+    require(0 < tokens <= bound, f"{tokens:.0f} verifier tokens per branch of {prompt_len} + {answer_len:.0f} tokens: more than {bound:.0f}")
