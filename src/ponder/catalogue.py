@@ -85,6 +85,7 @@ from ponder.verify.answers import Choice, Code, Latex, Number, ShortText
 from ponder.verify.arithmetic import Arithmetic
 from ponder.verify.constant import Constant
 from ponder.verify.exact import Exact
+from ponder.verify.generated_tests import GeneratedTests
 from ponder.verify.heads import load_head
 from ponder.verify.math_equal import MathEqual
 from ponder.verify.mean_log_p import MeanLogP
@@ -178,6 +179,7 @@ VERIFIERS: dict[str, Verifier] = {  # those that need no reference: strategies m
     "program_agreement": ProgramAgreement(),
     "arithmetic": Arithmetic(),
     "public_tests": PublicTests(),
+    "generated_tests": GeneratedTests(),
     "constant": Constant(),
 }
 
