@@ -17,7 +17,7 @@ from ponder.accelerate.weights.mixed import Mixed
 from ponder.accelerate.weights.native import Native, NativeHead
 from ponder.accelerate.weights.native4 import Native4
 from ponder.accelerate.weights.native8 import Native8
-from ponder.core.asks import AnswerReader, WholeText
+from ponder.core.asks import AnswerReader, Sampling, WholeText
 from ponder.core.errors import UnknownName
 from ponder.core.formats import WeightFormat
 from ponder.core.roles import Resampler, StopRule, Strategy, Verifier
@@ -34,6 +34,7 @@ from ponder.infer.atom_of_thoughts import AtomOfThoughts
 from ponder.infer.beam import Beam
 from ponder.infer.best_first import BestFirst
 from ponder.infer.best_of_n import BestOfN
+from ponder.infer.compute_optimal import ComputeOptimal
 from ponder.infer.constrained_smc import ConstrainedSMC
 from ponder.infer.critique_and_fuse import CritiqueAndFuse
 from ponder.infer.deepconf import DeepConf, bottom_groups, lowest_group, tail_group, whole_mean
@@ -85,6 +86,7 @@ from ponder.verify.answers import Choice, Code, Latex, Number, ShortText
 from ponder.verify.arithmetic import Arithmetic
 from ponder.verify.constant import Constant
 from ponder.verify.exact import Exact
+from ponder.verify.generated_tests import GeneratedTests
 from ponder.verify.heads import load_head
 from ponder.verify.math_equal import MathEqual
 from ponder.verify.mean_log_p import MeanLogP
@@ -103,6 +105,7 @@ from ponder.verify.yes_no import YesNo
 DEFAULT_MODEL = "smollm2-135m"
 
 LINES = Steps(until=("\n",))  # a step is a line
+WARM = Sampling(temperature=0.8)
 
 STRATEGIES: dict[str, Strategy] = {
     "greedy": Greedy(),
@@ -111,6 +114,7 @@ STRATEGIES: dict[str, Strategy] = {
     "self_consistency": SelfConsistency(num=8),
     "weighted_best_of_n": SelfConsistency(num=8, verifier=MeanProbability()),
     "adaptive": Adaptive(num=16, rule=BetaTest()),
+    "compute_optimal": ComputeOptimal(arms=(Sample(num=12, sampling=WARM), Sample(num=4, sampling=WARM), None)),
     "rpc": Rpc(num=16),
     "deepconf": DeepConf(num=16),
     "self_refine": SelfRefine(),
@@ -178,6 +182,7 @@ VERIFIERS: dict[str, Verifier] = {  # those that need no reference: strategies m
     "program_agreement": ProgramAgreement(),
     "arithmetic": Arithmetic(),
     "public_tests": PublicTests(),
+    "generated_tests": GeneratedTests(),
     "constant": Constant(),
 }
 

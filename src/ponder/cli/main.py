@@ -44,6 +44,9 @@ def ask(
     strategy: Annotated[str, typer.Option("--strategy", "-s", help="NAME or NAME:field=value,... (see `ponder strategies`).")] = "greedy",
     budget: BudgetText = "2000 tokens, 60 s",
     answer: Annotated[str, typer.Option(help="How to read the answer: text, number, math, choice, short or code.")] = "text",
+    form: Annotated[
+        str | None, typer.Option(help="What the answer must look like: json, choice:A,B, regex:PATTERN, schema:FILE (JSON schema) or lark:FILE.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of one answer.")] = 256,
     weights: Weights = None,
     device: Device = "cpu",
@@ -54,7 +57,7 @@ def ask(
     trace: Annotated[Path | None, typer.Option(help="Write every ask, answer and cost to this file, a JSON line each.")] = None,
 ) -> None:
     """Answer one question: the answer, how sure it is, what it cost and why it stopped."""
-    _verb("ask", question=question, model=model, strategy=strategy, budget=budget, answer=answer, max_tokens=max_tokens,
+    _verb("ask", question=question, model=model, strategy=strategy, budget=budget, answer=answer, form=form, max_tokens=max_tokens,
           weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context, trace=trace)  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ponder import catalogue
 from ponder.cli import show
+from ponder.cli.forms import read_form
 from ponder.core.asks import Prompt
 from ponder.core.budget import Budget, parse_budget
 from ponder.core.errors import BadField, PonderError, StoreError, UnknownName
@@ -40,13 +41,14 @@ MAX_SHOWN = 40  # characters of a text among a strategy's fields
 
 
 def ask(
-    *, question: str, model: str, strategy: str, budget: str, answer: str, max_tokens: int, weights: str | None, device: str, seed: int,
-    strict: bool, threads: int | None, context: int | None, trace: Path | None,
+    *, question: str, model: str, strategy: str, budget: str, answer: str, form: str | None, max_tokens: int, weights: str | None, device: str,
+    seed: int, strict: bool, threads: int | None, context: int | None, trace: Path | None,
 ) -> int:  # fmt: skip
     """Answers one question and prints what came of it; 130 when interrupted."""
     limits = parse_budget(budget, strict=strict)
     chosen = catalogue.strategy(strategy)
-    prompt = Prompt(messages=(("user", _question(question)),), max_tokens=max_tokens, answers=_known("answer reader", answer, catalogue.READERS))
+    reader, asked_form = _known("answer reader", answer, catalogue.READERS), None if form is None else read_form(form)
+    prompt = Prompt(messages=(("user", _question(question)),), max_tokens=max_tokens, answers=reader, form=asked_form)
     process = open_named(model, catalogue.weights_on(device, weights), threads, device=device, context_len=context)
     job = Job(id="ask", prompt=prompt, recipe=Recipe(label=strategy, strategy=chosen, budget=limits), seed=hash_seed(seed, "ask"))
     with _interruptible() as should_stop:
