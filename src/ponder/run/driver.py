@@ -150,11 +150,15 @@ class Driver:
         return events
 
     def close(self) -> None:
-        """Drops all jobs and their work, and keeps in the store what was finished."""
+        """Drops all jobs and keeps in the store what was finished."""
+        self.drop()
+        self._commit()
+
+    def drop(self) -> None:
+        """Drops all jobs and their work."""
         for ticket in list(self.owners):
             self._drop(ticket)
         self.active, self.todo = [], deque()
-        self._commit()
 
     def _events(self, running: Running) -> Iterator[Event]:
         lines = tuple(running.lines[running.num_told :])
@@ -393,7 +397,7 @@ class Driver:
         answer = replace(answer, cost=cost)
         if isinstance(answer, Extension) and isinstance(work.ask, Extend):
             if work.done is not None:
-                answer = replace(answer, cost=answer.cost + work.done.cost)
+                answer = replace(answer, cost=answer.cost + work.done.cost, logprobs=work.done.logprobs + answer.logprobs)
             if answer.finish == "limit" and work.capped:
                 running.waiting.appendleft(self._continuation(running, work, answer))
                 return
@@ -422,7 +426,7 @@ class Driver:
         """The free answer of a spent budget, or what there is of an ask that was begun."""
         answer = spent_answer(work.ask)
         if work.done is not None and isinstance(answer, Extension):
-            answer = replace(answer, cost=work.done.cost)
+            answer = replace(answer, cost=work.done.cost, logprobs=work.done.logprobs)
             running.extensions.append((answer.prefix.tokens, answer.cost.generated_tokens))
         self._fill_slot(running, work, answer)
 
