@@ -461,6 +461,14 @@ class StopStays(ToyProcess):
         return done
 
 
+class ShowsAll(ToyProcess):
+    """Shows of an answer under way all that there is, the beginning of a stop string too."""
+
+    def partial(self, ticket):
+        job = self.jobs[ticket]
+        return Extension(job.prefix, "limit", job.cost)
+
+
 class DrawsInTurn(ToyProcess):
     """One stream of noise for the whole batch, so that an answer depends on its neighbours."""
 

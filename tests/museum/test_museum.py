@@ -124,6 +124,8 @@ EXHIBITS = (
             PROCESS["law_cancel"], bugs.FreeCancel, ToyProcess),
     Exhibit("the stop string stays in the text", "our own",
             PROCESS["law_stop"], bugs.StopStays, ToyProcess),
+    Exhibit("the beginning of a stop string is streamed", "our own",
+            PROCESS["law_partial"], bugs.ShowsAll, ToyProcess),
     Exhibit("answers depend on their neighbours", "our own",
             PROCESS["law_alone_or_in_a_crowd"], bugs.DrawsInTurn, ToyProcess),
     Exhibit("reused tokens vanish from the count", "its_hub usage = 0, DVTS completion_tokens = -1 (code read)",

@@ -116,6 +116,42 @@ def study(
 
 
 @app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="Catalogue name, GGUF file or safetensors folder.")] = DEFAULT_MODEL,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all, then with --api-key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+    name: Annotated[str | None, typer.Option(help="What clients call the model; default: the last part of MODEL.")] = None,
+    strategy: Annotated[str, typer.Option("--strategy", "-s", help="For requests that name none.")] = "sample",
+    budget: Annotated[str, typer.Option("--budget", "-b", help="The most that one request may spend.")] = "100000 tokens, 600 s",
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer where a request does not say.")] = 1024,
+    store: Annotated[Path | None, typer.Option(help="Keep every finished sample in this file; what is in it is not computed again.")] = None,
+    api_key: Annotated[list[str] | None, typer.Option(help="A key that clients must send; again for more.")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="Keys, one a line.")] = None,
+    cors_origin: Annotated[list[str] | None, typer.Option(help="A site whose pages may call this server; none by default.")] = None,
+    allow_code: Annotated[bool, typer.Option("--allow-code", help="Let requests use verifiers that run what the model wrote.")] = False,
+    max_jobs: Annotated[int, typer.Option(help="Choices that run at once.")] = 32,
+    max_queue: Annotated[int, typer.Option(help="Choices that wait; beyond: 429.")] = 256,
+    max_per_key: Annotated[int | None, typer.Option(help="Requests of one key at a time.")] = None,
+    max_body: Annotated[int, typer.Option(help="Most bytes of a request.")] = 1 << 20,
+    drain: Annotated[float, typer.Option(help="Seconds that requests under way have after SIGTERM.")] = 30.0,
+    weights: Weights = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+    context: Context = None,
+) -> None:
+    """Serve a model over HTTP as OpenAI's API does, with a strategy and a budget in every request."""
+    verb = importlib.import_module("ponder.cli.serve")
+    raise typer.Exit(
+        verb.run(
+            verb.Opening(model=model, weights=weights, device=device, threads=threads, context=context, store=store), host=host, port=port,
+            menu=verb.menu_of(model=model, name=name, strategy=strategy, budget=budget, allow_code=allow_code, max_tokens=max_tokens),
+            limits=verb.Limits(max_jobs=max_jobs, max_queue=max_queue, max_per_client=max_per_key, max_body=max_body, drain=drain),
+            site=verb.Site(keys=verb.read_keys(api_key or (), api_key_file), origins=tuple(cors_origin or ())),
+        )
+    )  # fmt: skip
+
+
+@app.command()
 def demo() -> None:
     """Fetch the default model, compare strategies on real questions (about 5 minutes on 2 cores), answer one."""
     _verb("demo")

@@ -122,6 +122,9 @@ class Process(Protocol):
     `add` takes any ask but Judge; it raises PromptTooLong before any work, BadField for a probe that does not know this
     model's states. Answers to equal asks are equal, whatever runs beside them, and probes change nothing but readings.
     `cancel` frees the ask's work at once and returns what there is, with finish "budget".
+
+    One that can tell how far an Extend under way has come has a method `partial(ticket) -> Extension | None`: tokens and sums so far,
+    the prefix open, finish "limit"; its text is what will stay, without the beginning of a stop string or half a character.
     """
 
     model_id: str  # equal only for equal weights, tokenizer and formats: part of the sample store's key

@@ -121,6 +121,11 @@ class ExtendJob:
         if self.finish is None and self.matcher is not None and self.matcher.is_dead:
             self.finish = "length"
 
+    def so_far(self) -> Extension:
+        """What is safe to show of an answer under way (core.roles.Process: partial)."""
+        prefix = Prefix(self.ask.prefix.prompt, tuple(self.tokens), self.text.safe, *self.sums)
+        return Extension(prefix, "limit", self.count.cost(), tuple(self.logprobs))
+
     def answer(self) -> Extension:
         finish = self.finish or "budget"
         if self.matcher is not None and finish in ("until", "limit"):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ponder.core.asks import Answer, Ask, Expand, Extend, Judge, Prompt, Read
+from ponder.core.asks import Answer, Ask, Expand, Extend, Extension, Judge, Prompt, Read
 from ponder.core.budget import Cost
 from ponder.core.errors import BadField, PromptTooLong
 from ponder.core.formats import Tokenizer
@@ -129,6 +129,11 @@ class LocalProcess:
     def progress(self) -> dict[int, Progress]:
         counts = {ticket: job.count for ticket, job in self.jobs.items()}
         return {ticket: Progress(c.prompt_tokens, c.generated_tokens, c.row_tokens) for ticket, c in counts.items()}
+
+    def partial(self, ticket: int) -> Extension | None:
+        """How far an Extend under way has come; None for other asks."""
+        job = self.jobs.get(ticket)
+        return job.so_far() if isinstance(job, ExtendJob) else None
 
     @torch.inference_mode()
     def cancel(self, ticket: int) -> Answer:

@@ -1,5 +1,7 @@
 """The driver: every running strategy asks, the asks of all of them become one engine step, each is told its answers.
 
+Online: `submit` jobs at any time, call `turn` again and again, and read what came of it (run.events). `run` does so for a list.
+
 Deterministic where the process is: what a job asks, in which portions and under which caps depends on the job alone.
 Portions ("waves"): a job's asks are started in order while their expected tokens fit into what its budget has left; the
 next wave starts when the last is answered. An ask that meets its cap while others left tokens over is continued.
@@ -13,8 +15,6 @@ from dataclasses import dataclass, field, replace
 
 from ponder.core.asks import (
     Answer,
-    Ask,
-    Candidate,
     Extend,
     Extension,
     Judge,
@@ -30,11 +30,13 @@ from ponder.core.errors import BudgetTooSmall, PonderError, PromptTooLong, Store
 from ponder.core.probe import Probe
 from ponder.core.rng import TorchRng
 from ponder.core.roles import Process, Strategy
-from ponder.run.account import Account, Ledger, most_tokens, read_as
+from ponder.run.account import SAFETY, Account, Ledger, most_tokens, read_as
 from ponder.run.codec import answer_json, ask_json, candidate_json, cost_json, dumps, prompt_json
+from ponder.run.events import Event, Finished, Grown, Started, Told
 from ponder.run.judging import Judging
 from ponder.run.recipe import Recipe, Result, describe, probes_of
 from ponder.run.store import SampleStore
+from ponder.run.work import Work, probed, wasted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,20 +47,8 @@ class Job:
     prompt: Prompt
     recipe: Recipe
     seed: int
-
-
-@dataclass
-class Work:
-    """One ask that the process must answer, for slot `slot` of the turn (and part `part` of a Judge there)."""
-
-    slot: int
-    ask: Ask
-    part: int | None = None
-    done: Extension | None = None  # what earlier portions of the same Extend gave
-    price: int = 0  # prompt tokens booked to it
-    capped: bool = False  # the cap is the budget's, not the ask's
-    computed: int = 0  # tokens the process has computed for it so far
-    seconds: float = 0.0
+    deadline: float | None = None  # a moment of time.perf_counter: cut when the next step might end later (budget.seconds is a share)
+    is_watched: bool = False  # tell how its best answer grows (Grown)
 
 
 @dataclass
@@ -76,6 +66,8 @@ class Running:
     live: dict[int, Work] = field(default_factory=dict)  # ticket -> work
     extensions: list[tuple[tuple[int, ...], int]] = field(default_factory=list)  # (tokens after it, generated)
     lines: list[str] = field(default_factory=list)
+    num_told: int = 0  # lines that events have told
+    computed: Cost = field(default_factory=Cost)  # by the process, for it
     faults: Counter[str] = field(default_factory=Counter)  # of its verifiers, by kind (run.judging)
     probes: dict[str, Probe] = field(default_factory=dict)  # what the strategy's verifiers read: added to every Extend
     stop_reason: str = "done"
@@ -93,6 +85,8 @@ class Driver:
         self.ledger, self.judging = Ledger(), Judging(verifier_seconds)
         self.owners: dict[int, Running] = {}
         self.step_times: deque[float] = deque(maxlen=16)
+        self.todo: deque[Job] = deque()  # submitted, not begun
+        self.active: list[Running] = []
         self.is_dirty = False  # the store has answers that are not committed
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Result]]:
@@ -101,36 +95,97 @@ class Driver:
         Raises BudgetTooSmall before any work when a job cannot pay its prompt and one token, PromptTooLong likewise.
         """
         for job in jobs:
-            self._check(job)
-        todo, active, finished = deque(jobs), list[Running](), dict[str, Result]()
-        order = deque(jobs)
-        last, judged = time.perf_counter(), 0.0
+            self.check(job)
+        self.todo.extend(jobs)
+        order, finished = deque(jobs), dict[str, Result]()
         try:
             while order:
-                while todo and len(active) < self.max_jobs and not self.should_stop():
-                    active.append(self._start(todo.popleft()))
                 if self.should_stop():
-                    yield from self._abandon(order, active, finished)
+                    finished |= {running.job.id: self._abandon(running, "interrupted") for running in self.active}
+                    yield from ((job, finished[job.id]) for job in order if job.id in finished)  # those not begun are left out
                     return
-                self._fill(active)
-                spent = self._step()
-                for running in [r for r in active if r.outcome is not None]:
-                    active.remove(running)
-                    finished[running.job.id] = self._result(running)
-                now = time.perf_counter()
-                self._share_overhead(active, now - last - spent - (self.ledger.verifier_seconds - judged))
-                judged = self.ledger.verifier_seconds
-                last, self.ledger.wall_seconds = now, self.ledger.wall_seconds + now - last
+                finished |= {event.job: event.result for event in self.turn() if isinstance(event, Finished)}
                 while order and order[0].id in finished:
                     job = order.popleft()
                     yield job, finished.pop(job.id)
-                    last = time.perf_counter()  # the caller's time is not ours
         finally:
-            for ticket in list(self.owners):
-                self._drop(ticket)
-            self._commit()
+            self.close()
 
-    def _check(self, job: Job) -> None:
+    def submit(self, job: Job) -> None:
+        """Queues a job, whose id no other job under way has. Raises as `run`, before any work."""
+        self.check(job)
+        self.todo.append(job)
+
+    def cancel(self, job_id: str) -> Result | None:
+        """Ends a job now, its work in the process freed: the best that its strategy has shown; None for one that was not begun."""
+        self.todo = deque(job for job in self.todo if job.id != job_id)
+        running = next((r for r in self.active if r.job.id == job_id), None)
+        if running is None:
+            return None
+        self.active.remove(running)
+        return self._abandon(running, "cancelled")
+
+    def wind_up(self, job_id: str) -> None:
+        """As if the budget of a job were spent: what is under way counts as far as it came, and the strategy comes to its own end."""
+        for running in self.active:
+            if running.job.id == job_id and running.stop_reason == "done":
+                self._cut(running, "interrupted")
+
+    def turn(self) -> list[Event]:
+        """Starts waiting jobs, goes one step of the process and tells what it gave to the strategies. Returns what happened, in order.
+
+        Without jobs there is nothing to do: []. Raises StoreError, and what the process raises.
+        """
+        last, judged = time.perf_counter(), self.ledger.verifier_seconds
+        while self.todo and len(self.active) < self.max_jobs:
+            self.active.append(self._start(self.todo.popleft()))
+        self._fill(self.active)
+        spent = self._step()
+        self._fill(self.active)
+        events = [event for running in self.active for event in self._events(running)]
+        self.active = [running for running in self.active if running.outcome is None]
+        seconds = time.perf_counter() - last
+        self._share_overhead(self.active, seconds - spent - (self.ledger.verifier_seconds - judged))
+        self.ledger.wall_seconds += seconds
+        return events
+
+    def close(self) -> None:
+        """Drops all jobs and keeps in the store what was finished."""
+        self.drop()
+        self._commit()
+
+    def drop(self) -> None:
+        """Drops all jobs and their work."""
+        for ticket in list(self.owners):
+            self._drop(ticket)
+        self.active, self.todo = [], deque()
+
+    def _events(self, running: Running) -> Iterator[Event]:
+        lines = tuple(running.lines[running.num_told :])
+        if lines and running.num_told == 0:
+            yield Started(running.job.id, lines[:1])
+        if lines[running.num_told == 0 :]:
+            yield Told(running.job.id, lines[running.num_told == 0 :], running.turn.best)
+        running.num_told = len(running.lines)
+        if running.outcome is not None:
+            yield Finished(running.job.id, self._result(running))
+        elif running.job.is_watched and (so_far := self._so_far(running)) is not None:
+            yield Grown(running.job.id, so_far)
+
+    def _so_far(self, running: Running) -> Extension | None:
+        """How far the first live Extend has come that goes on from the best candidate; while there is none, the first of all."""
+        best = running.turn.best[0].tokens if running.turn.best else ()
+        partial = getattr(self.process, "partial", None)
+        if partial is None or (running.turn.best and running.turn.best[0].finish is not None):
+            return None
+        for ticket, work in running.live.items():
+            ask = work.ask
+            if work.part is None and isinstance(ask, Extend) and ask.prefix.prompt == running.job.prompt and ask.prefix.tokens[: len(best)] == best:
+                return partial(ticket)  # type: ignore[no-any-return]  # an optional method of the role
+        return None
+
+    def check(self, job: Job) -> None:
+        """Raises BudgetTooSmall or PromptTooLong for a job that could not go its first step."""
         prompt_len = self.process.prompt_len(job.prompt)
         if prompt_len >= self.process.context_len:
             context = self.process.context_len
@@ -165,7 +220,7 @@ class Driver:
             if isinstance(ask, Judge):
                 self._place_judge(running, slot, ask)
             else:
-                running.waiting.append(Work(slot, _probed(ask, running.probes)))
+                running.waiting.append(Work(slot, probed(ask, running.probes)))
 
     def _place_judge(self, running: Running, slot: int, ask: Judge) -> None:
         asks, fault = self.judging.asks(ask)
@@ -246,7 +301,7 @@ class Driver:
         """Takes from the waiting asks those that start now, capped so that together they cannot overspend; [] when spent."""
         account = running.account
         left, known = account.tokens_left(), set(account.known)
-        if running.stop_reason == "done" and account.is_late(max(self.step_times, default=0.0)):
+        if running.stop_reason == "done" and self._is_late(running):
             running.stop_reason = "seconds"
         if running.stop_reason != "done":
             return []
@@ -311,9 +366,14 @@ class Driver:
         for ticket, answer in finished.items():
             self._answered(ticket, answer)
         for running in {id(r): r for r in self.owners.values()}.values():
-            if running.account.is_late(max(self.step_times)):
+            if self._is_late(running):
                 self._cut(running, "seconds")
         return seconds
+
+    def _is_late(self, running: Running) -> bool:
+        step = max(self.step_times, default=0.0)
+        deadline = running.job.deadline
+        return running.account.is_late(step) or (deadline is not None and time.perf_counter() + SAFETY * step >= deadline)
 
     def _answered(self, ticket: int, answer: Answer) -> None:
         """Books an answer of the process, keeps it in the store and hands it on."""
@@ -322,6 +382,7 @@ class Driver:
         running.account.live_seconds -= work.seconds
         cost = replace(running.account.book(work.ask, answer.cost, work.price), seconds=work.seconds)
         self.ledger.add(cost, answer.cost)
+        running.computed += answer.cost
         answer = replace(answer, cost=cost)
         if self.store is not None and not (isinstance(answer, Extension) and answer.finish == "budget"):
             self.store.put(self.process.model_id, work.ask, answer)
@@ -336,7 +397,7 @@ class Driver:
         answer = replace(answer, cost=cost)
         if isinstance(answer, Extension) and isinstance(work.ask, Extend):
             if work.done is not None:
-                answer = replace(answer, cost=answer.cost + work.done.cost)
+                answer = replace(answer, cost=answer.cost + work.done.cost, logprobs=work.done.logprobs + answer.logprobs)
             if answer.finish == "limit" and work.capped:
                 running.waiting.appendleft(self._continuation(running, work, answer))
                 return
@@ -365,7 +426,7 @@ class Driver:
         """The free answer of a spent budget, or what there is of an ask that was begun."""
         answer = spent_answer(work.ask)
         if work.done is not None and isinstance(answer, Extension):
-            answer = replace(answer, cost=work.done.cost)
+            answer = replace(answer, cost=work.done.cost, logprobs=work.done.logprobs)
             running.extensions.append((answer.prefix.tokens, answer.cost.generated_tokens))
         self._fill_slot(running, work, answer)
 
@@ -380,15 +441,11 @@ class Driver:
         running.live.pop(ticket)
         self.ledger.engine += self.process.cancel(ticket).cost
 
-    def _abandon(self, order: deque[Job], active: list[Running], finished: dict[str, Result]) -> Iterator[tuple[Job, Result]]:
-        """After should_stop: the best so far of every job that was begun; jobs not begun are left out."""
-        for running in active:
-            self._cut(running, "interrupted")
-            running.outcome = Outcome(running.turn.best)
-            finished[running.job.id] = self._result(running)
-        for job in order:
-            if job.id in finished:
-                yield job, finished[job.id]
+    def _abandon(self, running: Running, reason: str) -> Result:
+        """The best so far of a job that was begun, whose work is cut."""
+        self._cut(running, reason)
+        running.outcome = running.outcome or Outcome(running.turn.best)
+        return self._result(running)
 
     def _share_overhead(self, active: list[Running], seconds: float) -> None:
         for running in active:
@@ -404,7 +461,7 @@ class Driver:
         outcome = running.outcome
         faults: dict[str, object] = {"verifier_faults": dict(running.faults)} if running.faults else {}
         diagnostics = outcome.diagnostics | faults
-        cost = replace(running.account.cost, wasted_tokens=_wasted(running.extensions, outcome.candidates))
+        cost = replace(running.account.cost, wasted_tokens=wasted(running.extensions, outcome.candidates))
         selected = outcome.candidates[0] if outcome.candidates else None
         end = {
             "job": running.job.id, "stop_reason": running.stop_reason, "cost": cost_json(cost), "confidence": outcome.confidence,
@@ -413,21 +470,8 @@ class Driver:
         running.lines.append(dumps(end))
         return Result(
             answer=selected.answer if selected else None, candidates=outcome.candidates, confidence=outcome.confidence, cost=cost,
-            stop_reason=running.stop_reason, diagnostics=diagnostics, trace=tuple(running.lines),
+            stop_reason=running.stop_reason, diagnostics=diagnostics, trace=tuple(running.lines), computed=running.computed,
         )  # fmt: skip
-
-
-def _probed(ask: Ask, probes: dict[str, Probe]) -> Ask:
-    """`ask`, an Extend also with those probes."""
-    if not probes or not isinstance(ask, Extend):
-        return ask
-    return replace(ask, probes=tuple((probes | {p.name: p for p in ask.probes}).values()))
-
-
-def _wasted(extensions: list[tuple[tuple[int, ...], int]], candidates: Sequence[Candidate]) -> int:
-    """Generated tokens that are part of no candidate."""
-    kept = {c.tokens[:length] for c in candidates for length in {len(tokens) for tokens, _ in extensions}}
-    return sum(generated for tokens, generated in extensions if tokens not in kept)
 
 
 def ask(process: Process, prompt: Prompt, strategy: Strategy, budget: Budget | None = None, *, seed: int = 0) -> Result:

@@ -41,7 +41,7 @@ def probes_of(value: object) -> dict[str, Probe]:
 class Result:
     """What one question got for its budget.
 
-    stop_reason: "done", the budget's limit that was reached ("tokens", "seconds", ...), "interrupted" or "failed" (then
+    stop_reason: "done", the budget's limit that was reached ("tokens", "seconds", ...), "interrupted", "cancelled" or "failed" (then
     diagnostics["error"] says why). Unless "done", candidates are the best so far. confidence in [0, 1] or None is the strategy's own, uncalibrated.
     """
 
@@ -52,6 +52,7 @@ class Result:
     stop_reason: str
     diagnostics: dict[str, object] = field(default_factory=dict)
     trace: tuple[str, ...] = ()  # JSON lines: every ask, answer and cost
+    computed: Cost = field(default_factory=Cost, compare=False)  # by the process: less than `cost` where work was shared or stored
 
     @property
     def text(self) -> str:

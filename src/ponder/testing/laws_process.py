@@ -181,6 +181,31 @@ def law_cancel(make: Make, prompt: Prompt, tolerance: float) -> None:
     require_equal(answer.prefix, beside.prefix, tolerance, "beside a cancelled ask")  # type: ignore[union-attr]
 
 
+def law_partial(make: Make, prompt: Prompt, tolerance: float) -> None:
+    """What is told of an answer under way stays: its tokens and its text begin the final ones, and its text never shrinks.
+
+    Nothing is wanted of a process without `partial`.
+    """
+    (whole,) = extended(make(), [plain(prompt)])
+    middle = whole.prefix.text[len(whole.prefix.text) // 2 :][:2]
+    for asked in (prompt, replace(prompt, stop=(*prompt.stop, middle)) if middle else prompt):
+        process = make()
+        partial = getattr(process, "partial", None)
+        ticket, shown = process.add(plain(asked)), [""]
+        told = dict(process.step())
+        while partial is not None and ticket not in told:
+            so_far = partial(ticket)
+            require(so_far.finish == "limit" and so_far.prefix.finish is None, f"an answer under way has finish {so_far.finish!r}")
+            made = so_far.prefix.tokens
+            require(made == whole.prefix.tokens[: len(made)], f"{made} is no beginning of {whole.prefix.tokens}")
+            require(so_far.cost.generated_tokens == len(made), f"{so_far.cost} for {len(made)} tokens")
+            require(so_far.prefix.text.startswith(shown[-1]), f"{so_far.prefix.text!r} after {shown[-1]!r} was shown")
+            shown.append(so_far.prefix.text)
+            told = dict(process.step())
+        final = told.get(ticket) or finished(process, ticket)
+        require(final.prefix.text.startswith(shown[-1]), f"{shown[-1]!r} was shown of {final.prefix.text!r}")  # type: ignore[union-attr]
+
+
 def law_costs(make: Make, prompt: Prompt, tolerance: float) -> None:
     """generated = new tokens; prompt + reused = the prefix that was read; one call; work costs FLOPs."""
     process = make()
@@ -238,6 +263,7 @@ LAWS: tuple[Law, ...] = (
     law_probabilities,
     law_scores,
     law_cancel,
+    law_partial,
     law_costs,
     law_options_share_their_prefix,
     law_refusals,

@@ -266,6 +266,14 @@ class StepProcess(ABC):
     def progress(self) -> dict[int, Progress]:
         return {t: Progress(j.cost.prompt_tokens, j.cost.generated_tokens, j.row_tokens) for t, j in self.jobs.items()}
 
+    def partial(self, ticket: int) -> Extension | None:
+        job = self.jobs[ticket]
+        if not isinstance(job.ask, Extend):
+            return None
+        text = job.prefix.text
+        size = max((n for s in job.ask.prefix.prompt.stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+        return Extension(replace(job.prefix, text=text[: len(text) - size]), "limit", job.cost, tuple(job.logprobs))
+
     def cancel(self, ticket: int) -> Answer:
         job = self.jobs.pop(ticket)
         self.total += Cost(calls=1)

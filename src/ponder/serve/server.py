@@ -1,0 +1,60 @@
+"""Runs the application on a port until a signal says to stop, and then lets what is under way come to its end."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+
+from ponder.core.errors import BadField
+from ponder.serve.app import App
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its own ideas about signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises BadField for an address that cannot be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(512)
+    except (OSError, OverflowError) as error:
+        raise BadField(f"address {host}:{port}: {error}; name another by --host and --port") from error
+    return listening
+
+
+async def serve(app: App, listening: socket.socket, on_ready: Callable[[], None]) -> None:
+    """Until SIGTERM or SIGINT: then new requests are refused (503), those under way have limits.drain seconds. A second signal: none."""
+    config = uvicorn.Config(
+        app.build(), log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=3, ws="none", server_header=False
+    )
+    server, drains = Server(config), list[asyncio.Task[None]]()
+
+    async def drain(seconds: float) -> None:
+        await app.desk.drain(seconds)
+        server.should_exit = True
+
+    def on_signal() -> None:
+        drains.append(asyncio.create_task(drain(0.0 if drains else app.desk.limits.drain)))
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    running = asyncio.create_task(server.serve(sockets=[listening]))
+    while not server.started and not running.done():
+        await asyncio.sleep(0.01)
+    if server.started:
+        on_ready()
+    await running
+    for task in drains:
+        task.cancel()
