@@ -74,6 +74,9 @@ from ponder.infer.tree import Steps
 from ponder.infer.tree_of_thoughts import TreeOfThoughts, bfs, dfs
 from ponder.infer.until_accepted import UntilAccepted
 from ponder.infer.zero_order import ZeroOrder
+from ponder.remote.dialect import Dialect
+from ponder.remote.llama_cpp import LlamaCpp
+from ponder.remote.openai import OpenAI
 from ponder.run.spec import FilesToo, Specs
 from ponder.tasks.gsm8k import Gsm8k
 from ponder.tasks.humaneval import HumanEval
@@ -235,6 +238,13 @@ SCHEDULERS: dict[str, Scheduler] = {
 }
 
 KV_FORMATS: dict[str, KVFormat] = {"plain": PLAIN, "int8": INT8}
+
+DIALECTS: dict[str, Dialect] = {  # of servers, by the name that they give themselves; any other one is plain OpenAI
+    "llamacpp": LlamaCpp(),
+    "vllm": OpenAI(offers=frozenset({"steps", "log_p", "logprobs", "top_k", "min_p", "penalties"})),
+    "sglang": OpenAI(offers=frozenset({"steps", "log_p", "logprobs", "top_k", "min_p", "penalties"})),
+    "openai": OpenAI(offers=frozenset({"log_p", "logprobs", "penalties"})),
+}
 
 TASKS: dict[str, Task] = {
     "gsm8k": Gsm8k(),

@@ -18,7 +18,12 @@ app = typer.Typer(
 )  # fmt: skip
 
 DEFAULT_MODEL = "smollm2-135m"
-Model = Annotated[str, typer.Option("--model", "-m", help="Catalogue name (see `ponder models`), GGUF file or safetensors folder.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="Catalogue name (see `ponder models`), GGUF file, safetensors folder, or an endpoint: URL#MODEL or a .toml file."
+    ),
+]
 Weights = Annotated[
     str | None,
     typer.Option(

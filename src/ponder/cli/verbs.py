@@ -27,6 +27,8 @@ from ponder.plan.measure import measure_machine
 from ponder.plan.picture import draw_roofline, points_of, profile_points
 from ponder.plan.predict import outline
 from ponder.plan.profile import CHUNK, Cell, kept_card, open_card, open_profiler, predict_cell, read_config
+from ponder.remote.endpoint import is_remote, read_endpoint
+from ponder.remote.open import open_remote
 from ponder.run.compare import Comparison, Question, Row, RunFolder, settings_of
 from ponder.run.compare import compare as run_compare
 from ponder.run.driver import Driver, Job
@@ -249,6 +251,8 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 def open_named(model: str, weights: str, threads: int | None, *, device: str = "cpu", context_len: int | None = None) -> Process:
     """A model by its name or path, as a running process."""
+    if is_remote(model):
+        return open_remote(read_endpoint(model), catalogue.DIALECTS)
     catalogue.weights_on(device, weights)
     path = _pulled(model) if model == catalogue.DEFAULT_MODEL else fetch.resolve(model)
     with show.waiting(f"opening {model}"):
