@@ -6,10 +6,9 @@ that its question has. One store per replica would need merging after every loss
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 
 from ponder.cluster.pool import Pool
-from ponder.cluster.replica import Finished, Kept, Problem
+from ponder.cluster.replica import Kept, Problem
 from ponder.cluster.waiting import Key
 from ponder.run.account import Ledger
 from ponder.run.compare import Comparison, Row, RunFolder, check_labels, job_of, write_row
@@ -34,7 +33,7 @@ def compare(
     order = [(recipe.label, question.id) for recipe in recipes for question in questions]
     by_label, by_id = {r.label: r for r in recipes}, {q.id: q for q in questions}
     right: dict[str, dict[str, bool]] = {q.id: {} for q in questions}
-    ledgers = {r.label: Ledger() for r in recipes}
+    ledgers: dict[str, Ledger] = {}  # by replica: one works under several recipes at a time
     rows: list[Row] = []
     ready: dict[Key, Row] = {}
     store, scores = SampleStore(folder.path / "samples.sqlite"), folder.scores
@@ -48,7 +47,8 @@ def compare(
         for message in pool.run(order, problem_of, should_stop=should_stop):
             if isinstance(message, Kept):
                 keep(store, message)
-            elif isinstance(message, Finished):
+            else:
+                ledgers[message.place] = message.ledger
                 right[message.row.question] |= message.right
                 for text, is_right in message.right.items() if scores is not None else ():
                     scores.keep(text, is_right)
@@ -58,9 +58,6 @@ def compare(
                     write_row(folder, row)
                     rows.append(row)
                     on_row(row)
-            else:
-                for label, ledger in message.ledgers.items():
-                    ledgers[label] = added(ledgers[label], ledger)
     finally:
         store.close()
     return Comparison(recipes=tuple(by_label), rows=tuple(rows), ledgers=ledgers, is_complete=len(rows) == len(order))
@@ -77,8 +74,3 @@ def known_texts(scores: Scores, question: str, rows: Sequence[Stored]) -> dict[s
     answers = [json.loads(answer) for _, _, _, answer, _ in rows]
     keys = {text_key(question, answer["prefix"]["text"]) for answer in answers if "prefix" in answer}
     return {key: scores.known[key] for key in keys & scores.known.keys()}
-
-
-def added(one: Ledger, other: Ledger) -> Ledger:
-    """The sum of two ledgers, field by field: seconds are replica-seconds."""
-    return Ledger(**{f.name: getattr(one, f.name) + getattr(other, f.name) for f in fields(Ledger)})

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from ponder.cluster.replica import Ended, Facts, Finished, Kept, Message, Problem, Refused, Replica
+from ponder.cluster.replica import Facts, Finished, Kept, Problem, Refused, Replica
 from ponder.cluster.waiting import Key, Waiting
 from ponder.core.asks import Prompt
 from ponder.core.errors import BadField, PonderError
@@ -43,7 +43,7 @@ class Want:
 
 @dataclass
 class Member:
-    """One actor. `says` is what it will say next: its facts, then messages; None when it is idle."""
+    """One actor. `says` is what it will say next: its facts, then one message after the other."""
 
     actor: "ray.actor.ActorHandle"
     says: object
@@ -79,54 +79,70 @@ class Pool:
                 f"{wanted} replicas of {size}: the cluster's {describe_cluster()} hold {fit}; ask for fewer or smaller "
                 "replicas (--replicas, --threads), or let more machines join with `ray start --address=HOST:PORT`"
             )
-        nothing = Waiting([])
         while self.facts is None:
-            for _ in self._turn(nothing):
-                raise AssertionError("a replica spoke before it was asked")
+            self.wait()
         return self
+
+    def wait(self) -> None:
+        """A moment in which replicas may open, or be found lost, while nothing is under way."""
+        for _ in self._turn(Waiting([])):
+            raise AssertionError("a replica spoke before it was asked")
 
     def check(self, jobs: Sequence[Job]) -> None:
         """Raises PonderError when one of the jobs cannot be begun."""
-        member = next(m for m in self.members if m.is_open)
-        try:
-            found = ray.get(member.actor.check.remote(tuple(jobs)))
-        except RayTaskError:
-            raise
-        except RayError as error:
-            raise PonderError(f"a replica was lost before any work began ({type(error).__name__}); run again") from error
-        if found is not None:
-            raise PonderError(found.line)
+        while True:
+            member = next((m for m in self.members if m.is_open), None)
+            if member is None:
+                self.wait()
+                continue
+            try:
+                found = ray.get(member.actor.check.remote(tuple(jobs)))
+            except RayTaskError:
+                raise
+            except RayError as error:
+                self._lost(member, Waiting([]), error)
+                continue
+            if found is not None:
+                raise PonderError(found.line)
+            return
 
     def run(
         self, keys: Sequence[Key], problem_of: Callable[[Key], Problem], *, should_stop: Callable[[], bool] = lambda: False
-    ) -> Iterator[Kept | Finished | Ended]:
-        """What replicas say while they answer all of `keys`; problem_of makes the problem when its turn has come."""
+    ) -> Iterator[Kept | Finished]:
+        """What replicas say while they answer all of `keys`; problem_of makes the problem when its turn has come. Replicas that are
+        still at work when nobody listens any more are ended."""
         waiting = Waiting(list(keys))
-        while waiting and not should_stop():
-            for member in [m for m in self.members if m.is_open and m.says is None]:
-                if taken := waiting.take(self.want.max_jobs, len(self.members)):
-                    member.keys = list(taken)
-                    member.says = member.actor.run.options(num_returns="streaming").remote(tuple(problem_of(key) for key in taken))
-            yield from self._turn(waiting)
+        try:
+            while waiting and not should_stop():
+                for member in [m for m in self.members if m.is_open and not waiting.suspects.intersection(m.keys)]:
+                    room = waiting.share(self.want.max_jobs, sum(m.is_open for m in self.members)) - len(member.keys)
+                    if taken := waiting.take(room, is_idle=not member.keys):
+                        member.keys += taken
+                        member.actor.give.remote(tuple(problem_of(key) for key in taken))
+                yield from self._turn(waiting)
+        finally:
+            for member in [m for m in self.members if m.keys]:
+                self._end(member)
 
     def close(self) -> None:
-        for member in self.members:
-            with suppress(RayError):
-                ray.kill(member.actor)
-        self.members.clear()
+        for member in list(self.members):
+            self._end(member)
 
-    def _turn(self, waiting: Waiting) -> Iterator[Kept | Finished | Ended]:
+    def _end(self, member: Member) -> None:
+        with suppress(RayError):
+            ray.kill(member.actor)
+        self.members.remove(member)
+        self.looked = 0.0
+
+    def _turn(self, waiting: Waiting) -> Iterator[Kept | Finished]:
         """Waits a moment for one of them to speak."""
         self._grow()
-        speaking = [member.says for member in self.members if member.says is not None]
-        ready = ray.wait(speaking, num_returns=1, timeout=POLL)[0] if speaking else []
+        speaking = [member.says for member in self.members]
         if not speaking:
             time.sleep(POLL)
-        for said in ready:
+        for said in ray.wait(speaking, num_returns=1, timeout=POLL)[0] if speaking else []:
             (member,) = (m for m in self.members if m.says is said)
             message = self._heard(member, waiting)
-            if isinstance(message, Refused):
-                raise PonderError(message.line)
             if isinstance(message, Finished):
                 key = (message.row.recipe, message.row.question)
                 member.keys.remove(key)
@@ -141,15 +157,13 @@ class Pool:
                 "some or let machines join, then run again with --resume: finished samples are kept"
             )
 
-    def _heard(self, member: Member, waiting: Waiting) -> Message | None:
-        """What `member` says next; None when it has opened, has no more to say, or was lost."""
+    def _heard(self, member: Member, waiting: Waiting) -> Kept | Finished | None:
+        """What `member` says next; None when it has opened or was lost."""
         try:
             if not member.is_open:
                 self._opened(member, ray.get(member.says))
                 return None
             return ray.get(next(member.says))  # type: ignore[call-overload,no-any-return]
-        except StopIteration:
-            member.says = None
         except RayTaskError:  # a mistake of ours: its traceback is shown
             raise
         except RayError as error:
@@ -165,13 +179,11 @@ class Pool:
                 f"{facts.place} computes otherwise than {self.facts.place}: {unlike(facts, self.facts)}; results would depend on where a question "
                 "runs: use machines of one kind with the same ponder and model file, or weights that are the same on both (--weights bf16)"
             )
-        member.is_open, member.says = True, None
+        member.is_open, member.says = True, member.actor.listen.options(num_returns="streaming").remote()
 
     def _lost(self, member: Member, waiting: Waiting, error: RayError) -> None:
-        with suppress(RayError):
-            ray.kill(member.actor)
-        self.members.remove(member)
-        self.num_lost, self.looked = self.num_lost + 1, 0.0
+        self._end(member)
+        self.num_lost += 1
         if not member.is_open:
             self.num_failed += 1
             if self.facts is None and self.num_failed >= MAX_OPENINGS:
@@ -190,7 +202,7 @@ class Pool:
         self.looked = now
         for _ in range((self.want.num or self._fit()) - len(self.members)):
             resources = {"num_cpus": self.cpus, "num_gpus": self.want.gpus, "scheduling_strategy": "SPREAD"}
-            actor = ray.remote(Replica).options(**resources).remote(self.opener, self.want.max_jobs)
+            actor = ray.remote(Replica).options(**resources, max_concurrency=2).remote(self.opener, self.want.max_jobs)
             self.members.append(Member(actor, actor.open.remote(self.prompt)))
 
     def _fit(self) -> int:

@@ -5,17 +5,19 @@ while the problem is still under way. So a lost replica costs its unfinished sam
 Verifiers and scorers run here, too, their sandboxes included.
 """
 
+import os
 import queue
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import ponder
 from ponder.core.asks import Answer, Ask, Extend, Extension, Prefix, Prompt
 from ponder.core.errors import PonderError
 from ponder.core.roles import Process
+from ponder.run import events
 from ponder.run.account import Ledger
 from ponder.run.compare import Row, job_of, score
 from ponder.run.driver import Driver, Job
@@ -38,8 +40,8 @@ class Problem:
     right: dict[str, bool] = field(default_factory=dict)  # by text_key
 
     @property
-    def key(self) -> tuple[str, str]:
-        return self.recipe.label, self.question.id
+    def job(self) -> Job:
+        return job_of(self.recipe, self.question, self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class Facts:
     model_id: str
     version: str  # of ponder
     sample: tuple[tuple[int, ...], float]  # tokens and log_p of a short answer, to the last bit
-    place: str = field(compare=False)  # which machine
+    place: str = field(compare=False)  # machine and process
 
 
 @dataclass(frozen=True)
@@ -68,36 +70,29 @@ class Kept:
 
 @dataclass(frozen=True)
 class Finished:
-    """A problem's row, and which texts turned out right."""
+    """A problem's row, which texts turned out right, and all that this replica has spent so far."""
 
     row: Row
     right: dict[str, bool]
-
-
-@dataclass(frozen=True)
-class Ended:
-    """All problems of a call are answered: what that took."""
-
-    ledgers: dict[str, Ledger]  # by recipe
-
-
-Message = Kept | Finished | Ended | Refused
+    place: str
+    ledger: Ledger
 
 
 class Samples(SampleStore):
     """A store without a file: the rows that came with the problems, and a way out for new ones."""
 
-    def __init__(self, problems: Sequence[Problem], tell: Callable[[Message], None]) -> None:
-        self.rows = {row[0]: row for problem in problems for row in problem.rows}
+    def __init__(self, tell: Callable[[Kept], None]) -> None:
+        self.rows: dict[str, dict[str, Stored]] = {}  # by question and key
         self.tell, self.fresh, self.told = tell, list[tuple[str, Stored]](), 0.0
 
     def get(self, model_id: str, ask: Ask) -> Answer | None:
-        row = self.rows.get(key_of(model_id, ask))
+        key = key_of(model_id, ask)
+        row = next((rows[key] for rows in self.rows.values() if key in rows), None)
         return None if row is None else restored(ask, row[3], row[4], "of the run")
 
     def put(self, model_id: str, ask: Ask, answer: Answer, *, job: str = "") -> None:
         row = stored(model_id, ask, answer)
-        self.rows[row[0]] = row
+        self.rows[job][row[0]] = row
         self.fresh.append((job, row))
 
     def commit(self) -> None:
@@ -114,74 +109,79 @@ class Replica:
     """What an actor is made of. `opener` runs where the actor is: paths and names mean what they mean there."""
 
     def __init__(self, opener: Callable[[], Process], max_jobs: int) -> None:
-        self.opener, self.max_jobs = opener, max_jobs
+        self.opener, self.max_jobs, self.place = opener, max_jobs, f"{socket.gethostname()}/{os.getpid()}"
+        self.given: queue.SimpleQueue[Problem] = queue.SimpleQueue()
+        self.said: queue.SimpleQueue[Kept | Finished | BaseException] = queue.SimpleQueue()
         self.process: Process | None = None
 
     def open(self, prompt: Prompt) -> Facts | Refused:
         """Opens the model and lets it say a few tokens. Nothing is raised that is the caller's mistake."""
         try:
             self.process = self.opener()
-            said = short_answer(self.process, prompt)
+            sample = short_answer(self.process, prompt)
         except PonderError as error:
             return Refused(str(error))
-        return Facts(model_id=self.process.model_id, version=ponder.__version__, sample=said, place=socket.gethostname())
+        threading.Thread(target=self._work, args=(self.process,), name="driver", daemon=True).start()
+        return Facts(model_id=self.process.model_id, version=ponder.__version__, sample=sample, place=self.place)
 
     def check(self, jobs: Sequence[Job]) -> Refused | None:
-        """Whether every job can be begun. A driver that is told to stop before it starts only checks."""
+        """Whether every job can be begun."""
         assert self.process is not None
+        driver = Driver(self.process)
         try:
-            for _ in Driver(self.process, should_stop=lambda: True).run(jobs):
-                raise AssertionError("a driver that should stop began a job")
+            for job in jobs:
+                driver.check(job)
         except PonderError as error:
             return Refused(str(error))
         return None
 
-    def run(self, problems: Sequence[Problem]) -> Iterator[Message]:
-        """Answers the problems, all of unlike questions, at once; says what is new as it comes."""
-        messages: queue.SimpleQueue[Message | BaseException] = queue.SimpleQueue()
-        thread = threading.Thread(target=self._run, args=(problems, messages.put), name="driver", daemon=True)
-        thread.start()
+    def give(self, problems: Sequence[Problem]) -> None:
+        """More to do. No two of the problems here at a time may be of one question."""
+        for problem in problems:
+            self.given.put(problem)
+
+    def listen(self) -> Iterator[Kept | Finished]:
+        """What is new, as it comes, for as long as the actor lives."""
         while True:
-            message = messages.get()
+            message = self.said.get()
             if isinstance(message, BaseException):
                 raise message
             yield message
-            if isinstance(message, Ended | Refused):
-                return
 
-    def _run(self, problems: Sequence[Problem], tell: Callable[[Message | BaseException], None]) -> None:
-        assert self.process is not None
+    def _work(self, process: Process) -> None:
+        """The driver's loop: problems join it whenever they come."""
+        samples = Samples(self.said.put)
+        driver = Driver(process, store=samples, max_jobs=self.max_jobs)
+        problems: dict[str, Problem] = {}
         try:
-            by_id = {problem.question.id: problem for problem in problems}
-            samples = Samples(problems, tell)
-            driver = Driver(self.process, store=samples, max_jobs=self.max_jobs)
-            for job, result in driver.run([job_of(p.recipe, p.question, p.seed) for p in problems]):
-                problem = by_id[job.id]
-                scores = Remembered(dict(problem.right))
-                row = score(problem.recipe.label, scores.of(problem.question), result)
-                samples.flush()
-                tell(Finished(row, {key: right for key, right in scores.known.items() if key not in problem.right}))
-            tell(Ended({problems[0].recipe.label: driver.ledger}))
-        except PonderError as error:
-            tell(Refused(str(error)))
-        except BaseException as error:  # raised again in the actor's own call
-            tell(error)
+            while True:
+                while not problems or not self.given.empty():
+                    problem = self.given.get()
+                    problems[problem.question.id] = problem
+                    samples.rows[problem.question.id] = {row[0]: row for row in problem.rows}
+                    driver.submit(problem.job)
+                for event in driver.turn():
+                    if isinstance(event, events.Finished):
+                        message = scored(problems.pop(event.job), event, self.place, driver.ledger)
+                        samples.flush()
+                        del samples.rows[event.job]
+                        self.said.put(message)
+        except BaseException as error:  # raised again where it is heard
+            self.said.put(error)
 
 
-@dataclass
-class Remembered:
-    """Which texts are right, in memory. (Scores keeps them in a file.)"""
+def scored(problem: Problem, event: events.Finished, place: str, ledger: Ledger) -> Finished:
+    """The row of a finished problem; a text that was known to be right or wrong is not scored again."""
+    known = dict(problem.right)
 
-    known: dict[str, bool]
+    def is_right(text: str) -> bool:
+        key = text_key(problem.question.id, text)
+        if key not in known:
+            known[key] = problem.question.is_right(text)
+        return known[key]
 
-    def of(self, question: Question) -> Question:
-        def is_right(text: str) -> bool:
-            key = text_key(question.id, text)
-            if key not in self.known:
-                self.known[key] = question.is_right(text)
-            return self.known[key]
-
-        return Question(id=question.id, prompt=question.prompt, is_right=is_right)
+    row = score(problem.recipe.label, replace(problem.question, is_right=is_right), event.result)
+    return Finished(row, {key: right for key, right in known.items() if key not in problem.right}, place, replace(ledger))
 
 
 def short_answer(process: Process, prompt: Prompt) -> tuple[tuple[int, ...], float]:

@@ -1,4 +1,4 @@
-"""Which problems wait, which are under way where, and which were lost how often. No Ray in here."""
+"""Which problems wait, which are under way, and which were lost how often. No Ray in here."""
 
 import math
 from collections import Counter
@@ -23,18 +23,23 @@ class Waiting:
     def __bool__(self) -> bool:
         return bool(self.todo or self.busy)
 
-    def take(self, most: int, replicas: int) -> tuple[Key, ...]:
-        """Up to `most` problems of one recipe for a replica that is idle: many while many wait, few at the end."""
-        size = max(1, min(most, math.ceil(len(self.todo) / (2 * max(1, replicas)))))
+    def share(self, most: int, replicas: int) -> int:
+        """How many problems a replica should have at a time: `most`, and fewer when too few are left to keep all at work."""
+        return min(most, math.ceil((len(self.todo) + len(self.busy)) / max(1, replicas)))
+
+    def take(self, num: int, *, is_idle: bool) -> tuple[Key, ...]:
+        """Up to `num` problems for a replica. One that was lost before goes to an idle replica, alone."""
         taken: list[Key] = []
+        held = set(self.busy)
         for key in self.todo:
-            is_free = key[1] not in self.busy and key[1] not in {question for _, question in taken}
-            if is_free and (not taken or (key[0] == taken[0][0] and key not in self.suspects)):
-                taken.append(key)
-            if len(taken) == size or (taken and taken[0] in self.suspects):
+            is_suspect = key in self.suspects
+            if len(taken) >= num or (taken and taken[0] in self.suspects):
                 break
-        self.todo = [key for key in self.todo if key not in taken]
+            if key[1] not in held and (not is_suspect or (is_idle and not taken)):
+                taken.append(key)
+            held.add(key[1])  # a later recipe waits for its question's earlier one
         self.busy |= {question for _, question in taken}
+        self.todo = [key for key in self.todo if key not in taken]
         return tuple(taken)
 
     def finished(self, key: Key) -> None:

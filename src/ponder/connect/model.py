@@ -7,7 +7,7 @@ from pathlib import Path
 import ponder.catalogue as catalogue
 from ponder.core.asks import AnswerReader, Prompt
 from ponder.core.budget import Budget, parse_budget
-from ponder.core.errors import PonderError, UnknownName
+from ponder.core.errors import BadField, PonderError, UnknownName
 from ponder.core.rng import hash_seed
 from ponder.core.roles import Process, Strategy
 from ponder.engine.process import Settings
@@ -75,3 +75,12 @@ def checked(job: Job, result: Result) -> Result:
     if result.stop_reason == "failed":
         raise PonderError(f"{job.id}: {result.diagnostics['error']}")
     return result
+
+
+def sampled(spec: str, settings: dict[str, float]) -> str:
+    """The spec of a strategy with these fields set. Raises BadField for one that the strategy does not have."""
+    known = catalogue.SPECS.settable(catalogue.strategy(spec))
+    if missing := sorted(set(settings) - set(known)):
+        raise BadField(f"{', '.join(missing)}: strategy {spec} draws in its own way; leave it out, or use one that has it, as sample")
+    separator = "," if ":" in spec else ":"
+    return spec + "".join(f"{separator if i == 0 else ','}{name}={value}" for i, (name, value) in enumerate(settings.items()))

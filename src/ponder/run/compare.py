@@ -51,7 +51,7 @@ class Comparison:
 
     recipes: tuple[str, ...]
     rows: tuple[Row, ...]
-    ledgers: dict[str, Ledger]
+    ledgers: dict[str, Ledger]  # by recipe; on many machines by replica
     is_complete: bool
 
     def of(self, recipe: str) -> list[Row]:
