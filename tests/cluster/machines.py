@@ -1,6 +1,7 @@
 """Machines made of network namespaces: one bridge, an address each, nothing else to be reached from any of them."""
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ class Machines:
     def __init__(self, num: int) -> None:
         self.names = [f"ponder-{os.getpid()}-{i}" for i in range(num)]
         self.switch, self.children = f"ponder-{os.getpid()}-net", list[subprocess.Popen]()
+        self.token = secrets.token_hex(32)  # Ray lets in who has it
         self.scratch = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # a short path: sockets lie in it
 
     def __enter__(self) -> "Machines":
@@ -58,7 +60,7 @@ class Machines:
 
     def start(self, i: int, *command: object) -> subprocess.Popen:
         """A program on machine i."""
-        env = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+        env = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
         with (self.scratch / f"out-{len(self.children)}.txt").open("w") as out:
             child = subprocess.Popen(["ip", "netns", "exec", self.names[i], *map(str, command)], stdout=out, stderr=out, env=env)
         self.children.append(child)
@@ -68,10 +70,12 @@ class Machines:
         return (self.scratch / f"out-{self.children.index(child)}.txt").read_text()
 
     def join(self, i: int, cpus: int) -> None:
-        """Starts Ray's node there; `alive` says when all are up."""
+        """Starts Ray's node there and waits for it."""
         role = ["--head", "--port=6379", "--include-dashboard=false", f"--temp-dir={self.scratch}"] if i == 0 else [f"--address={self.address}"]
         settings = [f"--node-ip-address={self.ip(i)}", f"--num-cpus={cpus}", f"--object-store-memory={OBJECTS}", "--disable-usage-stats", "--block"]
-        self.start(i, sys.executable, "-m", "ray.scripts.scripts", "start", *role, *settings)
+        child = self.start(i, sys.executable, "-m", "ray.scripts.scripts", "start", *role, *settings)
+        wait_for(lambda: "will now block" in self.said(child) or child.poll() is not None, 90, f"machine {i}")
+        assert child.poll() is None, self.said(child)
 
     def pids(self, i: int) -> list[int]:
         return [int(pid) for pid in subprocess.run(["ip", "netns", "pids", self.names[i]], capture_output=True, text=True).stdout.split()]

@@ -47,7 +47,6 @@ def test_a_node_and_the_driver_are_lost_on_the_way(tmp_path):
     with Machines(3) as machines:
         for i in range(3):
             machines.join(i, cpus=int(i > 0))
-            wait_for(lambda i=i: "raylet" in "".join(map(command_of, machines.pids(i))), 60, "a raylet")
         drive = lambda: machines.start(0, sys.executable, "-c", script, machines.address, out, diary)
         driver = drive()
         wait_for(lambda: rows() >= 15 or driver.poll() is not None, 120, "rows")
@@ -67,11 +66,6 @@ def test_a_node_and_the_driver_are_lost_on_the_way(tmp_path):
         whole = (1 + 8 + 2) * 40
         assert answers(diary) <= whole + 2 * 4 * 8, "more was computed again than what two replicas had under way"
         assert computed > whole / 4 and len(list(diary.iterdir())) >= 3, "the kills came when nothing was done, or no new replica took part"
-
-
-def command_of(pid):
-    path = Path(f"/proc/{pid}/cmdline")
-    return path.read_text() if path.exists() else ""
 
 
 def answers(diary):
