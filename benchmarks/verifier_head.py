@@ -25,7 +25,8 @@ from ponder.core.budget import parse_budget
 from ponder.core.probe import checkpoint_of
 from ponder.core.roles import Process
 from ponder.models.fetch import pull
-from ponder.run.compare import Question, RunFolder, compare, settings_of
+from ponder.run.compare import RunFolder, compare, settings_of
+from ponder.run.question import Question
 from ponder.run.recipe import Recipe
 from ponder.run.report import summarize
 from ponder.run.store import SampleStore

@@ -45,7 +45,7 @@ CATALOGUE = {  # technique folder -> dicts of catalogue.py that name its techniq
     "accelerate/weights": ("WEIGHTS", "DEVICE_WEIGHTS"),
 }
 TECHNIQUE_PACKAGES = {"torch", "numpy", "math_verify", "reasoning_gym", "sympy"}  # third-party imports open to techniques
-OPTIONAL = {"huggingface_hub", "reasoning_gym", "math_verify", "matplotlib", "transformers", "httpx"}  # may be imported inside a function
+OPTIONAL = {"huggingface_hub", "reasoning_gym", "math_verify", "matplotlib", "transformers", "httpx", "ray"}  # may be imported inside a function
 HEADINGS = ("Paper", "Equation", "Shapes", "Guarantee", "Cost", "Choose", "Differs")
 HEADING = re.compile(rf"^\**({'|'.join(HEADINGS)})\**:?[ \n]+", re.MULTILINE)
 GUARANTEES = {"exact", "unbiased", "biased", "approximate"}

@@ -31,6 +31,7 @@ PUBLIC = {  # name -> module that defines it
     "Verdict": "ponder.core.asks",
     "ask": "ponder.run.driver",
     "chat": "ponder.core.asks",
+    "load": "ponder.connect.model",
     "open_model": "ponder.catalogue",
     "parse_budget": "ponder.core.budget",
     "pull": "ponder.models.fetch",

@@ -9,7 +9,7 @@ from ponder import catalogue
 from ponder.cli import studies
 from ponder.cli.main import app
 from ponder.core.errors import BadField, UnknownName
-from ponder.run.compare import Question
+from ponder.run.question import Question
 from ponder.testing.simulator import SimulatedAnswer, Simulator, World
 
 WORLD = World(depth=(2, 2), step_tokens=3)

@@ -18,8 +18,9 @@ from ponder.core.budget import Budget, Cost
 from ponder.core.errors import BadField, PonderError, StoreError
 from ponder.infer.greedy import Greedy
 from ponder.infer.sample import Sample
-from ponder.run.compare import Comparison, Question, Row, RunFolder, compare, score, settings_of
+from ponder.run.compare import Comparison, Row, RunFolder, compare, score, settings_of
 from ponder.run.plot import plot_quality, side_by_side
+from ponder.run.question import Question
 from ponder.run.recipe import Recipe, Result
 from ponder.run.report import Limit, interval, summarize
 from ponder.testing.toy import ToyProcess, toy_lm

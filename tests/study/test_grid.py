@@ -15,11 +15,12 @@ from ponder import catalogue
 from ponder.core.asks import Candidate, Verdict
 from ponder.core.budget import Budget, Cost
 from ponder.core.errors import BadField, StoreError
-from ponder.run.compare import Comparison, Question, Row
+from ponder.run.compare import Comparison, Row
+from ponder.run.question import Question, Scores
 from ponder.run.recipe import Result
 from ponder.run.report import summarize
 from ponder.study.figures import against_best_of_n, cell_row, figure_rows, pools_of
-from ponder.study.grid import Grid, Scores, recipes_of, run_grid
+from ponder.study.grid import Grid, recipes_of, run_grid
 from ponder.study.page import newest, page_text, picture_name
 from ponder.study.plots import draw_study, families
 from ponder.testing.simulator import SimulatedAnswer, Simulator, World

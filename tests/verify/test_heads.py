@@ -14,8 +14,8 @@ from ponder.core.probe import checkpoint_of
 from ponder.infer.best_of_n import BestOfN
 from ponder.infer.particle_filter import ParticleFilter
 from ponder.infer.resample.systematic import systematic
-from ponder.run.compare import Question
 from ponder.run.driver import ask
+from ponder.run.question import Question
 from ponder.testing import laws_probe, laws_verifier
 from ponder.testing.toy import ToyProcess, toy_lm
 from ponder.train.fit import Recipe, States, fit_head, platt, split_groups

@@ -41,6 +41,9 @@ Context = Annotated[
     typer.Option("--context", help="Most tokens of prompt and answer; default: what the model usually has. Some models allow more than that."),
 ]
 
+Ray = Annotated[str | None, typer.Option("--ray", help="Spread the questions over a Ray cluster: 'auto', 'local' or HOST:PORT of its head.")]
+Replicas = Annotated[int | None, typer.Option(help="With --ray: models at once, each with --threads CPUs; default: as many as the cluster holds.")]
+
 
 @app.command()
 def ask(
@@ -84,10 +87,13 @@ def compare(
     strict: Strict = False,
     threads: Threads = None,
     context: Context = None,
+    ray: Ray = None,
+    replicas: Replicas = None,
 ) -> None:
     """Run several strategies on the same questions under the same budget: table, rows, plot."""
     _verb("compare", task=task, strategies=strategies, n=n, budget=budget, model=model, split=split, out=out, resume=resume,
-          weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context)  # fmt: skip
+          weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context,
+          ray=ray, replicas=replicas)  # fmt: skip
 
 
 @app.command()
@@ -111,12 +117,15 @@ def study(
     seed: Seed = 0,
     threads: Threads = None,
     budget: BudgetText = "20000 tokens",
+    ray: Ray = None,
+    replicas: Replicas = None,
 ) -> None:
     """Strategies x verifiers x budgets x tasks from stored samples: what beats greedy, what beats best-of-N at equal cost."""
     verb = importlib.import_module("ponder.cli.studies").study
     raise typer.Exit(
         verb(tasks=tasks, strategies=strategies, verifiers=verifiers, budgets=budgets, n=n, model=model, split=split, out=out, resume=resume,
-             weights=weights, device=device, seed=seed, threads=threads, budget=budget, draw=draw)
+             weights=weights, device=device, seed=seed, threads=threads, budget=budget, draw=draw, ray=ray,
+             replicas=replicas)
     )  # fmt: skip
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from ponder import catalogue
 from ponder.cli import show
+from ponder.cli.many import Opening, answering
 from ponder.cli.verbs import INTERRUPTED, open_named, questions_of, write_text
 from ponder.core.budget import parse_budget
 from ponder.core.errors import BadField, UnknownName
 from ponder.run.compare import Row
 from ponder.study.figures import figure_rows
-from ponder.study.grid import Grid, recipes_of, run_grid
+from ponder.study.grid import Grid, fill_grid, grid_folder, recipes_of
 from ponder.study.page import page_text, picture_name, verdict_lines
 from ponder.study.plots import draw_study
 
@@ -21,6 +22,7 @@ from ponder.study.plots import draw_study
 def study(
     *, tasks: str, strategies: str, verifiers: str, budgets: str, n: int, model: str, split: str, out: Path, resume: bool,
     weights: str | None, device: str, seed: int, threads: int | None, budget: str, draw: str,
+    ray: str | None = None, replicas: int | None = None,
 ) -> int:  # fmt: skip
     """Runs the grid into `out`, prints what beats what, writes study.jsonl, study.md and a picture per task."""
     grid = read_grid(strategies, verifiers, budgets, draw)
@@ -28,24 +30,26 @@ def study(
     cells = recipes_of(grid, catalogue.SPECS, limits)
     if n < 1:
         raise BadField(f"n={n}: must be at least 1 question")
+    opening = Opening(model=model, weights=weights, threads=threads, device=device, ray=ray, replicas=replicas)
     chosen = {name: catalogue.task(name) for name in words(tasks, ";" if ";" in tasks else ",")}
     asked = {name: questions_of(task, split, n) for name, task in chosen.items()}
-    weights = catalogue.weights_on(device, weights)
-    process = open_named(model, weights, threads, device=device)
-    run = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    when = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     rows: list[dict[str, object]] = []
-    for name, questions in asked.items():
-        show.say(f"{name}: {len(cells)} cells on {len(questions)} questions")
-        with show.work_bar() as bar:
-            lines = {cell: bar.add_task(cell[:28], total=len(questions), note="") for cell in cells}
-            done = lambda row, lines=lines: bar.advance(lines[row.recipe])
-            found, scored = run_grid(process, cells, questions, out=out / folder_of(name), task=name, seed=seed, resume=resume, on_row=done)
-        if not found.is_complete:
-            return INTERRUPTED
-        failed = [row for row in found.rows if row.result.stop_reason == "failed"]
-        report_failures(failed)
-        known = {"task": name, "model": model, "weights": weights, "split": split, "seed": seed, "run": run, "cells": len(cells)}
-        rows += [known | row for row in figure_rows(found, scored, grid)]
+    here = lambda: open_named(model, opening.format, threads, device=device)
+    with answering(opening, here, next(iter(asked.values()))[0].prompt) as (process, run):
+        for name, questions in asked.items():
+            show.say(f"{name}: {len(cells)} cells on {len(questions)} questions")
+            with show.work_bar() as bar:
+                lines = {cell: bar.add_task(cell[:28], total=len(questions), note="") for cell in cells}
+                done = lambda row, lines=lines: bar.advance(lines[row.recipe])
+                where = out / folder_of(name)
+                folder = grid_folder(process, cells, questions, out=where, task=name, seed=seed, resume=resume)
+                found, scored = fill_grid(process, cells, questions, folder=folder, seed=seed, on_row=done, run=run)
+            if not found.is_complete:
+                return INTERRUPTED
+            report_failures([row for row in found.rows if row.result.stop_reason == "failed"])
+            known = {"task": name, "model": model, "weights": opening.format, "split": split, "seed": seed, "run": when, "cells": len(cells)}
+            rows += [known | row for row in figure_rows(found, scored, grid)]
     write_study(rows, out)
     return 0
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from ponder import catalogue
 from ponder.cli import show
 from ponder.cli.forms import read_form
+from ponder.cli.many import Opening, answering
 from ponder.core.asks import Prompt
 from ponder.core.budget import Budget, parse_budget
 from ponder.core.errors import BadField, PonderError, StoreError, UnknownName
@@ -29,10 +30,11 @@ from ponder.plan.predict import outline
 from ponder.plan.profile import CHUNK, Cell, kept_card, open_card, open_profiler, predict_cell, read_config
 from ponder.remote.endpoint import is_remote, read_endpoint
 from ponder.remote.open import open_remote
-from ponder.run.compare import Comparison, Question, Row, RunFolder, settings_of
+from ponder.run.compare import Comparison, Named, Row, RunFolder, settings_of
 from ponder.run.compare import compare as run_compare
 from ponder.run.driver import Driver, Job
 from ponder.run.plot import plot_quality
+from ponder.run.question import Question
 from ponder.run.recipe import Recipe, describe
 from ponder.run.report import Summary, summarize
 from ponder.tasks.task import Task
@@ -70,19 +72,20 @@ def ask(
 
 def compare(
     *, task: str, strategies: str, n: int, budget: str, model: str, split: str, out: Path, resume: bool, weights: str | None, device: str,
-    seed: int, strict: bool, threads: int | None, context: int | None,
+    seed: int, strict: bool, threads: int | None, context: int | None, ray: str | None, replicas: int | None,
 ) -> int:  # fmt: skip
     """Runs a comparison into `out` and prints the table; 130 when interrupted."""
     limits = parse_budget(budget, strict=strict)
     recipes = recipes_of(strategies, limits)
     if n < 1:
         raise BadField(f"n={n}: must be at least 1 question")
-    chosen = catalogue.task(task)
-    questions = questions_of(chosen, split, n)
-    weights = catalogue.weights_on(device, weights)
-    process = open_named(model, weights, threads, device=device, context_len=context)
-    title = f"{task} ({split}, n={len(questions)}), {model} {weights}{'' if device == 'cpu' else ' on ' + device}, at most {limits} a question"
-    return run_comparison(process, recipes, questions, out=out, task=task, seed=seed, resume=resume, title=title)
+    opening = Opening(model=model, weights=weights, threads=threads, device=device, context=context, ray=ray, replicas=replicas)
+    questions = questions_of(catalogue.task(task), split, n)
+    where = opening.format + ("" if device == "cpu" else f" on {device}")
+    title = f"{task} ({split}, n={len(questions)}), {model} {where}, at most {limits} a question"
+    here = lambda: open_named(model, opening.format, threads, device=device, context_len=context)
+    with answering(opening, here, questions[0].prompt) as (process, run):
+        return run_comparison(process, recipes, questions, out=out, task=task, seed=seed, resume=resume, title=title, run=run)
 
 
 def demo() -> int:
@@ -186,8 +189,9 @@ def questions_of(task: Task, split: str, n: int) -> list[Question]:
 
 
 def run_comparison(
-    process: Process, recipes: Sequence[Recipe], questions: Sequence[Question], *, out: Path, task: str, seed: int, resume: bool, title: str
-) -> int:
+    process: Named, recipes: Sequence[Recipe], questions: Sequence[Question], *, out: Path, task: str, seed: int, resume: bool, title: str,
+    run: Callable[..., Comparison] = run_compare,
+) -> int:  # fmt: skip
     """Runs, prints and writes a comparison; returns the exit code."""
     folder = RunFolder(out, settings_of(process, recipes, questions, task=task, seed=seed)).open(resume=resume)
     right: dict[str, list[bool]] = {r.label: [] for r in recipes}
@@ -199,7 +203,7 @@ def run_comparison(
             bar.update(bars[row.recipe], advance=1, note=f"{100 * sum(right[row.recipe]) / len(right[row.recipe]):.0f} % right")
 
         try:
-            comparison = run_compare(process, recipes, questions, folder=folder, seed=seed, should_stop=should_stop, on_row=on_row)
+            comparison = run(process, recipes, questions, folder=folder, seed=seed, should_stop=should_stop, on_row=on_row)
         finally:
             folder.close()
     if comparison.rows:

@@ -11,26 +11,18 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
-from ponder.core.asks import Candidate, Prompt
+from ponder.core.asks import Candidate
 from ponder.core.errors import BadField, PonderError, StoreError
 from ponder.core.rng import hash_seed
 from ponder.core.roles import Process
 from ponder.run.account import Ledger
 from ponder.run.codec import cost_json, digest, dumps
 from ponder.run.driver import Driver, Job
+from ponder.run.question import Question, Scores
 from ponder.run.recipe import Recipe, Result, describe
 from ponder.run.store import SampleStore
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """One question of a task and how a text that answers it is scored."""
-
-    id: str
-    prompt: Prompt
-    is_right: Callable[[str], bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +51,7 @@ class Comparison:
 
     recipes: tuple[str, ...]
     rows: tuple[Row, ...]
-    ledgers: dict[str, Ledger]
+    ledgers: dict[str, Ledger]  # by recipe; on many machines by replica
     is_complete: bool
 
     def of(self, recipe: str) -> list[Row]:
@@ -73,6 +65,7 @@ class RunFolder:
     path: Path
     settings: dict[str, object]
     files: dict[str, IO[str]] = field(default_factory=dict)
+    scores: Scores | None = None  # remembers which texts are right, where somebody opened one
 
     def open(self, *, resume: bool) -> "RunFolder":
         """Creates or checks run.json. Raises BadField naming the settings that differ, StoreError when it cannot write."""
@@ -115,7 +108,14 @@ class RunFolder:
                 continue
 
 
-def settings_of(process: Process, recipes: Sequence[Recipe], questions: Sequence[Question], *, task: str, seed: int) -> dict[str, object]:
+class Named(Protocol):
+    """What answers: a process, or replicas of one."""
+
+    @property
+    def model_id(self) -> str: ...
+
+
+def settings_of(process: Named, recipes: Sequence[Recipe], questions: Sequence[Question], *, task: str, seed: int) -> dict[str, object]:
     """What decides the results; written to run.json and compared by --resume."""
     return {
         "task": task, "seed": seed, "model": process.model_id, "num_questions": len(questions),
@@ -137,6 +137,7 @@ def compare(
     """Runs every recipe on every question; results go to `folder` (opened) as they come. Seeds depend on the question only,
     so that recipes that draw the same samples share them. should_stop ends it early, with what is finished."""
     check_labels(recipes, questions)
+    questions = questions if folder.scores is None else [folder.scores.of(q) for q in questions]
     store = SampleStore(folder.path / "samples.sqlite")
     rows: list[Row] = []
     ledgers: dict[str, Ledger] = {}
@@ -155,16 +156,23 @@ def compare(
 
 def _run_one(driver: Driver, recipe: Recipe, questions: Sequence[Question], *, folder: RunFolder, seed: int) -> Iterator[Row]:
     by_id = {q.id: q for q in questions}
-    jobs = [Job(id=q.id, prompt=q.prompt, recipe=recipe, seed=hash_seed(seed, q.id)) for q in questions]
-    for job, result in driver.run(jobs):
+    for job, result in driver.run([job_of(recipe, q, seed) for q in questions]):
         if result.stop_reason == "interrupted":
             continue
         row = score(recipe.label, by_id[job.id], result)
-        folder.write("trace", result.trace)
-        folder.write("results", [dumps(row.json())])
-        timing = {"recipe": recipe.label, "question": job.id, "seconds": round(result.cost.seconds, 4)}
-        folder.write("timing", [dumps(timing)])
+        write_row(folder, row)
         yield row
+
+
+def job_of(recipe: Recipe, question: Question, seed: int) -> Job:
+    return Job(id=question.id, prompt=question.prompt, recipe=recipe, seed=hash_seed(seed, question.id))
+
+
+def write_row(folder: RunFolder, row: Row) -> None:
+    folder.write("trace", row.result.trace)
+    folder.write("results", [dumps(row.json())])
+    timing = {"recipe": row.recipe, "question": row.question, "seconds": round(row.result.cost.seconds, 4)}
+    folder.write("timing", [dumps(timing)])
 
 
 def score(recipe: str, question: Question, result: Result) -> Row:

@@ -392,7 +392,7 @@ class Driver:
         running.computed += answer.cost
         answer = replace(answer, cost=cost)
         if self.store is not None and not (isinstance(answer, Extension) and answer.finish == "budget"):
-            self.store.put(self.process.model_id, work.ask, answer)
+            self.store.put(self.process.model_id, work.ask, answer, job=running.job.id)
             self.is_dirty = True
         self._finish(running, work, answer)
 

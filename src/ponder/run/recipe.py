@@ -54,6 +54,9 @@ class Result:
     trace: tuple[str, ...] = ()  # JSON lines: every ask, answer and cost
     computed: Cost = field(default_factory=Cost, compare=False)  # by the process: less than `cost` where work was shared or stored
 
+    def __str__(self) -> str:
+        return self.text
+
     @property
     def text(self) -> str:
         return self.candidates[0].text if self.candidates else ""

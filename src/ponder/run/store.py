@@ -2,6 +2,7 @@
 
 What is in it is never computed again: a resumed run, another vote or another verifier over the same samples costs the
 model nothing. An answer is on disk before the strategy that asked for it goes on, so kill -9 loses only unfinished work.
+Beside each stands which jobs asked for it, so that what is known of a question can be sent where it is answered (cluster).
 """
 
 import json
@@ -18,6 +19,27 @@ CREATE TABLE IF NOT EXISTS samples (
     key TEXT PRIMARY KEY, model TEXT NOT NULL, ask TEXT NOT NULL, answer TEXT NOT NULL, seconds REAL NOT NULL
 ) WITHOUT ROWID
 """
+ASKED = "CREATE TABLE IF NOT EXISTS asked (job TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (job, key)) WITHOUT ROWID"
+
+Stored = tuple[str, str, str, str, float]  # key, model, ask, answer, seconds: a row of the table
+
+
+def stored(model_id: str, ask: Ask, answer: Answer) -> Stored:
+    """The row that keeps `answer`."""
+    return key_of(model_id, ask), model_id, dumps(ask_json(ask)), dumps(answer_json(answer)), answer.cost.seconds
+
+
+def restored(ask: Ask, answer: str, seconds: float, where: str) -> Answer:
+    """The answer that a row keeps, with the seconds that it took when it was computed."""
+    try:
+        found = answer_from_json(ask, json.loads(answer))
+    except json.JSONDecodeError as error:
+        raise StoreError(f"sample store {where}: a row is not JSON ({error}); move the file away and run again") from error
+    return replace(found, cost=replace(found.cost, seconds=seconds))
+
+
+def key_of(model_id: str, ask: Ask) -> str:
+    return digest([model_id, ask_json(ask)])
 
 
 class SampleStore:
@@ -30,24 +52,29 @@ class SampleStore:
             self.db.execute("PRAGMA journal_mode=WAL")
             self.db.execute("PRAGMA synchronous=NORMAL")  # survives kill -9; a power cut may lose the last commits
             self.db.execute(SCHEMA)
+            self.db.execute(ASKED)
         except sqlite3.Error as error:
             raise StoreError(f"sample store {self.path}: {error}; move it away or name another output folder") from error
 
     def get(self, model_id: str, ask: Ask) -> Answer | None:
         """The stored answer, with the seconds that it took when it was computed; None when there is none."""
-        row = self._execute("SELECT answer, seconds FROM samples WHERE key = ?", (self._key(model_id, ask),)).fetchone()
-        if row is None:
-            return None
-        try:
-            answer = answer_from_json(ask, json.loads(row[0]))
-        except json.JSONDecodeError as error:
-            raise StoreError(f"sample store {self.path}: a row is not JSON ({error}); move the file away and run again") from error
-        return replace(answer, cost=replace(answer.cost, seconds=row[1]))
+        row = self._execute("SELECT answer, seconds FROM samples WHERE key = ?", (key_of(model_id, ask),)).fetchone()
+        return None if row is None else restored(ask, row[0], row[1], self.path)
 
-    def put(self, model_id: str, ask: Ask, answer: Answer) -> None:
-        """Keeps `answer`; durable after `commit`. A second put of the same key changes nothing."""
-        row = (self._key(model_id, ask), model_id, dumps(ask_json(ask)), dumps(answer_json(answer)), answer.cost.seconds)
+    def put(self, model_id: str, ask: Ask, answer: Answer, *, job: str = "") -> None:
+        """Keeps `answer`, which that job asked for; durable after `commit`. A second put of the same key changes nothing."""
+        self.put_row(stored(model_id, ask, answer), job)
+
+    def put_row(self, row: Stored, job: str) -> None:
+        """As `put`, of a row that another program made."""
         self._execute("INSERT OR IGNORE INTO samples VALUES (?, ?, ?, ?, ?)", row)
+        if job:
+            self._execute("INSERT OR IGNORE INTO asked VALUES (?, ?)", (job, row[0]))
+
+    def rows_of(self, job: str) -> list[Stored]:
+        """What that job asked for so far."""
+        query = "SELECT samples.* FROM asked JOIN samples USING (key) WHERE job = ?"
+        return [tuple(row) for row in self._execute(query, (job,)).fetchall()]
 
     def commit(self) -> None:
         try:
@@ -60,10 +87,6 @@ class SampleStore:
 
     def __len__(self) -> int:
         return int(self._execute("SELECT count(*) FROM samples", ()).fetchone()[0])
-
-    @staticmethod
-    def _key(model_id: str, ask: Ask) -> str:
-        return digest([model_id, ask_json(ask)])
 
     def _execute(self, sql: str, values: tuple[object, ...]) -> sqlite3.Cursor:
         try:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ponder.core.errors import BadField
-from ponder.run.compare import Comparison, Question, Row
+from ponder.run.compare import Comparison, Row
+from ponder.run.question import Question
 from ponder.run.report import Summary, interval, summarize
 from ponder.study.grid import BASELINE, Grid
 from ponder.study.samples import Pool, covered, decomposed, estimated, length_effect

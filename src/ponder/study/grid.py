@@ -5,16 +5,15 @@ nothing. One folder per task (run/compare.py): resumable after kill -9 with the 
 remembered beside the samples (scores.jsonl), since running a test suite costs more than drawing a short answer.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ponder.core.budget import Budget
-from ponder.core.errors import BadField, StoreError
+from ponder.core.errors import BadField
 from ponder.core.roles import Process
-from ponder.run.compare import Comparison, Question, Row, RunFolder, compare, settings_of
+from ponder.run.compare import Comparison, Named, Row, RunFolder, compare, settings_of
+from ponder.run.question import Question, Scores
 from ponder.run.recipe import Recipe
 from ponder.run.spec import Specs
 
@@ -74,56 +73,32 @@ def with_field(spec: str, name: str, value: object) -> str:
     return f"{spec}{',' if ':' in spec else ':'}{name}={value}"
 
 
-@dataclass
-class Scores:
-    """Whether texts were right, one JSON line each, kept across runs."""
-
-    path: Path
-    known: dict[str, bool] = field(default_factory=dict)
-
-    def open(self) -> "Scores":
-        """Reads what is there; a last line that a kill cut off is dropped, and written again when its text is scored again."""
-        try:
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.exists() else []
-            whole = [line for line in lines if line.endswith("\n")]
-            if len(whole) < len(lines):
-                self.path.write_text("".join(whole), encoding="utf-8")
-            self.known = dict(json.loads(line) for line in whole)
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{self.path}: {error}; move it away: what it holds is scored again") from error
-        return self
-
-    def of(self, question: Question) -> Question:
-        """The question, each text of it scored once in all runs."""
-
-        def is_right(text: str) -> bool:
-            key = hashlib.sha256(f"{question.id}\n{text}".encode(errors="surrogatepass")).hexdigest()[:32]
-            if key not in self.known:
-                self.known[key] = question.is_right(text)
-                self._keep(key)
-            return self.known[key]
-
-        return replace(question, is_right=is_right)
-
-    def _keep(self, key: str) -> None:
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps([key, self.known[key]]) + "\n")
-        except OSError as error:
-            raise StoreError(f"{self.path}: {error}; free disk space, then run again with --resume: samples are kept") from error
-
-
 def run_grid(
     process: Process, cells: dict[str, Recipe], questions: Sequence[Question], *, out: Path, task: str, seed: int, resume: bool,
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> tuple[Comparison, list[Question]]:  # fmt: skip
     """Every cell on every question of one task, into `out`. Returns the questions too, with their scores remembered."""
-    recipes = list(cells.values())
-    folder = RunFolder(out, settings_of(process, recipes, questions, task=task, seed=seed)).open(resume=resume)
-    scores = Scores(out / "scores.jsonl").open()
-    scored = [scores.of(q) for q in questions]
+    folder = grid_folder(process, cells, questions, out=out, task=task, seed=seed, resume=resume)
+    return fill_grid(process, cells, questions, folder=folder, seed=seed, on_row=on_row)
+
+
+def grid_folder(
+    process: Named, cells: dict[str, Recipe], questions: Sequence[Question], *, out: Path, task: str, seed: int, resume: bool
+) -> RunFolder:
+    folder = RunFolder(out, settings_of(process, list(cells.values()), questions, task=task, seed=seed)).open(resume=resume)
+    folder.scores = Scores(out / "scores.jsonl").open()
+    return folder
+
+
+def fill_grid(
+    process: Named, cells: dict[str, Recipe], questions: Sequence[Question], *, folder: RunFolder, seed: int,
+    on_row: Callable[[Row], None] = lambda row: None, run: Callable[..., Comparison] = compare,
+) -> tuple[Comparison, list[Question]]:  # fmt: skip
+    """As run_grid, into an opened folder, which is closed. run: run.compare's function, or what does the same on other machines."""
+    assert folder.scores is not None
     try:
-        return compare(process, recipes, scored, folder=folder, seed=seed, on_row=on_row), scored
+        found = run(process, list(cells.values()), questions, folder=folder, seed=seed, on_row=on_row)
+        return found, [folder.scores.of(q) for q in questions]
     finally:
         folder.close()
 

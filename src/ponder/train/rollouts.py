@@ -12,8 +12,8 @@ from ponder.core.errors import BadField, PonderError
 from ponder.core.guarantee import Guarantee
 from ponder.core.rng import Rng, hash_seed
 from ponder.core.roles import Asking, Process
-from ponder.run.compare import Question
 from ponder.run.driver import Driver, Job
+from ponder.run.question import Question
 from ponder.run.recipe import Recipe
 from ponder.run.store import SampleStore
 from ponder.train.fit import States

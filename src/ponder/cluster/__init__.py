@@ -1,0 +1,1 @@
+"""Many machines: replicas of a model on a Ray cluster, and problems spread over them."""

@@ -1,0 +1,1 @@
+"""Doors into other programs: a Python door of three lines, and adapters to evaluation frameworks, one file each."""

@@ -1,0 +1,58 @@
+"""Who gets which problem when: a question's recipes in order, never two at once; a problem that kills replicas is found and given up."""
+
+import random
+
+import pytest
+
+from ponder.cluster.waiting import MAX_LOSSES, Waiting
+from ponder.core.errors import PonderError
+
+
+def keys(recipes, questions):
+    return [(r, q) for r in recipes for q in questions]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_problem_is_finished_once_and_in_its_question_s_order(seed):
+    draw = random.Random(seed)
+    waiting, done, losses = Waiting(keys("ABC", "0123456789")), [], 0
+    running = {replica: [] for replica in range(3)}
+    while waiting:
+        replica = draw.choice(list(running))
+        mine = running[replica]
+        if not waiting.suspects.intersection(mine):
+            mine += waiting.take(draw.randint(0, 4), is_idle=not mine)
+        here = [question for keys in running.values() for _, question in keys]
+        assert len(set(here)) == len(here), "two problems of a question at a time"
+        assert len(mine) == 1 or not waiting.suspects.intersection(mine), "a suspect is not alone"
+        if mine and losses < 2 and draw.random() < 0.1:
+            losses += 1
+            waiting.lost(mine)
+            running[replica] = []
+        elif mine:
+            done.append(mine.pop(draw.randrange(len(mine))))
+            waiting.finished(done[-1])
+    assert sorted(done) == keys("ABC", "0123456789")
+    for question in "0123456789":
+        assert [r for r, q in done if q == question] == list("ABC")
+
+
+def test_shares_shrink_towards_the_end():
+    waiting = Waiting(keys("A", [str(i) for i in range(40)]))
+    assert waiting.share(16, 2) == 16 and waiting.share(64, 2) == 20
+    for key in waiting.take(37, is_idle=True):
+        waiting.finished(key)
+    assert waiting.share(16, 2) == 2
+
+
+def test_a_problem_that_kills_replicas_is_found_among_others():
+    waiting, guilty = Waiting(keys("A", "0123")), ("A", "2")
+    with pytest.raises(PonderError, match=r"question '2' under A was alone on 3 replicas"):
+        for _ in range(100):
+            taken = waiting.take(4, is_idle=True)
+            if guilty in taken:
+                waiting.lost(taken)
+            else:
+                for key in taken:
+                    waiting.finished(key)
+    assert waiting.losses[guilty] == MAX_LOSSES and sum(waiting.losses.values()) == MAX_LOSSES
