@@ -166,6 +166,28 @@ def serve(
 
 
 @app.command()
+def search(
+    task: Annotated[str, typer.Option("--task", "-t", help="Task (see `ponder tasks`); its dev split is asked.")],
+    strategies: Annotated[str, typer.Option(help="Specs separated by ';'.")],
+    n: Annotated[int, typer.Option("--n", "-n", help="Most questions.")] = 128,
+    first: Annotated[int, typer.Option(help="Questions of the first round, which all strategies answer.")] = 16,
+    most: Annotated[str | None, typer.Option(help="Most tokens per question that a strategy may take in the mean, as '800 tokens'.")] = None,
+    budget: BudgetText = "2000 tokens",
+    model: Model = DEFAULT_MODEL,
+    out: Annotated[Path, typer.Option(help="Folder for samples; the same search again computes nothing.")] = Path("out/search"),
+    weights: Weights = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Find the best of many strategies on a task: the better part goes on to twice as many questions, until one is left."""
+    verb = importlib.import_module("ponder.cli.search").search
+    raise typer.Exit(
+        verb(task=task, strategies=strategies, n=n, first=first, most=most, budget=budget, model=model, out=out, weights=weights, seed=seed,
+             threads=threads)
+    )  # fmt: skip
+
+
+@app.command()
 def demo() -> None:
     """Fetch the default model, compare strategies on real questions (about 5 minutes on 2 cores), answer one."""
     _verb("demo")
