@@ -27,7 +27,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
 
 PACKAGE = "src/ponder/"
 SHARED = {  # technique folder -> files in it that are shared parts of the room, not techniques
-    "infer": {"__init__", "ops", "compose", "prompting", "tree", "picks", "conditional"},
+    "infer": {"__init__", "ops", "compose", "program", "prompting", "tree", "picks", "conditional"},
     "infer/resample": {"__init__"},
     "infer/stop": {"__init__"},
     "verify": {

@@ -138,7 +138,7 @@ def law_tests_and_programs_agree(judged: Trial) -> None:
     }
     for name, (programs, tests) in worlds.items():
         values = judged(programs, tests)
-        goods = [v for p, v in zip(programs, values) if p in right]
-        others = [v for p, v in zip(programs, values) if p not in right]
-        require(all(v is not None for v in values), f"{name}: no verdict among {values}")
-        require(min(goods) > max(others), f"{name}: right programs get {goods}, wrong ones {others}")  # type: ignore[type-var]
+        require(None not in values, f"{name}: no verdict among {values}")
+        goods = [v for p, v in zip(programs, values) if p in right and v is not None]
+        others = [v for p, v in zip(programs, values) if p not in right and v is not None]
+        require(min(goods) > max(others), f"{name}: right programs get {goods}, wrong ones {others}")
