@@ -243,6 +243,7 @@ DIALECTS: dict[str, Dialect] = {  # of servers, by the name that they give thems
     "llamacpp": LlamaCpp(),
     "vllm": OpenAI(offers=frozenset({"steps", "log_p", "logprobs", "top_k", "min_p", "penalties"})),
     "sglang": OpenAI(offers=frozenset({"steps", "log_p", "logprobs", "top_k", "min_p", "penalties"})),
+    "ponder": OpenAI(offers=frozenset({"log_p", "logprobs", "penalties"})),
     "openai": OpenAI(offers=frozenset({"log_p", "logprobs", "penalties"})),
 }
 

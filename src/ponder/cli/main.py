@@ -21,7 +21,9 @@ DEFAULT_MODEL = "smollm2-135m"
 Model = Annotated[
     str,
     typer.Option(
-        "--model", "-m", help="Catalogue name (see `ponder models`), GGUF file, safetensors folder, or an endpoint: URL#MODEL or a .toml file."
+        "--model",
+        "-m",
+        help="Catalogue name (see `ponder models`), GGUF file, safetensors folder, transformers:FOLDER, or an endpoint: URL#MODEL or a .toml file.",
     ),
 ]
 Weights = Annotated[

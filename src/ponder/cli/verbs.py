@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ponder import catalogue
+from ponder.backends.transformers_process import open_transformers
 from ponder.cli import show
 from ponder.cli.forms import read_form
 from ponder.cli.many import Opening, answering
@@ -41,6 +42,7 @@ from ponder.tasks.task import Task
 
 T = TypeVar("T")
 INTERRUPTED = 130
+TRANSFORMERS = "transformers:"  # before a folder: run it with that library instead of the engine
 MAX_SHOWN = 40  # characters of a text among a strategy's fields
 
 
@@ -257,6 +259,8 @@ def open_named(model: str, weights: str, threads: int | None, *, device: str = "
     """A model by its name or path, as a running process."""
     if is_remote(model):
         return open_remote(read_endpoint(model), catalogue.DIALECTS)
+    if model.startswith(TRANSFORMERS):
+        return open_transformers(Path(model.removeprefix(TRANSFORMERS)))
     catalogue.weights_on(device, weights)
     path = _pulled(model) if model == catalogue.DEFAULT_MODEL else fetch.resolve(model)
     with show.waiting(f"opening {model}"):

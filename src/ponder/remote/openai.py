@@ -15,6 +15,7 @@ from ponder.remote.dialect import HALF, Drawn, Facts, count, drawn_by, extension
 from ponder.remote.endpoint import Endpoint
 from ponder.remote.wire import BadReply, Json, Refused, Send
 
+OWN = ("meta", "ponder")  # where llama.cpp and ponder describe a model
 STOPS = ("stop_reason", "matched_stop")  # where vLLM and SGLang say which string ended an answer
 
 
@@ -35,9 +36,9 @@ class OpenAI:
         if not endpoint.model and len(names) != 1:
             raise BadField(f"endpoint {endpoint.url} has {len(names)} models: name one of them, as in {endpoint.url}#{next(iter(names), 'MODEL')}")
         row = next((row for row in listed if row.get("id") == (endpoint.model or names[0])), {})
-        meta = row.get("meta") if isinstance(row.get("meta"), dict) else {}
-        context = row.get("max_model_len") or (meta or {}).get("n_ctx")
-        return Facts(model=endpoint.model or names[0], context_len=context, num_parameters=(meta or {}).get("n_params"))
+        own: Json = next((row[name] for name in OWN if isinstance(row.get(name), dict)), {})
+        context = row.get("max_model_len") or own.get("n_ctx") or own.get("context")
+        return Facts(model=endpoint.model or names[0], context_len=context, num_parameters=own.get("n_params"))
 
     async def tells_log_p(self, endpoint: Endpoint, send: Send) -> bool:
         """Asks for one token and its log-probability."""

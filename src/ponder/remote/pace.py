@@ -1,5 +1,6 @@
 """When a request may be sent: rates per minute, and how long to wait before trying again. Pure: the clock is an argument."""
 
+import math
 from dataclasses import dataclass
 
 from ponder.core.rng import hash_seed
@@ -13,7 +14,7 @@ class Rate:
     """At most `per_minute` in any minute, evenly after a first burst. None: no limit."""
 
     per_minute: float | None
-    free_at: float = 0.0  # when what was taken so far is paid for
+    free_at: float = -math.inf  # when what was taken so far is paid for
 
     def take(self, amount: float, now: float) -> float:
         """Seconds to wait before `amount` may be used; it counts as used from then on."""

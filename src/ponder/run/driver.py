@@ -95,8 +95,6 @@ class Driver:
 
         Raises BudgetTooSmall before any work when a job cannot pay its prompt and one token, PromptTooLong and NotOffered likewise.
         """
-        for recipe, prompt in {id(job.recipe): (job.recipe, job.prompt) for job in jobs}.values():
-            check_offers(self.process, recipe, prompt)
         for job in jobs:
             self.check(job)
         self.todo.extend(jobs)
@@ -188,7 +186,8 @@ class Driver:
         return None
 
     def check(self, job: Job) -> None:
-        """Raises BudgetTooSmall or PromptTooLong for a job that could not go its first step."""
+        """Raises NotOffered, BudgetTooSmall or PromptTooLong for a job that could not go its first step."""
+        check_offers(self.process, job.recipe, job.prompt)
         prompt_len = self.process.prompt_len(job.prompt)
         if prompt_len >= self.process.context_len:
             context = self.process.context_len

@@ -8,7 +8,23 @@ process refuses that ask, and the job fails with the same words.
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 
-from ponder.core.asks import Answer, Ask, Choice, Expand, Expansion, Extend, Extension, Judge, Judgement, Prompt, Score, Scores, Verdict, spent_answer
+from ponder.core.asks import (
+    Answer,
+    Ask,
+    Choice,
+    Expand,
+    Expansion,
+    Extend,
+    Extension,
+    Judge,
+    Judgement,
+    Prompt,
+    Score,
+    Scores,
+    TokenLogP,
+    Verdict,
+    spent_answer,
+)
 from ponder.core.errors import NotOffered
 from ponder.core.needs import WORDS, needs_of
 from ponder.core.rng import TorchRng, hash_seed
@@ -83,13 +99,21 @@ def _made_up(ask: Ask, found: set[str]) -> Answer:
 
 def _extension(ask: Extend) -> Extension:
     old, form = ask.prefix, ask.prefix.prompt.form
-    number = len(old.tokens) + 1
+    number = len(old.tokens) + 1  # a made-up step is a token, or two where a form ends it
     is_last = number >= STEPS or not (ask.until or ask.max_tokens)
     piece = f"{hash_seed(ask.seed) % 10} is answer {number}" + (ask.until[0] if ask.until and not is_last else "")
     text = form.options[0] if isinstance(form, Choice) else old.text + piece
     finish = "stop" if is_last or isinstance(form, Choice) else "until" if ask.until else "limit"
-    grown = replace(old, tokens=(*old.tokens, number), text=text, log_p=old.log_p - 1.0, log_q=old.log_q - 1.0, certainty=1.0)
-    return Extension(replace(grown, finish="stop") if finish == "stop" else grown, finish)
+    grown = replace(
+        old,
+        tokens=(*old.tokens, number) if form is None else (*old.tokens, number, 0),
+        text=text,
+        log_p=old.log_p - 1.0,
+        log_q=old.log_q - 1.0,
+        certainty=1.0,
+    )
+    told = () if ask.logprobs is None else (TokenLogP(number, -1.0),)
+    return Extension(replace(grown, finish="stop") if finish == "stop" else grown, finish, logprobs=told)
 
 
 def _judgement(ask: Judge, found: set[str]) -> Judgement:
