@@ -58,7 +58,24 @@ STUDIES = {
     "humaneval": Study(task="humaneval", model="qwen2.5-coder-0.5b", num=18, grid=Grid(
         strategies=("self_consistency",), verifiers=("public_tests", *FREE), budgets=BUDGETS,
     )),
-    "gsm8k": Study(task="gsm8k", model="qwen2.5-coder-0.5b", num=14, grid=Grid(strategies=VOTES, verifiers=FREE, budgets=BUDGETS)),
+    "gsm8k": Study(task="gsm8k", model="qwen2.5-coder-0.5b", num=120, grid=Grid(
+        strategies=(
+            *VOTES[:2], "self_consistency:weigh=verdict,verifier=arithmetic", "rpc:num=8", "rpc:num=16",
+            *(f"adaptive:num=16,rule={rule}" for rule in ("beta_test", "unanimous_window", "settled")), "deepconf:num=16",
+        ),
+        verifiers=("mean_log_p", "arithmetic"), budgets=BUDGETS, draw="temperature=0.5",
+    )),
+    "gsm8k-steps": Study(task="gsm8k", model="qwen2.5-coder-0.5b", num=50, grid=Grid(
+        strategies=(
+            "self_consistency", "self_consistency:top_p=0.9",
+            *(f"particle_filter:num=8,verifier={verifier}" for verifier in ("arithmetic", "mean_probability")),
+            "step_beam:verifier=arithmetic", "best_first:verifier=arithmetic", "astar:verifier=arithmetic",
+        ),
+        verifiers=("mean_log_p", "arithmetic"), budgets=(8,), draw="temperature=0.5",
+    )),
+    "gsm8k-shots": Study(task="gsm8k:shots=4", model="qwen2.5-coder-0.5b", num=60, grid=Grid(
+        strategies=("self_consistency",), verifiers=("mean_log_p", "arithmetic"), budgets=(4,), draw="temperature=0.5",
+    )),
 }  # fmt: skip
 
 
@@ -77,7 +94,7 @@ class Target:
 PUBLIC = "best_of_n:verifier=public_tests,num=16"
 TARGETS = (
     Target(about="HumanEval and MBPP, public tests as verifier, 16 samples", studies=("humaneval", "mbpp"), cell=PUBLIC, against="greedy", points=15),
-    Target(about="GSM8K, a vote of 16", studies=("gsm8k",), cell="self_consistency:num=16", against="greedy", points=8),
+    Target(about="GSM8K, a vote of 16", studies=("gsm8k",), cell="self_consistency:num=16,temperature=0.5", against="greedy", points=8),
     Target(
         about="GSM8K, path probabilities with half the samples", studies=("gsm8k",), cell="self_consistency:weigh=path_probability,num=8",
         against="self_consistency:num=16", points=0, share=0.5,
@@ -86,7 +103,7 @@ TARGETS = (
 
 
 def folder_of(name: str) -> Path:
-    return Path("out/study") / STUDIES[name].task.replace(":", "-")
+    return Path("out/study") / name
 
 
 def judge(target: Target) -> dict[str, object]:

@@ -31,6 +31,7 @@ SHARED = {  # technique folder -> files in it that are shared parts of the room,
     "infer/stop": {"__init__"},
     "verify": {
         "__init__", "answers", "measure", "coverage", "ceiling", "quality", "heads", "math_process", "math_worker", "sandbox", "sandbox_child",
+        "equations",
     },
     "accelerate/schedule": {"__init__"},
     "accelerate/weights": {"__init__", "codes"},

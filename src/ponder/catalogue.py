@@ -82,6 +82,7 @@ from ponder.tasks.reasoning_gym import PRESELECTED, open_reasoning_gym
 from ponder.tasks.sciq import SciQ
 from ponder.tasks.task import Task
 from ponder.verify.answers import Choice, Code, Latex, Number, ShortText
+from ponder.verify.arithmetic import Arithmetic
 from ponder.verify.constant import Constant
 from ponder.verify.exact import Exact
 from ponder.verify.heads import load_head
@@ -175,6 +176,7 @@ VERIFIERS: dict[str, Verifier] = {  # those that need no reference: strategies m
     "yes_no": YesNo(),
     "pairwise": Pairwise(),
     "program_agreement": ProgramAgreement(),
+    "arithmetic": Arithmetic(),
     "public_tests": PublicTests(),
     "constant": Constant(),
 }

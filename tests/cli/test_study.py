@@ -24,17 +24,17 @@ def simulated(monkeypatch):
 
     monkeypatch.setattr(studies, "questions_of", asked)
     monkeypatch.setattr(studies, "open_named", lambda model, weights, threads, *, device: Simulator(WORLD))
-    return ["study", "--tasks", "gsm8k;gsm8k:shots=0", "-n", "5", "--budgets", "1,2", "--strategies", "self_consistency", "--verifiers", "mean_log_p"]
+    return ["study", "--tasks", "gsm8k;gsm8k:shots=1", "-n", "5", "--budgets", "1,2", "--strategies", "self_consistency", "--verifiers", "mean_log_p"]
 
 
 def test_a_study_of_two_tasks(simulated, tmp_path):
     done = CliRunner().invoke(app, [*simulated, "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     rows = [json.loads(line) for line in (tmp_path / "study.jsonl").read_text().splitlines()]
-    assert {row["task"] for row in rows} == {"gsm8k", "gsm8k:shots=0"} and {r["kind"] for r in rows} >= {"cell", "coverage", "length"}
+    assert {row["task"] for row in rows} == {"gsm8k", "gsm8k:shots=1"} and {r["kind"] for r in rows} >= {"cell", "coverage", "length"}
     page = (tmp_path / "study.md").read_text()
-    assert "## gsm8k:shots=0, smollm2-135m" in page and len(list(tmp_path.glob("*.svg"))) == 2
-    assert (tmp_path / "gsm8k-shots-0" / "samples.sqlite").exists() and "Better than greedy" in done.output
+    assert "## gsm8k:shots=1, smollm2-135m" in page and len(list(tmp_path.glob("*.svg"))) == 2
+    assert (tmp_path / "gsm8k-shots-1" / "samples.sqlite").exists() and "Better than greedy" in done.output
     again = CliRunner().invoke(app, [*simulated, "--out", str(tmp_path)])
     assert isinstance(again.exception, BadField) and "--resume" in str(again.exception)
     assert CliRunner().invoke(app, [*simulated, "--out", str(tmp_path), "--resume"]).exit_code == 0
@@ -49,6 +49,7 @@ def test_a_study_of_two_tasks(simulated, tmp_path):
         ({"strategies": "self_consistancy"}, UnknownName),
         ({"tasks": "gsm9k"}, UnknownName),
         ({"n": 0}, BadField),
+        ({"draw": "warm"}, BadField),
     ],
 )
 def test_mistakes_are_refused_before_a_model_is_opened(changes, error, tmp_path, monkeypatch):
@@ -56,6 +57,7 @@ def test_mistakes_are_refused_before_a_model_is_opened(changes, error, tmp_path,
     given = {
         "tasks": "gsm8k", "strategies": "self_consistency", "verifiers": "mean_log_p", "budgets": "1,2", "n": 2, "model": catalogue.DEFAULT_MODEL,
         "split": "test", "out": tmp_path, "resume": False, "weights": None, "device": "cpu", "seed": 0, "threads": None, "budget": "100 tokens",
+        "draw": "temperature=0.8",
     }  # fmt: skip
     with pytest.raises(error):
         studies.study(**(given | changes))

@@ -67,6 +67,6 @@ def test_bad_specs_name_value_rule_and_mend(text, kind, says):
 
 
 def test_tasks_take_settings_too():
-    assert catalogue.task("gsm8k:shots=0,max_tokens=99") == replace(catalogue.TASKS["gsm8k"], shots=0, max_tokens=99)
+    assert catalogue.task("gsm8k:shots=1,max_tokens=99") == replace(catalogue.TASKS["gsm8k"], shots=1, max_tokens=99)
     with pytest.raises(UnknownName, match="shots"):
         catalogue.task("gsm8k:shot=0")

@@ -66,6 +66,12 @@ def test_cells_cross_what_specs_leave_open():
     assert [c for c in cells if c.startswith("self_consistency")] == [f"self_consistency:num={n}" for n in (1, 2, 4)]
     assert [c for c in cells if "particle" in c] == [f"particle_filter:num=2,verifier={v}" for v in GRID.verifiers]
     assert sum(c.startswith("best_of_n") for c in cells) == 6 and len(set(cells)) == len(cells)
+    warm = replace(GRID, draw="temperature=0.5,top_p=0.9", strategies=("self_consistency:num=4,temperature=1.5", "rpc:num=4", "beam"))
+    assert warm.cells(catalogue.SPECS)[:2] == ("greedy", warm.pool_cell) == ("greedy", "sample:temperature=0.5,top_p=0.9,num=4")
+    drawn = {"self_consistency:num=4,temperature=1.5,top_p=0.9", "rpc:num=4,temperature=0.5,top_p=0.9", "beam"}
+    assert drawn < set(warm.cells(catalogue.SPECS)) and "best_of_n:verifier=mean_log_p,num=1,temperature=0.5,top_p=0.9" in warm.cells(catalogue.SPECS)
+    with pytest.raises(BadField, match="draw='hot'"):
+        replace(GRID, draw="hot")
     with pytest.raises(BadField, match="at least one verifier"):
         Grid(strategies=(), verifiers=(), budgets=(1,))
 

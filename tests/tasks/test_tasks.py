@@ -133,7 +133,7 @@ def test_gsm8k_examples_are_right_and_not_in_the_data():
         assert question not in questions
         for left, right in re.findall(r"([\d *+/-]+\d) = (\d+)", answer):
             assert eval(left) == int(right)
-    assert len(Gsm8k(shots=0).items("dev")[0].prompt.messages) == 2
+    assert len(Gsm8k(shots=4).items("dev")[0].prompt.messages) == 10
 
 
 def test_unknown_generators_name_near_ones():

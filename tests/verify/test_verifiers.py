@@ -7,6 +7,7 @@ import pytest
 from ponder.core.asks import Candidate, Prompt, Score, Scores, chat, spent_answer
 from ponder.core.errors import BadField
 from ponder.verify.answers import Code, Number
+from ponder.verify.arithmetic import Arithmetic
 from ponder.verify.constant import Constant
 from ponder.verify.exact import Exact
 from ponder.verify.math_equal import MathEqual
@@ -35,6 +36,7 @@ VERIFIERS = {
     "program_agreement": ProgramAgreement(),
     "yes_no": YesNo(),
     "public_tests": PublicTests(),
+    "arithmetic": Arithmetic(),
     "self_certainty": SelfCertainty(),
     "unit_tests": UnitTests(tests="assert f() == 1", limits=Limits(seconds=1.0)),
     "value_prompt": ValuePrompt(),

@@ -96,6 +96,9 @@ def study(
     ),
     verifiers: Annotated[str, typer.Option(help="Comma-separated; best-of-N, the yardstick, judges by the first.")] = "mean_probability,mean_log_p",
     budgets: Annotated[str, typer.Option(help="Comma-separated numbers of samples.")] = "1,2,4,8,16",
+    draw: Annotated[
+        str, typer.Option(help="How samples are drawn where a spec leaves it open, as in temperature=0.5,top_p=0.95.")
+    ] = "temperature=0.8",
     n: Annotated[int, typer.Option("--n", "-n", help="Number of questions of each task.")] = 50,
     model: Model = DEFAULT_MODEL,
     split: Annotated[str, typer.Option(help="dev (to choose) or test (to report).")] = "test",
@@ -113,7 +116,7 @@ def study(
     verb = importlib.import_module("ponder.cli.studies").study
     raise typer.Exit(
         verb(tasks=tasks, strategies=strategies, verifiers=verifiers, budgets=budgets, n=n, model=model, split=split, out=out, resume=resume,
-             weights=weights, device=device, seed=seed, threads=threads, budget=budget, ray=ray, replicas=replicas)
+             weights=weights, device=device, seed=seed, threads=threads, budget=budget, draw=draw, ray=ray, replicas=replicas)
     )  # fmt: skip
 
 

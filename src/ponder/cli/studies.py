@@ -21,11 +21,11 @@ from ponder.study.plots import draw_study
 
 def study(
     *, tasks: str, strategies: str, verifiers: str, budgets: str, n: int, model: str, split: str, out: Path, resume: bool,
-    weights: str | None, device: str, seed: int, threads: int | None, budget: str,
+    weights: str | None, device: str, seed: int, threads: int | None, budget: str, draw: str,
     ray: str | None = None, replicas: int | None = None,
 ) -> int:  # fmt: skip
     """Runs the grid into `out`, prints what beats what, writes study.jsonl, study.md and a picture per task."""
-    grid = read_grid(strategies, verifiers, budgets)
+    grid = read_grid(strategies, verifiers, budgets, draw)
     limits = parse_budget(budget)
     cells = recipes_of(grid, catalogue.SPECS, limits)
     if n < 1:
@@ -54,7 +54,7 @@ def study(
     return 0
 
 
-def read_grid(strategies: str, verifiers: str, budgets: str) -> Grid:
+def read_grid(strategies: str, verifiers: str, budgets: str, draw: str) -> Grid:
     for name in words(verifiers):
         if name not in catalogue.VERIFIERS:
             raise UnknownName("verifier", name, catalogue.VERIFIERS)
@@ -62,7 +62,7 @@ def read_grid(strategies: str, verifiers: str, budgets: str) -> Grid:
         numbers = tuple(int(b) for b in words(budgets))
     except ValueError:
         raise BadField(f"budgets {budgets!r}: whole numbers of samples, as in 1,4,16") from None
-    return Grid(strategies=tuple(catalogue.SPECS.read_many(strategies)), verifiers=words(verifiers), budgets=numbers)
+    return Grid(strategies=tuple(catalogue.SPECS.read_many(strategies)), verifiers=words(verifiers), budgets=numbers, draw=draw)
 
 
 def words(text: str, separator: str = ",") -> tuple[str, ...]:

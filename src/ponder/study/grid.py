@@ -31,15 +31,17 @@ class Grid:
     strategies: tuple[str, ...]
     verifiers: tuple[str, ...]
     budgets: tuple[int, ...]
-    pool: str = "sample:temperature=0.8"  # whose samples coverage, decomposition and lengths are read from
+    draw: str = "temperature=0.8"  # how samples are drawn where a spec leaves it open, as in "temperature=0.5,top_p=0.95"
 
     def __post_init__(self) -> None:
         if not self.verifiers or not self.budgets or min(self.budgets) < 1:
             raise BadField(f"study verifiers={self.verifiers}, budgets={self.budgets}: name at least one verifier, and budgets of at least 1 sample")
+        if not all(part.count("=") == 1 for part in self.draw.split(",")):
+            raise BadField(f"study draw={self.draw!r}: must be settings of sampling, as in temperature=0.5,top_p=0.95")
 
     def cells(self, specs: Specs) -> tuple[str, ...]:
         """Specs of all cells, the baseline first and the pool second; each once."""
-        open_ones = [BASELINE, with_field(self.pool, "num", max(self.budgets)), *(with_field("best_of_n", "verifier", v) for v in self.verifiers)]
+        open_ones = [BASELINE, self.pool_cell, *(with_field("best_of_n", "verifier", v) for v in self.verifiers)]
         return tuple(dict.fromkeys(cell for spec in (*open_ones, *self.strategies) for cell in self._expanded(spec, specs)))
 
     def _expanded(self, spec: str, specs: Specs) -> list[str]:
@@ -49,11 +51,22 @@ class Grid:
             found = [with_field(each, "verifier", v) for each in found for v in self.verifiers]
         if "num" in fields and "num=" not in spec:
             found = [with_field(each, "num", n) for each in found for n in self.budgets]
-        return found
+        return [self._drawn(each, specs) for each in found]
+
+    def _drawn(self, spec: str, specs: Specs) -> str:
+        """`spec` with those settings of `draw` that it has and leaves open. Its own default needs no saying."""
+        if spec == BASELINE:
+            return spec
+        fields = specs.settable(specs.read(spec))
+        for name, value in (part.split("=") for part in self.draw.split(",")):
+            if name in fields and f"{name}=" not in spec and str(fields[name]) != value:
+                spec = with_field(spec, name, value)
+        return spec
 
     @property
     def pool_cell(self) -> str:
-        return with_field(self.pool, "num", max(self.budgets))
+        """Whose samples coverage, decomposition and lengths are read from."""
+        return f"sample:{self.draw},num={max(self.budgets)}"
 
 
 def with_field(spec: str, name: str, value: object) -> str:
