@@ -11,9 +11,35 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-RAY = ("--ray", "local", "--threads", "1")
-COMPARE = ("compare", "--task", "rg:short_sums", "--n", "12", "--strategies", "greedy;self_consistency:num=4", "--budget", "600 tokens")
-STUDY = ("study", "--tasks", "rg:short_sums", "-n", "4", "--budgets", "1,2", "--strategies", "self_consistency", "--verifiers", "mean_log_p")
+RAY = ("--ray", "local", "--replicas", "2")
+COMPARE = (
+    "compare",
+    "--task",
+    "rg:short_sums",
+    "--n",
+    "12",
+    "--strategies",
+    "greedy;self_consistency:num=4",
+    "--budget",
+    "600 tokens",
+    "--threads",
+    "1",
+)
+STUDY = (
+    "study",
+    "--tasks",
+    "rg:short_sums",
+    "-n",
+    "4",
+    "--budgets",
+    "1,2",
+    "--strategies",
+    "self_consistency",
+    "--verifiers",
+    "mean_log_p",
+    "--threads",
+    "1",
+)
 
 
 def ponder(*args, **settings):
