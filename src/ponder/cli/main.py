@@ -126,8 +126,7 @@ def study(
     verb = importlib.import_module("ponder.cli.studies").study
     raise typer.Exit(
         verb(tasks=tasks, strategies=strategies, verifiers=verifiers, budgets=budgets, n=n, model=model, split=split, out=out, resume=resume,
-             weights=weights, device=device, seed=seed, threads=threads, budget=budget, draw=draw, ray=ray,
-             replicas=replicas)
+             weights=weights, device=device, seed=seed, threads=threads, budget=budget, draw=draw, ray=ray, replicas=replicas)
     )  # fmt: skip
 
 
@@ -154,17 +153,20 @@ def serve(
     device: Device = "cpu",
     threads: Threads = None,
     context: Context = None,
+    ray: Annotated[str | None, typer.Option("--ray", help="Behind Ray Serve on a cluster: 'auto', 'local' or HOST:PORT of its head.")] = None,
+    replicas: Annotated[int | None, typer.Option(help="With --ray: servers at once, each with --threads CPUs; default: 1.")] = None,
 ) -> None:
     """Serve a model over HTTP as OpenAI's API does, with a strategy and a budget in every request."""
     verb = importlib.import_module("ponder.cli.serve")
-    raise typer.Exit(
-        verb.run(
-            verb.Opening(model=model, weights=weights, device=device, threads=threads, context=context, store=store), host=host, port=port,
-            menu=verb.menu_of(model=model, name=name, strategy=strategy, budget=budget, allow_code=allow_code, max_tokens=max_tokens),
-            limits=verb.Limits(max_jobs=max_jobs, max_queue=max_queue, max_per_client=max_per_key, max_body=max_body, drain=drain),
-            site=verb.Site(keys=verb.read_keys(api_key or (), api_key_file), origins=tuple(cors_origin or ())),
-        )
-    )  # fmt: skip
+    opening = verb.Opening(model=model, weights=weights, device=device, threads=threads, context=context, store=store)
+    menu = verb.menu_of(model=model, name=name, strategy=strategy, budget=budget, allow_code=allow_code, max_tokens=max_tokens)
+    limits = verb.Limits(max_jobs=max_jobs, max_queue=max_queue, max_per_client=max_per_key, max_body=max_body, drain=drain)
+    site = verb.Site(keys=verb.read_keys(api_key or (), api_key_file), origins=tuple(cors_origin or ()))
+    if ray is None and replicas is None:
+        raise typer.Exit(verb.run(opening, host=host, port=port, menu=menu, limits=limits, site=site))
+    many = importlib.import_module("ponder.cli.serve_ray")
+    build = many.Build(opening=opening, menu=menu, limits=limits, site=site)
+    raise typer.Exit(many.run(build, address=ray, replicas=replicas, host=host, port=port))
 
 
 @app.command()

@@ -18,6 +18,8 @@ from ponder.run.compare import compare as compare_here
 
 NO_RAY = "--ray needs Ray, which is not installed; install it with: pip install 'ponder[ray]'"
 
+NO_SERVE = "serve --ray needs Ray Serve, which is not installed; install it with: pip install 'ponder[serve,ray]' 'ray[serve]'"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
@@ -77,6 +79,9 @@ def cluster(name: str) -> ModuleType:
     try:
         return importlib.import_module(f"ponder.cluster.{name}")
     except ModuleNotFoundError as error:
+        if name == "serving" and error.name != "ray":  # of the packages that Ray Serve needs beside Ray
+            missing = str(error).partition(".")[0]
+            raise PonderError(f"{NO_SERVE} ({missing})") from error
         if error.name != "ray":
             raise
         raise PonderError(NO_RAY) from error

@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from ponder.core.errors import BadField, PonderError
 
@@ -52,14 +53,22 @@ def check_address(address: str) -> None:
 def _join(address: str, cpus: int | None) -> None:
     import ray
 
-    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-    if address == "local":
-        settings = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECTS, "_node_ip_address": "127.0.0.1"}
-        _start(lambda: ray.init(address="local", **settings, **quiet), address, tries=2)  # a busy machine misses Ray's own time limits
-        return
-    if address != "auto":
+    if address not in ("local", "auto"):
         _reach(address)
-    _start(lambda: ray.init(address=address, **quiet), address, tries=1)
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    if address == "local":
+        settings |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECTS, "_node_ip_address": "127.0.0.1"}
+    tries = 2 if address == "local" else 1  # a busy machine misses Ray's own time limits
+    for left in reversed(range(tries)):
+        try:
+            ray.init(address=address, **settings)
+            return
+        except Exception as error:  # Ray raises plain Exception and RuntimeError here
+            ray.shutdown()
+            if not left:
+                line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+                mend = "this machine is too busy: try again" if address == "local" else "run `ray start --address=HOST:PORT` on this machine first"
+                raise PonderError(f"ray={address!r}: cannot join the cluster: {line[:300]}; {mend}") from error
 
 
 def _reach(address: str) -> None:
@@ -72,22 +81,3 @@ def _reach(address: str) -> None:
             f"ray={address!r}: nobody answers there within {CONNECT_SECONDS:.0f} s ({error}); start the head with `ray start --head --port={port}`, "
             "or mend the address"
         ) from error
-
-
-def _start(start: object, address: str, *, tries: int) -> None:
-    import ray
-
-    for left in reversed(range(tries)):
-        try:
-            start()  # type: ignore[operator]
-            return
-        except Exception as error:  # Ray raises plain Exception and RuntimeError here
-            ray.shutdown()
-            if not left:
-                line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-                mend = (
-                    "give it more time: this machine is too busy"
-                    if address == "local"
-                    else "run `ray start --address=HOST:PORT` on this machine first"
-                )
-                raise PonderError(f"ray={address!r}: cannot join the cluster: {line[:300]}; {mend}") from error

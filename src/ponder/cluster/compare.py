@@ -50,8 +50,9 @@ def compare(
             else:
                 ledgers[message.place] = message.ledger
                 right[message.row.question] |= message.right
-                for text, is_right in message.right.items() if scores is not None else ():
-                    scores.keep(text, is_right)
+                if scores is not None:
+                    for text, is_right in message.right.items():
+                        scores.keep(text, is_right)
                 ready[message.row.recipe, message.row.question] = message.row
                 while len(rows) < len(order) and order[len(rows)] in ready:
                     row = ready.pop(order[len(rows)])

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -45,8 +46,8 @@ class Want:
 class Member:
     """One actor. `says` is what it will say next: its facts, then one message after the other."""
 
-    actor: "ray.actor.ActorHandle"
-    says: object
+    actor: Any
+    says: Any
     is_open: bool = False
     keys: list[Key] = field(default_factory=list)  # of problems under way there
 
@@ -96,7 +97,7 @@ class Pool:
                 self.wait()
                 continue
             try:
-                found = ray.get(member.actor.check.remote(tuple(jobs)))
+                found: Refused | None = ray.get(member.actor.check.remote(tuple(jobs)))
             except RayTaskError:
                 raise
             except RayError as error:
@@ -163,7 +164,8 @@ class Pool:
             if not member.is_open:
                 self._opened(member, ray.get(member.says))
                 return None
-            return ray.get(next(member.says))  # type: ignore[call-overload,no-any-return]
+            message: Kept | Finished = ray.get(next(member.says))
+            return message
         except RayTaskError:  # a mistake of ours: its traceback is shown
             raise
         except RayError as error:
@@ -202,7 +204,7 @@ class Pool:
         self.looked = now
         for _ in range((self.want.num or self._fit()) - len(self.members)):
             resources = {"num_cpus": self.cpus, "num_gpus": self.want.gpus, "scheduling_strategy": "SPREAD"}
-            actor = ray.remote(Replica).options(**resources, max_concurrency=2).remote(self.opener, self.want.max_jobs)
+            actor: Any = ray.remote(Replica).options(**resources, max_concurrency=2).remote(self.opener, self.want.max_jobs)
             self.members.append(Member(actor, actor.open.remote(self.prompt)))
 
     def _fit(self) -> int:
@@ -216,7 +218,7 @@ class Pool:
 
 def alive() -> list[dict[str, float]]:
     """Resources of each machine that is there."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def smallest() -> int:

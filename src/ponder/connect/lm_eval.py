@@ -15,6 +15,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -54,9 +55,12 @@ class Ponder(LM):  # type: ignore[misc]
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> "Ponder":
-        """Batch sizes are left out: the engine takes as many sequences as its memory holds."""
+        """Batch sizes are left out: the engine takes as many sequences as its memory holds. The harness names a card even where there is
+        none: that is the CPU then, and a device among the model's own arguments is what it says."""
         more = {k: v for k, v in (additional_config or {}).items() if v is not None and k not in ("batch_size", "max_batch_size")}
-        return cls(**(arg_dict | more))
+        if not torch.cuda.is_available():
+            more.pop("device", None)
+        return cls(**(more | arg_dict))
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> "Ponder":

@@ -12,6 +12,7 @@ from ponder.core.rng import hash_seed
 from ponder.core.roles import Process, Strategy
 from ponder.engine.process import Settings
 from ponder.models import fetch
+from ponder.models.sources import MODELS
 from ponder.run.driver import Driver, Job
 from ponder.run.recipe import Recipe, Result
 
@@ -53,7 +54,7 @@ def load(
 def open_by_name(model: str, weights: str | None, threads: int | None, *, device: str, context_len: int | None) -> Process:
     """As catalogue.open_model, by name or path; top-level, so that it can be sent to another machine and called there."""
     weights = catalogue.weights_on(device, weights)
-    path = fetch.pull(model) if model in fetch.MODELS and not Path(model).exists() else fetch.resolve(model)
+    path = fetch.pull(model) if model in MODELS and not Path(model).exists() else fetch.resolve(model)
     return catalogue.open_model(path, weights, threads, device=device, settings=Settings(context_len=context_len))
 
 
