@@ -382,7 +382,13 @@ def many_lines(num: int) -> list[Json]:
         prefix = {"tokens": tokens, "text": "x" * len(tokens), "log_p": -1.0 * len(tokens), "finish": "stop" if i % 7 == 0 else None}
         ask = {"kind": "extend", "prompt": "p", "tokens": parent, "seed": i}
         lines.append(
-            {"turn": 1 + i // 8, "slot": i % 8, "ask": ask, "answer": {"prefix": prefix, "finish": "until", "cost": {"generated_tokens": 1}}}
+            {
+                "job": head["job"],
+                "turn": 1 + i // 8,
+                "slot": i % 8,
+                "ask": ask,
+                "answer": {"prefix": prefix, "finish": "until", "cost": {"generated_tokens": 1}},
+            }
         )
     last = {"text": "x", "answer": "x", "tokens": queue[-1], "finish": "stop", "verdicts": []}
     return [
