@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from page.fake_server import PAGE, TRACES, Fake
+from page.fake_server import PAGE, STRATEGIES, TRACES, Fake
 
 playwright_api = pytest.importorskip("playwright.sync_api")
 playwright_api.expect.set_options(timeout=30_000)  # a busy machine may take its time
 BROWSER = Path("/usr/bin/chromium")
 pytestmark = pytest.mark.skipif(not BROWSER.exists(), reason="no chromium here")
 NAMES = sorted(path.stem for path in TRACES.glob("*.jsonl"))
+GUARANTEED = {found["name"] for found in STRATEGIES["strategies"]}  # type: ignore[index]
 QUESTION = "How many sheep does he have now?"
 Json = dict[str, Any]
 
@@ -112,6 +113,8 @@ def test_every_trace_is_drawn_whole(visit: Callable[..., Any]) -> None:
         answer = end["candidates"][0]["answer"]
         assert page.locator(".answer output").inner_text() == ("none found in the text" if answer is None else answer)
         selected = {tuple(end["candidates"][0]["tokens"][:n]) for n in range(len(end["candidates"][0]["tokens"]) + 1)}
+
+        assert page.locator(".names .badge:visible").count() == (label.split(":")[0] in GUARANTEED), name
         path = {tokens for prompt, tokens in prefixes_of(lines) if tokens in selected}
         assert page.locator(".dots .node.chosen").count() <= len(path)
         assert page.locator(".dots .node.chosen").count() >= 2

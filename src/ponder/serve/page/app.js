@@ -4,7 +4,7 @@ import { ask, get, Problem, runLines, savedKey, saveKey, strategiesOf, text } fr
 import { clipped, el, fill, find, put, set, whole } from "./dom.js";
 import { bodyOf, complain, content, readForm, StrategyForm } from "./form.js";
 import { showLedger } from "./ledger.js";
-import { Pane } from "./pane.js";
+import { Pane, STOPS } from "./pane.js";
 
 const EXAMPLES = [["particle_filter", "A particle filter resamples"], ["mcts", "A tree search grows"]];
 const VIEWS = ["ask", "runs", "ledger"];
@@ -68,6 +68,7 @@ function align() {
 
 function named(pane) {
   pane.guarantee = state.guarantees.get(pane.run?.label.split(":")[0]) ?? null;
+  pane.heading(Math.floor(pane.player.at));
 }
 
 // ---- stored traces
@@ -76,7 +77,6 @@ function open(pane, trace, name) {
   if (pane === panes[1]) withSecond(true);
   if (pane.load(trace)) {
     named(pane);
-    pane.heading(Math.floor(pane.player.at));
     align();
     return;
   }
@@ -243,7 +243,7 @@ async function listRuns() {
 function runItem(run) {
   const id = String(run.id);
   const spent = run.usage?.tokens;
-  const notes = [run.stop_reason ?? run.state ?? "", spent === undefined ? "" : `${whole(spent)} tokens`, run.answer ? `answer ${clipped(run.answer, 16)}` : ""];
+  const notes = [STOPS[run.stop_reason] ?? run.stop_reason ?? run.state ?? "", spent === undefined ? "" : `${whole(spent)} tokens`, run.answer ? `answer ${clipped(run.answer, 16)}` : ""];
   return item(clipped(run.strategy ?? id, 44), clipped(run.question ?? "", 70), notes.filter(Boolean).join(" · "), (pane) => watch(pane, id, run));
 }
 

@@ -24,7 +24,7 @@ function cardsOf(name, value) {
 }
 
 function card(name, entries) {
-  const rows = entries.map(([key, value]) => el("div", {}, el("dt", {}, words(key)), el("dd", { class: "num" }, told(key, value))));
+  const rows = entries.map(([key, value]) => el("div", {}, el("dt", {}, words(key)), el("dd", { class: value === 0 ? "num zero" : "num" }, told(key, value))));
   return el("section", { class: "card" }, el("h3", {}, words(name)), el("dl", {}, ...rows));
 }
 

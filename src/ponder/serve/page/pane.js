@@ -6,7 +6,7 @@ import { Player } from "./player.js";
 import { groups, jobs, parse, piece, Run } from "./trace.js";
 import { facts, legend, TreeView } from "./tree.js";
 
-const STOPS = { done: "done", tokens: "budget: tokens", seconds: "budget: seconds", flops: "budget: compute", usd: "budget: money", calls: "budget: calls" };
+export const STOPS = { done: "done", tokens: "budget: tokens", seconds: "budget: seconds", flops: "budget: compute", usd: "budget: money", calls: "budget: calls" };
 
 export class Pane {
   // `onChange`: something that a pane beside it must know (its scale) has changed. `onClose`: somebody closes it.
@@ -301,7 +301,8 @@ function voteRow(group, most) {
   const num = group.members.length;
   const bar = el("i", { class: "votebar" });
   bar.style.width = `${(100 * num) / most}%`;
-  const weight = group.members.some((member) => member.weight !== null) ? `${share(group.weight)} weight` : "";
+  const best = Math.max(...group.members.map((member) => member.verdicts?.at(-1)?.value ?? -Infinity));
+  const weight = group.members.some((member) => member.weight !== null) ? `${share(group.weight)} weight` : best > -Infinity ? `verdict ${decimals(best)}` : "";
   const members = group.members.slice(0, 12).map((member) => {
     const verdict = member.verdicts?.at(-1);
     const notes = [plural((member.tokens ?? []).length, "token"), member.finish ?? "cut", verdict && verdict.value !== null ? `verdict ${decimals(verdict.value)}` : ""];
