@@ -100,6 +100,9 @@ class Desk:
         self.mean_seconds = 1.0  # of a job, for Retry-After
 
     async def start(self) -> None:
+        """Opens the driver, once. Raises what that raises."""
+        if self.loop is not None:
+            return
         self.loop = asyncio.get_running_loop()
         driver = await self.loop.run_in_executor(None, self.stepper.start)
         driver.max_jobs = 2 * self.limits.max_jobs
