@@ -146,8 +146,9 @@ def test_bodies_have_a_size_and_pages_of_others_no_access():
         assert post(url, chat("a" * 3000)).status_code == 413
         chunked = HTTP.post(url + "/v1/chat/completions", content=(b"x" * 1000 for _ in range(5)))
         assert chunked.status_code == 413 and chunked.json()["error"]["code"] == "body_too_large"
-        reply = post(url, chat(), headers={"Origin": "https://elsewhere.example"})
-        assert reply.status_code == 200 and not [name for name in reply.headers if name.startswith("access-control")]
+        for origin, status in (("https://elsewhere.example", 403), ("null", 403), (url, 200)):
+            reply = post(url, chat(), headers={"Origin": origin})
+            assert reply.status_code == status and not [name for name in reply.headers if name.startswith("access-control")]
     with serving(site=Site(origins=("https://here.example",))) as (url, _):
         assert post(url, chat(), headers={"Origin": "https://here.example"}).headers["access-control-allow-origin"] == "https://here.example"
         assert "access-control-allow-origin" not in post(url, chat(), headers={"Origin": "https://elsewhere.example"}).headers
