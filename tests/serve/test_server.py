@@ -191,6 +191,7 @@ def test_what_was_run_can_be_seen():
         assert 'ponder_requests_total{path="/v1/chat/completions",status="200"} 1.0' in metrics
         found = get(url + "/ponder/strategies").json()
         assert [s["name"] for s in found["strategies"]] == list(catalogue.STRATEGIES) and found["default"] == "sample"
+        assert all(s["summary"].endswith(".") for s in found["strategies"])
         assert {"name": "num", "default": 8, "choices": False} in next(s for s in found["strategies"] if s["name"] == "best_of_n")["fields"]
         assert get(url + "/openapi.json").json()["paths"]["/v1/chat/completions"]
 

@@ -253,11 +253,17 @@ def described(menu: Menu) -> dict[str, object]:
     return {
         "default": menu.default,
         "strategies": [
-            {"name": name, "guarantee": str(found.guarantee), "fields": _fields(specs, found)} for name, found in catalogue.STRATEGIES.items()
+            {"name": name, "summary": _summary(found), "guarantee": str(found.guarantee), "fields": _fields(specs, found)}
+            for name, found in catalogue.STRATEGIES.items()
         ],
         "choices": {name: sorted(table) for name, table in specs.parts.items()},
         "answers": list(catalogue.READERS),
     }
+
+
+def _summary(strategy: object) -> str:
+    """The idea in one line, as its card begins."""
+    return (sys.modules[type(strategy).__module__].__doc__ or "").partition("\n")[0]
 
 
 def _fields(specs: Specs, strategy: object) -> list[dict[str, object]]:
