@@ -14,7 +14,7 @@ from ponder.testing.exact import require
 from ponder.testing.run import answer_all
 
 Make = Callable[[], Process]
-SEEDS = range(2)
+SEEDS = range(3)
 
 
 def law_asks_need_what_was_found(strategy: Strategy, found: frozenset[str], make: Make, prompt: Prompt) -> None:
