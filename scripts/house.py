@@ -17,6 +17,7 @@ from pathlib import Path
 EXCEPTIONS: dict[str, dict[str, str]] = {
     "parameters_are_few": {
         "src/ponder/cli/main.py": "typer reads the options of a command from the parameters of its function",
+        "src/ponder/cli/search.py": "a verb takes every option of its command by name, so that a misspelt one is an error",
         "src/ponder/cli/studies.py": "a verb takes every option of its command by name, so that a misspelt one is an error",
         "src/ponder/native/paged_triton.py": "a Triton kernel is told every pointer, stride and constant by itself",
         "src/ponder/native/rows_triton.py": "a Triton kernel is told every pointer, stride and constant by itself",
@@ -26,12 +27,12 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
 
 PACKAGE = "src/ponder/"
 SHARED = {  # technique folder -> files in it that are shared parts of the room, not techniques
-    "infer": {"__init__", "ops", "compose", "prompting", "tree", "picks", "conditional"},
+    "infer": {"__init__", "ops", "compose", "program", "prompting", "tree", "picks", "conditional"},
     "infer/resample": {"__init__"},
     "infer/stop": {"__init__"},
     "verify": {
         "__init__", "answers", "measure", "coverage", "ceiling", "quality", "heads", "math_process", "math_worker", "sandbox", "sandbox_child",
-        "equations",
+        "equations", "shown",
     },
     "accelerate/schedule": {"__init__"},
     "accelerate/weights": {"__init__", "codes"},
@@ -45,7 +46,7 @@ CATALOGUE = {  # technique folder -> dicts of catalogue.py that name its techniq
     "accelerate/weights": ("WEIGHTS", "DEVICE_WEIGHTS"),
 }
 TECHNIQUE_PACKAGES = {"torch", "numpy", "math_verify", "reasoning_gym", "sympy"}  # third-party imports open to techniques
-OPTIONAL = {"huggingface_hub", "reasoning_gym", "math_verify", "matplotlib", "transformers", "ray"}  # may be imported inside a function
+OPTIONAL = {"huggingface_hub", "reasoning_gym", "math_verify", "matplotlib", "transformers", "httpx", "ray"}  # may be imported inside a function
 HEADINGS = ("Paper", "Equation", "Shapes", "Guarantee", "Cost", "Choose", "Differs")
 HEADING = re.compile(rf"^\**({'|'.join(HEADINGS)})\**:?[ \n]+", re.MULTILINE)
 GUARANTEES = {"exact", "unbiased", "biased", "approximate"}

@@ -2,6 +2,7 @@
 
 from ponder.catalogue import open_model as open_model
 from ponder.catalogue import strategy as strategy
+from ponder.connect.model import load as load
 from ponder.core.asks import Candidate as Candidate
 from ponder.core.asks import Expand as Expand
 from ponder.core.asks import Extend as Extend

@@ -17,7 +17,7 @@ from ponder.accelerate.weights.mixed import Mixed
 from ponder.accelerate.weights.native import Native, NativeHead
 from ponder.accelerate.weights.native4 import Native4
 from ponder.accelerate.weights.native8 import Native8
-from ponder.core.asks import AnswerReader, WholeText
+from ponder.core.asks import AnswerReader, Sampling, WholeText
 from ponder.core.errors import UnknownName
 from ponder.core.formats import WeightFormat
 from ponder.core.roles import Resampler, StopRule, Strategy, Verifier
@@ -34,6 +34,7 @@ from ponder.infer.atom_of_thoughts import AtomOfThoughts
 from ponder.infer.beam import Beam
 from ponder.infer.best_first import BestFirst
 from ponder.infer.best_of_n import BestOfN
+from ponder.infer.compute_optimal import ComputeOptimal
 from ponder.infer.constrained_smc import ConstrainedSMC
 from ponder.infer.critique_and_fuse import CritiqueAndFuse
 from ponder.infer.deepconf import DeepConf, bottom_groups, lowest_group, tail_group, whole_mean
@@ -73,6 +74,9 @@ from ponder.infer.tree import Steps
 from ponder.infer.tree_of_thoughts import TreeOfThoughts, bfs, dfs
 from ponder.infer.until_accepted import UntilAccepted
 from ponder.infer.zero_order import ZeroOrder
+from ponder.remote.dialect import Dialect
+from ponder.remote.llama_cpp import LlamaCpp
+from ponder.remote.openai import OpenAI
 from ponder.run.spec import FilesToo, Specs
 from ponder.tasks.gsm8k import Gsm8k
 from ponder.tasks.humaneval import HumanEval
@@ -85,6 +89,7 @@ from ponder.verify.answers import Choice, Code, Latex, Number, ShortText
 from ponder.verify.arithmetic import Arithmetic
 from ponder.verify.constant import Constant
 from ponder.verify.exact import Exact
+from ponder.verify.generated_tests import GeneratedTests
 from ponder.verify.heads import load_head
 from ponder.verify.math_equal import MathEqual
 from ponder.verify.mean_log_p import MeanLogP
@@ -103,6 +108,7 @@ from ponder.verify.yes_no import YesNo
 DEFAULT_MODEL = "smollm2-135m"
 
 LINES = Steps(until=("\n",))  # a step is a line
+WARM = Sampling(temperature=0.8)
 
 STRATEGIES: dict[str, Strategy] = {
     "greedy": Greedy(),
@@ -111,6 +117,7 @@ STRATEGIES: dict[str, Strategy] = {
     "self_consistency": SelfConsistency(num=8),
     "weighted_best_of_n": SelfConsistency(num=8, verifier=MeanProbability()),
     "adaptive": Adaptive(num=16, rule=BetaTest()),
+    "compute_optimal": ComputeOptimal(arms=(Sample(num=12, sampling=WARM), Sample(num=4, sampling=WARM), None)),
     "rpc": Rpc(num=16),
     "deepconf": DeepConf(num=16),
     "self_refine": SelfRefine(),
@@ -178,6 +185,7 @@ VERIFIERS: dict[str, Verifier] = {  # those that need no reference: strategies m
     "program_agreement": ProgramAgreement(),
     "arithmetic": Arithmetic(),
     "public_tests": PublicTests(),
+    "generated_tests": GeneratedTests(),
     "constant": Constant(),
 }
 
@@ -230,6 +238,14 @@ SCHEDULERS: dict[str, Scheduler] = {
 }
 
 KV_FORMATS: dict[str, KVFormat] = {"plain": PLAIN, "int8": INT8}
+
+DIALECTS: dict[str, Dialect] = {  # of servers, by the name that they give themselves; any other one is plain OpenAI
+    "llamacpp": LlamaCpp(),
+    "vllm": OpenAI(offers=frozenset({"steps", "log_p", "logprobs", "top_k", "min_p", "penalties"})),
+    "sglang": OpenAI(offers=frozenset({"steps", "log_p", "logprobs", "top_k", "min_p", "penalties"})),
+    "ponder": OpenAI(offers=frozenset({"log_p", "logprobs", "penalties"})),
+    "openai": OpenAI(offers=frozenset({"log_p", "logprobs", "penalties"})),
+}
 
 TASKS: dict[str, Task] = {
     "gsm8k": Gsm8k(),

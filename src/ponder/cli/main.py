@@ -18,7 +18,14 @@ app = typer.Typer(
 )  # fmt: skip
 
 DEFAULT_MODEL = "smollm2-135m"
-Model = Annotated[str, typer.Option("--model", "-m", help="Catalogue name (see `ponder models`), GGUF file or safetensors folder.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Catalogue name (see `ponder models`), GGUF file, safetensors folder, transformers:FOLDER, or an endpoint: URL#MODEL or a .toml file.",
+    ),
+]
 Weights = Annotated[
     str | None,
     typer.Option(
@@ -47,6 +54,9 @@ def ask(
     strategy: Annotated[str, typer.Option("--strategy", "-s", help="NAME or NAME:field=value,... (see `ponder strategies`).")] = "greedy",
     budget: BudgetText = "2000 tokens, 60 s",
     answer: Annotated[str, typer.Option(help="How to read the answer: text, number, math, choice, short or code.")] = "text",
+    form: Annotated[
+        str | None, typer.Option(help="What the answer must look like: json, choice:A,B, regex:PATTERN, schema:FILE (JSON schema) or lark:FILE.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of one answer.")] = 256,
     weights: Weights = None,
     device: Device = "cpu",
@@ -57,7 +67,7 @@ def ask(
     trace: Annotated[Path | None, typer.Option(help="Write every ask, answer and cost to this file, a JSON line each.")] = None,
 ) -> None:
     """Answer one question: the answer, how sure it is, what it cost and why it stopped."""
-    _verb("ask", question=question, model=model, strategy=strategy, budget=budget, answer=answer, max_tokens=max_tokens,
+    _verb("ask", question=question, model=model, strategy=strategy, budget=budget, answer=answer, form=form, max_tokens=max_tokens,
           weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context, trace=trace)  # fmt: skip
 
 
@@ -157,6 +167,28 @@ def serve(
     many = importlib.import_module("ponder.cli.serve_ray")
     build = many.Build(opening=opening, menu=menu, limits=limits, site=site)
     raise typer.Exit(many.run(build, address=ray, replicas=replicas, host=host, port=port))
+
+
+@app.command()
+def search(
+    task: Annotated[str, typer.Option("--task", "-t", help="Task (see `ponder tasks`); its dev split is asked.")],
+    strategies: Annotated[str, typer.Option(help="Specs separated by ';'.")],
+    n: Annotated[int, typer.Option("--n", "-n", help="Most questions.")] = 128,
+    first: Annotated[int, typer.Option(help="Questions of the first round, which all strategies answer.")] = 16,
+    most: Annotated[str | None, typer.Option(help="Most tokens per question that a strategy may take in the mean, as '800 tokens'.")] = None,
+    budget: BudgetText = "2000 tokens",
+    model: Model = DEFAULT_MODEL,
+    out: Annotated[Path, typer.Option(help="Folder for samples; the same search again computes nothing.")] = Path("out/search"),
+    weights: Weights = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Find the best of many strategies on a task: the better part goes on to twice as many questions, until one is left."""
+    verb = importlib.import_module("ponder.cli.search").search
+    raise typer.Exit(
+        verb(task=task, strategies=strategies, n=n, first=first, most=most, budget=budget, model=model, out=out, weights=weights, seed=seed,
+             threads=threads)
+    )  # fmt: skip
 
 
 @app.command()

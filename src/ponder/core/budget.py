@@ -80,6 +80,11 @@ class Budget:
                 return name
         return None
 
+    @property
+    def nearest(self) -> str:
+        """The limit to name when a budget holds no more, though none is quite reached."""
+        return next((name for name in ("tokens", "usd", "flops") if getattr(self, name) is not None), "calls")
+
     def __str__(self) -> str:
         parts = [f"{getattr(self, n):g} {n}" if n != "tokens" else f"{self.tokens} tokens" for n in
                  ("tokens", "seconds", "flops", "usd", "calls") if getattr(self, n) is not None]  # fmt: skip

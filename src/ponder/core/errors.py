@@ -7,6 +7,8 @@ PonderError                 a caller's mistake or the outside world's: one clear
 |-- PromptTooLong           the prompt does not fit the model's context
 |-- BadModelFile            truncated, corrupted or foreign file; the file and the offset are named
 |   `-- Unsupported         well-formed, but an architecture or tensor type that we do not run
+|-- NotOffered              a process cannot answer what a strategy or verifier needs
+|-- EndpointError           a remote engine is dead, refuses, or replies with what is no answer
 |-- DeadParticles           every particle has weight zero
 |-- BadWeight               a log-weight is NaN or +inf
 `-- StoreError              the sample store or an output file cannot be read or written
@@ -45,6 +47,14 @@ class BadModelFile(PonderError):
 
 
 class Unsupported(BadModelFile):
+    pass
+
+
+class NotOffered(PonderError):
+    pass
+
+
+class EndpointError(PonderError):
     pass
 
 

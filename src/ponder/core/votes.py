@@ -113,6 +113,9 @@ def by_path_probability(candidates: Sequence[Candidate]) -> list[float]:
     return weights
 
 
+by_path_probability.needs = ("log_p",)  # type: ignore[attr-defined]  # core.needs
+
+
 def by_verdict(candidates: Sequence[Candidate]) -> list[float]:
     """Weight from the first verdict; abstentions weigh 0.
 

@@ -231,6 +231,10 @@ class ExtendStep:
     def guarantee(self) -> Guarantee:
         return Guarantee.UNBIASED if self.is_corrected else Guarantee.EXACT
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("log_p", "log_q") if self.is_corrected else ()
+
     def __call__(self, state: Batch[Prefix], rng: Rng) -> Generator[Turn, Sequence[Answer], tuple[Batch[Prefix], Tensor]]:
         asks = {i: self.ask(prefix, rng.seed(i)) for i, prefix in enumerate(state) if not prefix.is_final}
         answers = (yield Turn(tuple(asks.values()))) if asks else ()
@@ -253,6 +257,8 @@ class MeanProbability:
     """Verifier: geometric mean of the token probabilities, from the model itself. What there is without a reward model."""
 
     name: str = "mean_probability"
+
+    needs = ("log_p",)
 
     def asks(self, prompt: Prompt, candidates: Sequence[Candidate]) -> tuple[Ask, ...]:
         return ()

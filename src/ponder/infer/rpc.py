@@ -39,6 +39,7 @@ class Rpc:
     sampling: Sampling = field(default_factory=Sampling)  # how each token is drawn; the model's own distribution unless there is a reason
 
     guarantee: ClassVar[Guarantee] = Guarantee.BIASED
+    needs: ClassVar[tuple[str, ...]] = ("log_p",)
 
     def __post_init__(self) -> None:
         if self.num < 1 or not 0 <= self.keep_from <= 1:

@@ -73,6 +73,22 @@ class Account:
             left = min(left, (self.budget.flops - self.cost.flops) / self.process.flops(1, context))
         return max(0.0, left)
 
+    def affords(self, ask: Ask, usd: float, *, is_first: bool) -> bool:
+        """Whether the ask may start in $, beside others that may cost `usd`: only if it cannot overspend, but one ask alone may, unless strict."""
+        if self.budget.usd is None:
+            return True
+        left = self.budget.usd - self.cost.usd
+        return usd + self.most_usd(ask) <= left or (is_first and left > 0 and not self.budget.strict)
+
+    def most_usd(self, ask: Ask) -> float:
+        """Most that the process may bill for the ask; 0 without a limit in $."""
+        if self.budget.usd is None:
+            return 0.0
+        prefix = ask.prefix  # type: ignore[union-attr]
+        times = len(ask.options) if isinstance(ask, Score) else 1
+        read = times * (self.process.prompt_len(prefix.prompt) + len(prefix.tokens))
+        return float(self.process.usd(Cost(prompt_tokens=read, generated_tokens=most_tokens(ask))))  # type: ignore[attr-defined]  # run.needs saw to it
+
     def calls_left(self) -> float:
         return math.inf if self.budget.calls is None else max(0, self.budget.calls - self.cost.calls)
 
@@ -99,6 +115,8 @@ class Account:
         """
         requested = cost.prompt_tokens + cost.reused_tokens
         prefix = ask.prefix  # type: ignore[union-attr]
+        if prompt_tokens and isinstance(ask, Extend) and getattr(self.process, "is_len_guessed", False):
+            prompt_tokens = max(0, requested - len(prefix.tokens))  # admission had but a guess
         if isinstance(ask, Score):
             prompt_tokens += max(0, requested - self.process.prompt_len(prefix.prompt) - len(prefix.tokens))
         if isinstance(ask, Read):

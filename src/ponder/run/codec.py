@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, replace
 
 from ponder.core.asks import (
@@ -104,14 +105,27 @@ def cost_json(cost: Cost) -> Json:
     return fields
 
 
+def finite(log_p: float) -> float | None:
+    """A log-probability as JSON, which has no infinity: that of the impossible is null."""
+    return None if log_p == -math.inf else log_p
+
+
+def log_p_of(value: float | None) -> float:
+    return -math.inf if value is None else value
+
+
 def answer_json(answer: Answer) -> Json:
     if isinstance(answer, Extension):
         fields: Json = {"prefix": prefix_json(answer.prefix), "finish": answer.finish, "cost": cost_json(answer.cost)}
-        return fields if not answer.logprobs else fields | {"logprobs": [(t.token, t.log_p, t.top) for t in answer.logprobs]}
+        return (
+            fields
+            if not answer.logprobs
+            else fields | {"logprobs": [(t.token, finite(t.log_p), [(other, finite(x)) for other, x in t.top]) for t in answer.logprobs]}
+        )
     if isinstance(answer, Expansion):
         return {"children": [prefix_json(c) for c in answer.children], "cost": cost_json(answer.cost)}
     if isinstance(answer, Scores):
-        return {"log_p": answer.log_p, "cost": cost_json(answer.cost)}
+        return {"log_p": [finite(x) for x in answer.log_p], "cost": cost_json(answer.cost)}
     if isinstance(answer, Readings):
         return {"rows": answer.rows, "cost": cost_json(answer.cost)}
     return {"verdicts": [asdict(v) for v in answer.verdicts], "cost": cost_json(answer.cost)}
@@ -126,7 +140,7 @@ def answer_from_json(ask: Ask, value: Json) -> Answer:
         if isinstance(ask, Expand):
             return Expansion(tuple(_prefix(ask.prefix, c) for c in value["children"]), cost)  # type: ignore[attr-defined]
         if isinstance(ask, Score):
-            return Scores(tuple(value["log_p"]), cost)  # type: ignore[arg-type]
+            return Scores(tuple(map(log_p_of, value["log_p"])), cost)  # type: ignore[call-overload]
         if isinstance(ask, Read):
             return Readings(tuple(tuple(row) for row in value["rows"]), cost)  # type: ignore[attr-defined]
         verdicts = tuple(Verdict(**v) for v in value["verdicts"])  # type: ignore[attr-defined]
@@ -143,4 +157,4 @@ def _prefix(parent: Prefix, value: object) -> Prefix:
 
 
 def _logprobs(rows: object) -> tuple[TokenLogP, ...]:
-    return tuple(TokenLogP(token, log_p, tuple((other, x) for other, x in top)) for token, log_p, top in rows)  # type: ignore[attr-defined]
+    return tuple(TokenLogP(token, log_p_of(log_p), tuple((other, log_p_of(x)) for other, x in top)) for token, log_p, top in rows)  # type: ignore[attr-defined]

@@ -34,6 +34,7 @@ from ponder.run.account import SAFETY, Account, Ledger, most_tokens, read_as
 from ponder.run.codec import answer_json, ask_json, candidate_json, cost_json, dumps, prompt_json
 from ponder.run.events import Event, Finished, Grown, Started, Told
 from ponder.run.judging import Judging
+from ponder.run.needs import check_offers
 from ponder.run.recipe import Recipe, Result, describe, probes_of
 from ponder.run.store import SampleStore
 from ponder.run.work import Work, probed, wasted
@@ -92,7 +93,7 @@ class Driver:
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Result]]:
         """Yields (job, result) in the order of `jobs`, each as soon as it and all before it are finished.
 
-        Raises BudgetTooSmall before any work when a job cannot pay its prompt and one token, PromptTooLong likewise.
+        Raises BudgetTooSmall before any work when a job cannot pay its prompt and one token, PromptTooLong and NotOffered likewise.
         """
         for job in jobs:
             self.check(job)
@@ -185,7 +186,8 @@ class Driver:
         return None
 
     def check(self, job: Job) -> None:
-        """Raises BudgetTooSmall or PromptTooLong for a job that could not go its first step."""
+        """Raises NotOffered, BudgetTooSmall or PromptTooLong for a job that could not go its first step."""
+        check_offers(self.process, job.recipe, job.prompt)
         prompt_len = self.process.prompt_len(job.prompt)
         if prompt_len >= self.process.context_len:
             context = self.process.context_len
@@ -307,17 +309,21 @@ class Driver:
             return []
         wave: list[Work] = []
         expected = prompts = 0
+        usd = 0.0
         while running.waiting and len(wave) < account.calls_left():
             work = running.waiting[0]
             price, need = account.prompt_price(work.ask, known), account.expected_len(work.ask)
             if prompts + expected + price + (need if wave or not isinstance(work.ask, Extend) else 1) > left:
                 break
+            if not account.affords(work.ask, usd, is_first=not wave):
+                break
+            usd += account.most_usd(work.ask)
             work.price = price
             known.add(read_as(work.ask.prefix.prompt))  # type: ignore[union-attr]
             wave.append(running.waiting.popleft())
             expected, prompts = expected + need, prompts + price
         if not wave:
-            running.stop_reason = account.budget.spent_by(account.cost) or ("tokens" if account.budget.tokens else "flops")
+            running.stop_reason = account.budget.spent_by(account.cost) or account.budget.nearest
             return []
         account.known = known
         self._cap(wave, left - prompts)

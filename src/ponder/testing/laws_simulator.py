@@ -63,6 +63,24 @@ def law_steering_pays(
     require(abs(gap) <= SIGMAS * error, f"noise: right {gap:+.4f} more often than one sample, standard error {error:.4f}")
 
 
+def law_spends_where_it_pays(
+    adaptive: Strategy, uniform: Callable[[int], Strategy], *, varied: World, alike: World, problems: int
+) -> None:  # fmt: skip
+    """Where questions differ in difficulty, `adaptive` is right more often than `uniform(num)`, whose num equal answers cost at least as
+    much in all; where they are alike, as often. All questions of a world have one depth."""
+    gains = {}
+    for name, world in (("varied", varied), ("alike", alike)):
+        require(world.depth[0] == world.depth[1], "answers of equal length are needed to count equal tokens")
+        mine = list(play_many(adaptive, world, problems))
+        per_answer = world.depth[0] * world.step_tokens + 2
+        num = math.ceil(sum(one.tokens for one in mine) / problems / per_answer - 1e-9)
+        gains[name] = paired_gain(mine, list(play_many(uniform(num), world, problems)))
+    gain, error = gains["varied"]
+    require(gain > SIGMAS * error, f"questions that differ: gain {gain:+.4f}, standard error {error:.4f}")
+    gain, error = gains["alike"]
+    require(abs(gain) <= SIGMAS * error + 1 / problems, f"questions that are alike: gain {gain:+.4f}, standard error {error:.4f}")
+
+
 def paired_gain(one: Sequence[Played], other: Sequence[Played]) -> tuple[float, float]:
     """(mean difference of being right, its standard error); refuses a comparison at unequal cost (more than 2 % apart)."""
     spent, allowed = sum(p.tokens for p in one), sum(p.tokens for p in other)

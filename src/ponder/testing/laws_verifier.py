@@ -111,3 +111,34 @@ def leaning(ask: Score, pair: tuple[Candidate, Candidate], lean: float) -> Score
     is_first = text.find(pair[0].text) < text.find(pair[1].text)
     logits = torch.tensor([lean + float(is_first), float(not is_first)], dtype=torch.float64).log_softmax(0)
     return Scores(tuple(logits.tolist()))
+
+
+def law_scoring_is_incremental(tokens: float, *, prompt_len: int, answer_len: float, num_steps: float) -> None:
+    """tokens: of one branch's verdicts, one after each of num_steps >= 3 steps. At most 1.2 x (prompt + answer), as if it had been
+    read once; whoever reads every prefix anew pays about that per step."""
+    require(num_steps >= 3, f"{num_steps} steps: too few to tell")
+    bound = 1.2 * (prompt_len + answer_len)
+    require(0 < tokens <= bound, f"{tokens:.0f} verifier tokens per branch of {prompt_len} + {answer_len:.0f} tokens: more than {bound:.0f}")
+
+
+Trial = Callable[[Sequence[str], Sequence[str]], Sequence[float | None]]  # (programs, tests) -> a value for each program
+
+
+def law_tests_and_programs_agree(judged: Trial) -> None:
+    """Right programs stand first, although no generated test can be trusted: neither one that a wrong program alone passes, nor a
+    crowd of wrong programs that agree on nothing but failing, nor the loner that passes most tests."""
+    right = ("def double(x):\n    return 2 * x", "def double(x):\n    return x + x")
+    good = ("assert double(3) == 6", "assert double(0) == 0", "assert double(-1) == -2")
+    square, crash, four = "def double(x):\n    return x * x", "def double(x):\n    return [][x]", "def double(x):\n    return 4"
+    fond = tuple(f"assert double({x}) == 4" for x in (1, 3, 5, 7))  # of the program that says 4
+    worlds = {
+        "a wrong test": ((square, *right), (*good, "assert double(3) == 9")),
+        "a failing crowd": ((crash, crash + " ", crash + "  ", *right), good),
+        "tests of a misunderstanding": ((four, *right), (*good, *fond)),
+    }
+    for name, (programs, tests) in worlds.items():
+        values = judged(programs, tests)
+        require(None not in values, f"{name}: no verdict among {values}")
+        goods = [v for p, v in zip(programs, values) if p in right and v is not None]
+        others = [v for p, v in zip(programs, values) if p not in right and v is not None]
+        require(min(goods) > max(others), f"{name}: right programs get {goods}, wrong ones {others}")

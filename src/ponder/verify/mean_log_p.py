@@ -21,6 +21,7 @@ class MeanLogP:
     name: str = "mean_log_p"
 
     guarantee = Guarantee.EXACT
+    needs = ("log_p",)
 
     def asks(self, prompt: Prompt, candidates: Sequence[Candidate]) -> tuple[Ask, ...]:
         return ()

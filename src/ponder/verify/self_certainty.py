@@ -21,6 +21,7 @@ class SelfCertainty:
     name: str = "self_certainty"
 
     guarantee = Guarantee.EXACT
+    needs = ("certainty",)
 
     def asks(self, prompt: Prompt, candidates: Sequence[Candidate]) -> tuple[Ask, ...]:
         return ()

@@ -1,0 +1,169 @@
+"""What the server costs beside the engine in this program: throughput of N concurrent streams, and the latency that a token gains.
+
+Both sides run the same prompts, seeds and settings on one process, alternating, in one run. In process: an online driver that is turned
+until all N answers are whole. Served: the same driver behind the server's thread and a socket; the client is a program of its own, so
+that its work is not counted as the server's (on a machine without a spare core it still takes time from both).
+
+CPU time per token of this program, client not included, says the same on a machine that others use too.
+
+Added latency: from the moment when the engine's thread hands over a step's news to that when the event loop has written the token's chunk.
+
+    python benchmarks/serve_speed.py --streams 32 --tokens 64 --rounds 3
+"""
+
+import argparse
+import asyncio
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+import uvicorn
+
+import ponder
+from ponder.catalogue import open_model
+from ponder.core.asks import Prompt, Sampling
+from ponder.core.budget import Budget
+from ponder.infer.sample import Sample
+from ponder.run.driver import Driver, Job
+from ponder.run.events import Finished
+from ponder.run.recipe import Recipe
+from ponder.serve.app import App, Site
+from ponder.serve.desk import Desk, Limits
+from ponder.serve.menu import Menu
+from ponder.serve.server import Server, bind
+
+RESULTS = Path(__file__).parent / "results" / "serve.jsonl"
+CLIENT = """
+import asyncio, json, sys, time
+import httpx
+
+async def one(client, url, body):
+    first = None
+    async with client.stream("POST", url, json=body) as response:
+        async for line in response.aiter_lines():
+            if first is None and '"content": "' in line:
+                first = time.perf_counter()
+    return first
+
+async def main(url, model, num, tokens):
+    async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=None)) as client:
+        bodies = [{"model": model, "messages": [{"role": "user", "content": f"Write a story about the number {i}."}], "max_tokens": tokens, "seed": i,
+                   "stream": True, "logit_bias": json.loads(sys.argv[5])} for i in range(num)]
+        print("ready", flush=True)
+        sys.stdin.readline()
+        start = time.perf_counter()
+        await asyncio.gather(*(one(client, url, body) for body in bodies))
+        print(time.perf_counter() - start, flush=True)
+
+asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+"""
+
+
+def jobs_of(num: int, tokens: int, bias: tuple[tuple[int, float], ...]) -> list[Job]:
+    strategy = Sample(sampling=Sampling(logit_bias=bias))
+    prompts = [Prompt(messages=(("user", f"Write a story about the number {i}."),), max_tokens=tokens) for i in range(num)]
+    return [Job(id=str(i), prompt=p, recipe=Recipe(label="sample", strategy=strategy, budget=Budget()), seed=i) for i, p in enumerate(prompts)]
+
+
+def in_process(process, num: int, tokens: int, bias) -> tuple[float, int, float]:
+    """(seconds, generated tokens, CPU seconds of this program)."""
+    process.drop_cache()
+    driver = Driver(process, max_jobs=num)
+    start, cpu = time.perf_counter(), time.process_time()
+    for job in jobs_of(num, tokens, bias):
+        driver.submit(job)
+    generated = 0
+    while driver.active or driver.todo:
+        generated += sum(e.result.cost.generated_tokens for e in driver.turn() if isinstance(e, Finished))
+    return time.perf_counter() - start, generated, time.process_time() - cpu
+
+
+class Timed(Desk):
+    """Notes how long news are under way from the engine's thread to the event loop."""
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.delays: list[float] = []
+
+    def _tell(self, news) -> None:
+        told = time.perf_counter()
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(self._told, news)
+        # everything that these news woke is written before the next idle moment of the loop
+        self.loop.call_soon_threadsafe(
+            lambda: self.loop.call_soon(lambda: self.loop.call_soon(lambda: self.delays.append(time.perf_counter() - told)))
+        )
+
+
+def served(process, num: int, tokens: int, bias) -> tuple[float, int, float, list[float]]:
+    process.drop_cache()
+    app = App(lambda: Driver(process), Menu(model="m", max_tokens=tokens), Limits(max_jobs=num), Site())
+    app.desk = Timed(lambda: Driver(process), Limits(max_jobs=num), app.metrics)
+    listening = bind("127.0.0.1", 0)
+    config = uvicorn.Config(app.build(), log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=2, ws="none")
+    server = Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1/chat/completions"
+    arguments = [url, "m", str(num), str(tokens), json.dumps({str(t): b for t, b in bias})]
+    client = subprocess.Popen([sys.executable, "-c", CLIENT, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert client.stdout is not None and client.stdout.readline() == "ready\n"
+    cpu = time.process_time()
+    out, _ = client.communicate("go\n", timeout=600)
+    generated = app.desk.driver.ledger.engine.generated_tokens
+    cpu, delays = time.process_time() - cpu, app.desk.delays
+    server.should_exit = True
+    thread.join()
+    return float(out), generated, cpu, delays
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--streams", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int)
+    args = parser.parse_args()
+    process = open_model(ponder.pull(args.model), threads=args.threads)
+    bias = tuple((token, -100.0) for token in sorted(process.tokenizer.eos_ids))  # every answer is as long as the others
+    in_process(process, args.streams, 4, bias)
+    alone, behind, cpus, delays = [], [], ([], []), []
+    for _ in range(args.rounds):
+        seconds, generated, cpu = in_process(process, args.streams, args.tokens, bias)
+        alone.append(generated / seconds)
+        cpus[0].append(1e3 * cpu / generated)
+        seconds, generated, cpu, told = served(process, args.streams, args.tokens, bias)
+        behind.append(generated / seconds)
+        cpus[1].append(1e3 * cpu / generated)
+        delays += told
+    costs = statistics.median(cpus[0]), statistics.median(cpus[1])
+    rates = statistics.median(alone), statistics.median(behind)
+    row = {
+        "benchmark": "serve_speed", "model": args.model, "streams": args.streams, "tokens": args.tokens, "rounds": args.rounds,
+        "in_process": round(rates[0], 1), "served": round(rates[1], 1), "overhead": round(1 - rates[1] / rates[0], 4),
+        "all_in_process": [round(x, 1) for x in alone], "all_served": [round(x, 1) for x in behind],
+        "cpu_ms_in_process": round(costs[0], 4), "cpu_ms_served": round(costs[1], 4), "cpu_overhead": round(costs[1] / costs[0] - 1, 4),
+        "added_ms_p50": round(1e3 * statistics.median(delays), 3), "added_ms_p99": round(1e3 * statistics.quantiles(delays, n=100)[-1], 3),
+        "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 2), "machine": platform.processor() or platform.machine(),
+        "run": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip(),
+        "command": f"python benchmarks/serve_speed.py --streams {args.streams} --tokens {args.tokens} --rounds {args.rounds}",
+    }  # fmt: skip
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, sort_keys=True) + "\n")
+    print(json.dumps(row, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Other people's models in this program, behind the same verbs as the engine."""
