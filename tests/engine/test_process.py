@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.tiny_models import END, VOCAB, tiny, tiny_decoder, tiny_process
+from engine.tiny_models import END, VOCAB, ByteTokenizer, tiny, tiny_decoder, tiny_process
 from ponder.core.asks import GREEDY, Answer, Ask, Expand, Expansion, Extend, Extension, Judge, Prefix, Sampling, Score, Scores, chat
 from ponder.core.budget import Cost
 from ponder.core.errors import BadField, PromptTooLong
@@ -225,3 +225,19 @@ def test_children_of_a_final_kind():
 def test_model_id_names_formats():
     assert DECODER.model_id == "tiny/bf16/bf16-head/bfloat16"
     assert GREEDY.temperature == 0
+
+
+def test_an_empty_prompt_is_refused_before_it_meets_the_engine():
+    """A tokenizer without a token that begins a text makes nothing of it; a step without tokens broke the engine and all beside it."""
+
+    class Nothing(ByteTokenizer):
+        def render(self, messages, prefill=""):
+            return list("".join(text for _, text in messages).encode())
+
+    process = tiny_process(DECODER)
+    process.tokenizer = Nothing()
+    empty = replace(PROMPT, messages=(("raw", ""),))
+    for mistake in (lambda: process.prompt_len(empty), lambda: process.add(extend(Prefix(empty)))):
+        with pytest.raises(BadField, match="the prompt is empty"):
+            mistake()
+    assert answers(process, [extend(Prefix(replace(PROMPT, messages=(("raw", "a"),))))])

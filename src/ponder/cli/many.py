@@ -14,6 +14,7 @@ from ponder.connect.model import open_by_name
 from ponder.core.asks import Prompt
 from ponder.core.errors import BadField, PonderError
 from ponder.core.roles import Process
+from ponder.remote.endpoint import is_remote
 from ponder.run.compare import Comparison, Named
 from ponder.run.compare import compare as compare_here
 
@@ -43,6 +44,8 @@ class Opening:
             catalogue.weights_on(self.device, self.weights)
         elif self.device != "cuda":
             raise BadField(f"device={self.device!r} with --ray: must be cpu or cuda; Ray gives each replica a card of its own")
+        if self.ray is not None and is_remote(self.model):
+            raise BadField(f"model {self.model} with --ray: it answers many at once from one machine already; leave --ray out")
         if self.ray is not None:
             cluster("address").check_address(self.ray)
             self.want()

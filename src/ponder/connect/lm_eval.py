@@ -119,9 +119,7 @@ class Ponder(LM):  # type: ignore[misc]
         if context.startswith(CHAT):
             messages = tuple((role, text) for role, text in json.loads(context.removeprefix(CHAT)))
         else:
-            messages = (("raw", context),)
-            if not context and not self.process.prompt_len(Prompt(messages=messages)):
-                messages = (("raw", "\n"),)
+            messages = (("raw", context if context or self._begins() else "\n"),)
         return Prompt(messages=messages, stop=stop, max_tokens=most, answers=self.reader)
 
     def _recipe(self, settings: dict[str, Any]) -> Recipe:
@@ -145,7 +143,14 @@ class Ponder(LM):  # type: ignore[misc]
         return pairs
 
     def _len(self, text: str) -> int:
-        return self.process.prompt_len(Prompt(messages=(("raw", text),)))
+        return self.process.prompt_len(Prompt(messages=(("raw", text),))) if text else 1
+
+    def _begins(self) -> bool:
+        """Whether the model has a token that begins a text, so that an empty prompt is one."""
+        try:
+            return self.process.prompt_len(Prompt(messages=(("raw", ""),))) > 0
+        except BadField:
+            return False
 
 
 @dataclass(frozen=True, kw_only=True)

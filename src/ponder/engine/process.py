@@ -216,7 +216,10 @@ class LocalProcess:
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         name = (prompt.messages, prompt.prefill)
         if name not in self.rendered:
-            self.rendered[name] = self.tokenizer.render(prompt.messages, prompt.prefill)
+            ids = self.tokenizer.render(prompt.messages, prompt.prefill)
+            if not ids:  # there is no state that a first token could be drawn from
+                raise BadField("the prompt is empty, and this model has no token that begins a text: write at least one character")
+            self.rendered[name] = ids
             if len(self.rendered) > NUM_RENDERED:
                 self.rendered.popitem(last=False)
         return self.rendered[name]
