@@ -122,7 +122,7 @@ def test_every_trace_is_drawn_whole(visit: Callable[..., Any]) -> None:
 
 def test_verdicts_stand_at_the_prefixes_they_judge(visit: Callable[..., Any], fake: Fake) -> None:
     page = visit()
-    for name in ("particle_filter", "mcts", "step_beam", "astar"):
+    for name in ("particle_filter", "particle_filter_cut", "mcts", "mcts_twice", "step_beam", "astar"):
         fake.extra[f"/{name}"] = (TRACES / f"{name}.jsonl").read_text(encoding="utf-8")
         rows = page.evaluate(
             """async (name) => {
