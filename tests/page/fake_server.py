@@ -31,7 +31,16 @@ STRATEGIES = {
         {
             "name": "particle_filter",
             "guarantee": "biased",
-            "fields": fields(num=8, resampler="systematic", ess_below=0.5, until=["\n\n"], step_tokens=None, is_corrected=False),
+            "fields": fields(
+                num=8,
+                resampler="systematic",
+                ess_below=0.5,
+                until=["\n\n"],
+                again="{question}\n\nFirst, think.",
+                note=" in ",
+                step_tokens=None,
+                is_corrected=False,
+            ),
         },
         {"name": "mcts", "guarantee": "biased", "fields": fields(num=32, branch=4, is_rolled_out=False)},
     ],

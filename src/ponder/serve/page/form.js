@@ -37,16 +37,24 @@ export class StrategyForm {
     put(this.badge, guarantee ?? "");
     set(this.badge, { title: guarantee ? `Guarantee: ${guarantee}` : null });
     put(this.summary, summary);
-    this.inputs = fields.filter(({ value }) => !Array.isArray(value)).map((field) => ({ field, input: inputOf(field, `${this.id}-${field.name}`) }));
+    this.inputs = fields.filter(isSettable).map((field) => {
+      const input = inputOf(field, `${this.id}-${field.name}`);
+      return { field, input, usual: valueOf(input) };
+    });
     this.settings.hidden = !this.inputs.length;
     fill(this.fields, ...this.inputs.map(({ field, input }) => el("div", { class: "field" }, el("label", { for: input.id, title: field.name }, field.name), input)));
   }
 
   spec() {
-    const changed = this.inputs.map(({ field, input }) => [field, valueOf(input)]).filter(([field, value]) => value !== shown(field.value));
-    const fields = changed.map(([field, value]) => `${field.name}=${value || "none"}`).join(",");
+    const changed = this.inputs.filter(({ input, usual }) => valueOf(input) !== usual);
+    const fields = changed.map(({ field, input }) => `${field.name}=${valueOf(input) || "none"}`).join(",");
     return fields ? `${this.chosen.name}:${fields}` : this.chosen.name;
   }
+}
+
+// A spec carries one line without commas: no lists, no templates.
+function isSettable({ value }) {
+  return !Array.isArray(value) && !(typeof value === "string" && /[\n,]/.test(value));
 }
 
 function inputOf({ value, choices, name }, id) {
