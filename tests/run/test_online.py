@@ -70,14 +70,19 @@ def test_jobs_that_come_at_different_turns_are_answered_as_from_a_list(tokens):
     assert driver.turn() == []
 
 
-def test_a_watched_answer_grows_token_by_token():
-    driver = Driver(ToyProcess(toy_lm(seed=4)))
-    driver.submit(job("watched", Sample(num=2), is_watched=True))
-    events = until_idle(driver)
-    grown = [e.so_far.prefix for e in events if isinstance(e, Grown)]
-    (result,) = (e.result for e in events if isinstance(e, Finished))
-    first = next(p.tokens for p in (c for c in result.candidates))
-    assert [len(p.tokens) for p in grown if first[: len(p.tokens)] == p.tokens][: len(first) - 1] == list(range(1, len(first)))
+def test_a_watched_answer_grows_token_by_token_and_is_not_mixed_with_others():
+    """The first of the answers, also when it ends before the others."""
+    num_shorter = 0
+    for size in range(1, 30):
+        driver = Driver(ToyProcess(toy_lm(seed=4)))
+        driver.submit(job("x" * size, Sample(num=3), is_watched=True))
+        events = until_idle(driver)
+        grown = [e.so_far.prefix.tokens for e in events if isinstance(e, Grown)]
+        (result,) = (e.result for e in events if isinstance(e, Finished))
+        first, *others = (c.tokens for c in result.candidates)
+        assert grown == [first[:num] for num in range(1, len(first))]
+        num_shorter += 1 < len(first) < max(map(len, others))
+    assert num_shorter >= 3
 
 
 def test_what_grows_goes_on_from_the_best_so_far():
@@ -132,7 +137,13 @@ def test_a_job_that_is_wound_up_ends_in_its_own_way(strategy):
 
 
 class Slow(ToyProcess):
+    """Knows the longest time between two steps."""
+
+    slowest, last = 0.0, None
+
     def step(self):
+        now = time.perf_counter()
+        self.slowest, self.last = max(self.slowest, now - (self.last or now)), now
         time.sleep(0.01)
         return super().step()
 
@@ -149,7 +160,7 @@ def test_a_deadline_is_a_moment_whatever_runs_beside(strategy):
         events, now = driver.turn(), time.perf_counter()
         ends |= {e.job: (now, e.result) for e in events if isinstance(e, Finished)}
     at, result = ends["a"]
-    assert at <= deadline + 0.05 and result.stop_reason == "seconds" and result.candidates[0].tokens
+    assert at <= deadline + 2 * driver.process.slowest and result.stop_reason == "seconds" and result.candidates[0].tokens
     assert all(r.stop_reason == "done" for name, (_, r) in ends.items() if name != "a")
 
 

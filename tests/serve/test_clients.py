@@ -48,7 +48,16 @@ def test_the_same_seed_gives_the_same_choices_and_the_first_is_that_of_one(clien
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"model": "toy@greedy"}, {"model": "toy@best_of_n:num=3"}, {"n": 3}, {"stop": ["a1", "b"]}, {"logprobs": True}]
+    "fields",
+    [
+        {},
+        {"model": "toy@greedy"},
+        {"model": "toy@best_of_n:num=3"},
+        {"model": "toy@sample:num=4", "seed": 5},
+        {"n": 3},
+        {"stop": ["a1", "b"]},
+        {"logprobs": True},
+    ],
 )
 def test_a_stream_put_together_is_the_whole_reply(client, fields):
     whole = ask(client, **fields)

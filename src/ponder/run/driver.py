@@ -174,14 +174,15 @@ class Driver:
             yield Grown(running.job.id, so_far)
 
     def _so_far(self, running: Running) -> Extension | None:
-        """How far the first live Extend has come that goes on from the best candidate; while there is none, the first of all."""
+        """How far the first live Extend has come that goes on from the best candidate; while there is none, the turn's first ask."""
         best = running.turn.best[0].tokens if running.turn.best else ()
         partial = getattr(self.process, "partial", None)
         if partial is None or (running.turn.best and running.turn.best[0].finish is not None):
             return None
         for ticket, work in running.live.items():
             ask = work.ask
-            if work.part is None and isinstance(ask, Extend) and ask.prefix.prompt == running.job.prompt and ask.prefix.tokens[: len(best)] == best:
+            is_own = work.part is None and isinstance(ask, Extend) and ask.prefix.prompt == running.job.prompt
+            if is_own and (ask.prefix.tokens[: len(best)] == best if running.turn.best else work.slot == 0):  # type: ignore[union-attr]
                 return partial(ticket)  # type: ignore[no-any-return]  # an optional method of the role
         return None
 
