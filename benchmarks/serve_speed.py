@@ -38,7 +38,7 @@ from ponder.run.recipe import Recipe
 from ponder.serve.app import App, Site
 from ponder.serve.desk import Desk, Limits
 from ponder.serve.menu import Menu
-from ponder.serve.server import Server, bind
+from ponder.serve.server import SWITCH_SECONDS, Server, bind
 
 RESULTS = Path(__file__).parent / "results" / "serve.jsonl"
 CLIENT = """
@@ -135,6 +135,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
+    sys.setswitchinterval(SWITCH_SECONDS)
     process = open_model(ponder.pull(args.model), threads=args.threads)
     bias = tuple((token, -100.0) for token in sorted(process.tokenizer.eos_ids))  # every answer is as long as the others
     in_process(process, args.streams, 4, bias)

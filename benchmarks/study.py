@@ -61,7 +61,7 @@ STUDIES = {
     "gsm8k": Study(task="gsm8k", model="qwen2.5-coder-0.5b", num=120, grid=Grid(
         strategies=(
             *VOTES[:2], "self_consistency:weigh=verdict,verifier=arithmetic", "rpc:num=8", "rpc:num=16",
-            *(f"adaptive:num=16,rule={rule}" for rule in ("beta_test", "unanimous_window", "settled")), "deepconf:num=16",
+            *(f"adaptive:num=16,rule={rule}" for rule in ("beta_test", "unanimous_window", "settled")),
         ),
         verifiers=("mean_log_p", "arithmetic"), budgets=BUDGETS, draw="temperature=0.5",
     )),

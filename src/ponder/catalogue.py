@@ -244,7 +244,7 @@ DIALECTS: dict[str, Dialect] = {  # of servers, by the name that they give thems
     "vllm": OpenAI(offers=frozenset({"steps", "log_p", "logprobs", "top_k", "min_p", "penalties"})),
     "sglang": OpenAI(offers=frozenset({"steps", "log_p", "logprobs", "top_k", "min_p", "penalties"})),
     "ponder": OpenAI(offers=frozenset({"log_p", "logprobs", "penalties"})),
-    "openai": OpenAI(offers=frozenset({"log_p", "logprobs", "penalties"})),
+    "openai": OpenAI(offers=frozenset({"log_p", "logprobs", "penalties"}), limit="max_completion_tokens"),
 }
 
 TASKS: dict[str, Task] = {

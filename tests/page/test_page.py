@@ -122,7 +122,7 @@ def test_every_trace_is_drawn_whole(visit: Callable[..., Any]) -> None:
 
 def test_verdicts_stand_at_the_prefixes_they_judge(visit: Callable[..., Any], fake: Fake) -> None:
     page = visit()
-    for name in ("particle_filter", "mcts", "step_beam", "astar"):
+    for name in ("particle_filter", "particle_filter_cut", "mcts", "mcts_twice", "step_beam", "astar"):
         fake.extra[f"/{name}"] = (TRACES / f"{name}.jsonl").read_text(encoding="utf-8")
         rows = page.evaluate(
             """async (name) => {
@@ -344,8 +344,13 @@ def test_without_a_server_traces_replay(visit: Callable[..., Any], fake: Fake) -
     fake.is_up = False
     page = visit()
     assert page.locator("#server").inner_text() == "no server, replay only"
+    assert page.locator("#go").is_disabled()
     page.click("text=Show an example")
     until_over(page)
+    fake.is_up = True
+    page.click("#server")
+    playwright_api.expect(page.locator("#go")).to_be_enabled()
+    fake.is_up = False
     fake.extra["/none"] = "hello\n{}\n"
     page = visit("?trace=none")
     playwright_api.expect(page.locator(".problem")).to_contain_text("This is no trace.")

@@ -13,7 +13,7 @@ from ponder.run.driver import Driver, Job
 from ponder.run.recipe import Recipe, Result
 from ponder.run.store import SampleStore
 from ponder.testing.run import answer_turn
-from remote.fake_server import FakeServer
+from remote.fake_server import FakeServer, Fault
 from remote.test_remote import PROMPT, Open, opened, whole  # noqa: F401
 
 PRICE = Price(prompt=1.0, cached=0.25, completion=4.0)
@@ -113,3 +113,14 @@ def test_endpoint_files(tmp_path) -> None:
         file.write_text(text)
         with pytest.raises(error):
             read_endpoint(str(file))
+
+
+def test_when_time_is_up_what_is_there_counts_and_the_rest_is_dropped(opened: Open) -> None:  # noqa: F811
+    server = FakeServer(faults=[None, Fault(seconds=600), None, Fault(seconds=600)])
+    process = opened(server, price=PRICE)
+    result = result_of(process, job(4, seconds=0.5))
+    assert result.stop_reason == "seconds" and result.answer is not None
+    assert sum(bool(c.text) for c in result.candidates) == 2 and not process.progress()
+    assert result.cost.usd >= bill_of(FakeServer()) + 2 * 12 * 4.0 / 1e6, "what a dropped request may have cost is booked"
+    process.close()
+    assert server.num_dropped == 2

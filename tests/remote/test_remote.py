@@ -209,3 +209,19 @@ def test_names_are_checked_before_any_work(opened: Open) -> None:
         Endpoint(url="localhost:80")
     with pytest.raises(PromptTooLong):
         opened(FakeServer(), context_len=3).add(whole(sampling=GREEDY))
+
+
+def test_an_endpoint_that_offers_less_is_asked_for_less(opened: Open) -> None:
+    server = FakeServer()
+    process = opened(server, offers=frozenset())
+    (answer,) = answers(process, whole(max_tokens=3))
+    assert "logprobs" not in server.requests[-1] and answer.prefix.log_p == 0.0
+    assert answer.finish == answer.prefix.finish == "budget", "nobody can go on with it"
+
+
+def test_a_raw_prompt_is_completed_as_it_stands(opened: Open) -> None:
+    server = FakeServer()
+    raw = Prompt(messages=(("raw", "two and two is"),), max_tokens=5, prefill=" now")
+    (answer,) = answers(opened(server), whole(prefix=Prefix(raw)))
+    assert server.requests[-1]["prompt"] == "two and two is now" and "messages" not in server.requests[-1]
+    assert answer.finish == "length" and len(answer.prefix.tokens) == 5

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from ponder import catalogue
-from ponder.core.asks import Prompt
+from ponder.core.asks import Extend, Prefix, Prompt
 from ponder.core.budget import Budget
 from ponder.core.errors import EndpointError
 from ponder.remote.endpoint import Endpoint
 from ponder.remote.open import open_remote
 from ponder.run.compare import Question, RunFolder, compare, settings_of
 from ponder.run.recipe import Recipe
+from ponder.testing.run import answer_turn
 from remote.fake_server import FakeServer, Fault, listening
 
 QUESTIONS = [
@@ -67,3 +68,12 @@ def test_faults_on_the_way_change_no_row(tmp_path: Path) -> None:
             run(url, tmp_path / name, resume=False, tries=9)
     rows = [[json.loads(line) for line in (tmp_path / name / "results.jsonl").read_text().splitlines()] for name in ("plain", "faulty")]
     assert rows[0] == rows[1] and len(rows[0]) == len(RECIPES) * len(QUESTIONS)
+
+
+def test_a_silent_server_is_asked_again(tmp_path: Path) -> None:
+    server = FakeServer(faults=[Fault(seconds=30)])
+    with listening(server) as url:
+        process = open_remote(Endpoint(url=url, timeout=0.2, wait=0.01, tries=3), catalogue.DIALECTS)
+        (answer,) = answer_turn([Extend(prefix=Prefix(QUESTIONS[0].prompt), seed=0)], process)
+        assert answer.finish == "stop" and process.wire.counts["timeout"] == 1 and len(server.requests) == 2  # type: ignore[union-attr]
+        process.close()

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 pytest.importorskip("starlette")
@@ -19,6 +20,7 @@ from ponder.remote.process import RemoteProcess
 from ponder.run.driver import Driver, Job, ask
 from ponder.run.recipe import Recipe
 from ponder.testing.run import answer_turn
+from remote.fake_server import FakeServer
 from serve.toy_server import Lettered, serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,3 +106,15 @@ def test_ponder_over_ponder() -> None:
                 ask(process, question, catalogue.strategy("particle_filter"))
         finally:
             process.close()
+
+
+def test_ponder_serves_what_is_served_elsewhere() -> None:
+    """`ponder serve` in front of another server: its strategies over that one's answers."""
+    elsewhere = open_remote(Endpoint(url="http://fake/v1"), catalogue.DIALECTS, transport=FakeServer().transport)
+    with serving(elsewhere) as (url, _):
+        body = {"model": "toy", "messages": [{"role": "user", "content": "ab"}], "max_tokens": 12, "ponder": {"strategy": "self_consistency:num=3"}}
+        reply = httpx.post(f"{url}/v1/chat/completions", json=body).json()
+        assert reply["choices"][0]["message"]["content"] and reply["usage"]["completion_tokens"] == 36
+        refused = httpx.post(f"{url}/v1/chat/completions", json=body | {"ponder": {"strategy": "beam"}})
+        assert refused.status_code == 400 and "likeliest next tokens" in refused.text
+    elsewhere.close()

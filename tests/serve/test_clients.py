@@ -1,11 +1,15 @@
 """OpenAI's own Python client, unmodified, against the server: whole replies, streams, errors, every strategy."""
 
+import sys
+from pathlib import Path
+
 import httpx
 import openai
 import pytest
 
 from ponder import catalogue
-from ponder.serve.menu import PLAIN
+from ponder.run.spec import FilesToo
+from ponder.serve.menu import PLAIN, Menu
 from serve.toy_server import Lettered, serving
 
 
@@ -132,6 +136,7 @@ def test_settings_of_sampling_reach_the_draws(client):
         ({"extra_body": {"ponder": {"strategy": "best_of_n:verifier=/etc/head.safetensors"}}}, 400, "ponder.strategy"),
         ({"extra_body": {"ponder": {"strategy": "best_of_n:verifier=public_tests"}}}, 400, "ponder.strategy"),
         ({"extra_body": {"ponder": {"strategy": "best_of_n:verifier=program_agreement"}}}, 400, "ponder.strategy"),
+        ({"extra_body": {"ponder": {"strategy": "best_of_n:verifier=generated_tests"}}}, 400, "ponder.strategy"),
         ({"extra_body": {"ponder": {"answer": "psychic"}}}, 400, "ponder.answer"),
         ({"extra_body": {"ponder": {"stream": "live"}}}, 400, "ponder.stream"),
         ({"extra_body": {"frequency": 2}}, 400, "frequency"),
@@ -156,11 +161,16 @@ def test_headers_name_strategy_and_budget(client):
     assert 0 <= reply.choices[0].model_extra["ponder"]["confidence"] <= 1
 
 
-def test_code_runs_only_where_the_operator_said_so(client):
-    from ponder.serve.menu import Menu
-
-    assert "public_tests" in Menu(model="m", allow_code=True).specs.parts["verifier"]
-    assert not {"public_tests", "program_agreement"} & set(Menu(model="m").specs.parts["verifier"])
+def test_code_runs_only_where_the_operator_said_so():
+    """Whatever verifier names the sandbox in its source is refused, strategies' defaults included; and no part of a spec is a file."""
+    written = {name: Path(sys.modules[type(v).__module__].__file__).read_text() for name, v in catalogue.VERIFIERS.items()}
+    running = {name for name, text in written.items() if "sandbox" in text}
+    assert {"public_tests", "program_agreement", "generated_tests"} <= running
+    assert set(catalogue.VERIFIERS) - set(Menu(model="m").specs.parts["verifier"]) == running
+    assert set(Menu(model="m", allow_code=True).specs.parts["verifier"]) == set(catalogue.VERIFIERS)
+    assert not any(isinstance(table, FilesToo) for table in Menu(model="m", allow_code=True).specs.parts.values())
+    for strategy in catalogue.STRATEGIES.values():
+        assert not {getattr(v, "name", None) for v in vars(strategy).values()} & running
 
 
 def test_usage_is_what_the_engine_computed():

@@ -146,8 +146,9 @@ def test_bodies_have_a_size_and_pages_of_others_no_access():
         assert post(url, chat("a" * 3000)).status_code == 413
         chunked = HTTP.post(url + "/v1/chat/completions", content=(b"x" * 1000 for _ in range(5)))
         assert chunked.status_code == 413 and chunked.json()["error"]["code"] == "body_too_large"
-        reply = post(url, chat(), headers={"Origin": "https://elsewhere.example"})
-        assert reply.status_code == 200 and not [name for name in reply.headers if name.startswith("access-control")]
+        for origin, status in (("https://elsewhere.example", 403), ("null", 403), (url, 200)):
+            reply = post(url, chat(), headers={"Origin": origin})
+            assert reply.status_code == status and not [name for name in reply.headers if name.startswith("access-control")]
     with serving(site=Site(origins=("https://here.example",))) as (url, _):
         assert post(url, chat(), headers={"Origin": "https://here.example"}).headers["access-control-allow-origin"] == "https://here.example"
         assert "access-control-allow-origin" not in post(url, chat(), headers={"Origin": "https://elsewhere.example"}).headers
@@ -190,6 +191,7 @@ def test_what_was_run_can_be_seen():
         assert 'ponder_requests_total{path="/v1/chat/completions",status="200"} 1.0' in metrics
         found = get(url + "/ponder/strategies").json()
         assert [s["name"] for s in found["strategies"]] == list(catalogue.STRATEGIES) and found["default"] == "sample"
+        assert all(s["summary"].endswith(".") for s in found["strategies"])
         assert {"name": "num", "default": 8, "choices": False} in next(s for s in found["strategies"] if s["name"] == "best_of_n")["fields"]
         assert get(url + "/openapi.json").json()["paths"]["/v1/chat/completions"]
 

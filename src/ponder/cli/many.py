@@ -9,6 +9,7 @@ from types import ModuleType
 
 from ponder import catalogue
 from ponder.cli import show
+from ponder.connect.elsewhere import check_settings, is_elsewhere
 from ponder.connect.model import open_by_name
 from ponder.core.asks import Prompt
 from ponder.core.errors import BadField, PonderError
@@ -36,6 +37,7 @@ class Opening:
 
     def __post_init__(self) -> None:
         """What can be refused is refused before a task is read."""
+        check_settings(self.model, weights=self.weights, device=self.device, threads=self.threads, context=self.context, ray=self.ray)
         if self.ray is None and self.replicas is not None:
             raise BadField(f"replicas={self.replicas}: only with --ray, which says on which cluster")
         if self.ray is None or self.device == "cpu":
@@ -50,7 +52,9 @@ class Opening:
 
     @property
     def format(self) -> str:
-        """The weight format by its name."""
+        """The weight format by its name; of a model that the engine does not run, that it is served elsewhere."""
+        if is_elsewhere(self.model):
+            return "elsewhere"
         return self.weights or ("native" if self.device == "cpu" else "dense")
 
     def want(self) -> object:

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from ponder import catalogue
 from ponder.cli import show
 from ponder.cli.verbs import open_named
 from ponder.core.budget import parse_budget
@@ -32,13 +32,13 @@ class Opening:
 
 def run(opening: Opening, *, host: str, port: int, menu: Menu, limits: Limits, site: Site) -> int:
     """Serves until a signal; 0."""
-    catalogue.SPECS.read(menu.default)
-    listening = bind(host, port)
-    process = open_named(opening.model, opening.weights, opening.threads, device=opening.device, context_len=opening.context)
-    app = App(lambda: Driver(process, store=None if opening.store is None else SampleStore(opening.store)), menu, limits, site)
-    address = f"http://{host}:{listening.getsockname()[1]}"
-    ready = lambda: show.say(f"{menu.model} at {address}/v1 ({len(menu.models) - 1} strategies; {address}/ponder/strategies)")
-    asyncio.run(serve(app, listening, ready))
+    menu.specs.read(menu.default)
+    with closing(bind(host, port)) as listening:
+        process = open_named(opening.model, opening.weights, opening.threads, device=opening.device, context_len=opening.context)
+        app = App(lambda: Driver(process, store=None if opening.store is None else SampleStore(opening.store)), menu, limits, site)
+        address = f"http://{host}:{listening.getsockname()[1]}"
+        ready = lambda: show.say(f"{menu.model} at {address}/v1 ({len(menu.models) - 1} strategies: {address}/ponder/strategies)")
+        asyncio.run(serve(app, listening, ready))
     return 0
 
 

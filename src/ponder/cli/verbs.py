@@ -13,10 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from ponder import catalogue
-from ponder.backends.transformers_process import open_transformers
 from ponder.cli import show
 from ponder.cli.forms import read_form
 from ponder.cli.many import Opening, answering
+from ponder.connect.elsewhere import check_settings, is_elsewhere, open_elsewhere
 from ponder.core.asks import Prompt
 from ponder.core.budget import Budget, parse_budget
 from ponder.core.errors import BadField, PonderError, StoreError, UnknownName
@@ -29,8 +29,6 @@ from ponder.plan.measure import measure_machine
 from ponder.plan.picture import draw_roofline, points_of, profile_points
 from ponder.plan.predict import outline
 from ponder.plan.profile import CHUNK, Cell, kept_card, open_card, open_profiler, predict_cell, read_config
-from ponder.remote.endpoint import is_remote, read_endpoint
-from ponder.remote.open import open_remote
 from ponder.run.compare import Comparison, Named, Row, RunFolder, settings_of
 from ponder.run.compare import compare as run_compare
 from ponder.run.driver import Driver, Job
@@ -42,7 +40,6 @@ from ponder.tasks.task import Task
 
 T = TypeVar("T")
 INTERRUPTED = 130
-TRANSFORMERS = "transformers:"  # before a folder: run it with that library instead of the engine
 MAX_SHOWN = 40  # characters of a text among a strategy's fields
 
 
@@ -51,6 +48,7 @@ def ask(
     seed: int, strict: bool, threads: int | None, context: int | None, trace: Path | None,
 ) -> int:  # fmt: skip
     """Answers one question and prints what came of it; 130 when interrupted."""
+    check_settings(model, weights=weights, device=device, threads=threads, context=context)
     limits = parse_budget(budget, strict=strict)
     chosen = catalogue.strategy(strategy)
     reader, asked_form = _known("answer reader", answer, catalogue.READERS), None if form is None else read_form(form)
@@ -257,10 +255,9 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 def open_named(model: str, weights: str, threads: int | None, *, device: str = "cpu", context_len: int | None = None) -> Process:
     """A model by its name or path, as a running process."""
-    if is_remote(model):
-        return open_remote(read_endpoint(model), catalogue.DIALECTS)
-    if model.startswith(TRANSFORMERS):
-        return open_transformers(Path(model.removeprefix(TRANSFORMERS)))
+    if is_elsewhere(model):
+        with show.waiting(f"opening {model}"):
+            return open_elsewhere(model)
     catalogue.weights_on(device, weights)
     path = _pulled(model) if model == catalogue.DEFAULT_MODEL else fetch.resolve(model)
     with show.waiting(f"opening {model}"):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ponder.catalogue as catalogue
-from ponder.backends.transformers_process import open_transformers
+from ponder.connect.elsewhere import check_settings, is_elsewhere, open_elsewhere
 from ponder.core.asks import AnswerReader, Prompt
 from ponder.core.budget import Budget, parse_budget
 from ponder.core.errors import BadField, PonderError, UnknownName
@@ -14,12 +14,8 @@ from ponder.core.roles import Process, Strategy
 from ponder.engine.process import Settings
 from ponder.models import fetch
 from ponder.models.sources import MODELS
-from ponder.remote.endpoint import is_remote, read_endpoint
-from ponder.remote.open import open_remote
 from ponder.run.driver import Driver, Job
 from ponder.run.recipe import Recipe, Result
-
-TRANSFORMERS = "transformers:"  # before a folder: run it with that library instead of the engine
 
 
 @dataclass(frozen=True)
@@ -52,16 +48,16 @@ def load(
     model: str = catalogue.DEFAULT_MODEL, *, weights: str | None = None, threads: int | None = None, device: str = "cpu",
     context_len: int | None = None,
 ) -> Model:  # fmt: skip
-    """The model of that name (fetched into the cache when it is not there), GGUF file, folder or endpoint's address, opened."""
+    """The model of that name (fetched into the cache when it is not there), GGUF file, folder, endpoint (URL#MODEL or a .toml file) or
+    transformers:FOLDER, opened."""
     return Model(open_by_name(model, weights, threads, device=device, context_len=context_len))
 
 
 def open_by_name(model: str, weights: str | None, threads: int | None, *, device: str, context_len: int | None) -> Process:
     """As catalogue.open_model, by name or path; top-level, so that it can be sent to another machine and called there."""
-    if is_remote(model):
-        return open_remote(read_endpoint(model), catalogue.DIALECTS)
-    if model.startswith(TRANSFORMERS):
-        return open_transformers(Path(model.removeprefix(TRANSFORMERS)))
+    check_settings(model, weights=weights, device=device, threads=threads, context=context_len)
+    if is_elsewhere(model):
+        return open_elsewhere(model)
     weights = catalogue.weights_on(device, weights)
     path = fetch.pull(model) if model in MODELS and not Path(model).exists() else fetch.resolve(model)
     return catalogue.open_model(path, weights, threads, device=device, settings=Settings(context_len=context_len))

@@ -121,6 +121,7 @@ class Process(Protocol):
 
     `add` takes any ask but Judge; it raises PromptTooLong before any work, BadField for a probe that does not know this
     model's states. Answers to equal asks are equal, whatever runs beside them, and probes change nothing but readings.
+    One that cannot answer everything says in an attribute `offers` what it can (core.needs), and `add` raises NotOffered for the rest.
     `cancel` frees the ask's work at once and returns what there is, with finish "budget".
 
     One that can tell how far an Extend under way has come has a method `partial(ticket) -> Extension | None`: tokens and sums so far,

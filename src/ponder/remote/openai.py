@@ -28,6 +28,8 @@ class OpenAI:
         "flag"  # an unfinished message of the assistant: marked by vLLM's two fields, or just there; then the reply may begin with it
     )
 
+    limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # the field of a chat's longest answer
+
     is_len_guessed = True
 
     async def facts(self, endpoint: Endpoint, send: Send) -> Facts:
@@ -57,21 +59,29 @@ class OpenAI:
         path, body = self._body(endpoint, ask, most)
         begun = ask.prefix.prompt.prefill + ask.prefix.text if self.go_on == "message" else ""
         drawn = await send(f"{endpoint.url}/{path}", body, lambda reply: read_drawn(reply, ask, begun), guessed_len(ask.prefix.prompt) + most)
-        return extension(ask, drawn, most, can_go_on="steps" in (endpoint.offers or self.offers))
+        return extension(ask, drawn, most, can_go_on="steps" in self._offers(endpoint))
+
+    def _offers(self, endpoint: Endpoint) -> frozenset[str]:
+        return self.offers if endpoint.offers is None else endpoint.offers
 
     def _body(self, endpoint: Endpoint, ask: Extend, most: int) -> tuple[str, Json]:
         prompt, drawn = ask.prefix.prompt, ask.sampling
         begun = prompt.prefill + ask.prefix.text
-        offers = endpoint.offers or self.offers
-        body: Json = {"model": endpoint.model, "max_tokens": most, "seed": request_seed(ask), "stream": False, **drawn_by(drawn)}
+        is_raw = prompt.messages[0][0] == "raw"
+        body: Json = {
+            "model": endpoint.model,
+            "max_tokens" if is_raw else self.limit: most,
+            "seed": request_seed(ask),
+            "stream": False,
+            **drawn_by(drawn),
+        }
         body |= {"top_k": drawn.top_k} if drawn.top_k is not None else {}
         body |= {"min_p": drawn.min_p} if drawn.min_p > 0 else {}
         if drawn.has_penalties:
             body |= {"presence_penalty": drawn.presence_penalty, "frequency_penalty": drawn.frequency_penalty}
         if prompt.stop or ask.until:
             body["stop"] = list(dict.fromkeys((*prompt.stop, *ask.until)))
-        is_raw = prompt.messages[0][0] == "raw"
-        if "log_p" in offers:
+        if "log_p" in self._offers(endpoint):
             top = ask.logprobs or 0
             body |= {"logprobs": max(1, top)} if is_raw else {"logprobs": True} | ({"top_logprobs": top} if top else {})
         if is_raw:

@@ -48,5 +48,5 @@ def backoff(base: float, attempt: int, retry_after: float | None, key: int) -> f
     """Seconds before try number attempt + 1 (attempt from 1): doubled each time, at most a minute, spread by up to a half so
     that many who failed together do not come back together; never before `retry_after`. `key` decides the spread."""
     spread = 0.5 + 0.5 * hash_seed("backoff", key, attempt) / 2**63
-    own = min(MAX_WAIT, base * 2 ** (attempt - 1)) * spread
+    own = min(MAX_WAIT, base * 2.0 ** (attempt - 1)) * spread
     return own if retry_after is None else retry_after + own * 0.1

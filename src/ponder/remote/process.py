@@ -100,6 +100,8 @@ class RemoteProcess:
                 return answer
         if ticket in self.failed:
             return spent_answer(self.failed.pop(ticket)[0])
+        if ticket not in self.asks:
+            raise BadField(f"ticket {ticket} is not under way: it was never given, or is answered or cancelled; cancel open tickets only, once")
         ask, most = self.asks.pop(ticket)
         self.wire.cancel(ticket)
         bill = Cost(prompt_tokens=self.prompt_len(ask.prefix.prompt) + len(ask.prefix.tokens), generated_tokens=most)  # type: ignore[union-attr]

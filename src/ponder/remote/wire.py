@@ -186,7 +186,7 @@ def retry_after_of(text: str | None) -> float | None:
         return None
 
 
-def _client(endpoint: Endpoint, transport: object) -> Any:
+def _client(endpoint: Endpoint, transport: Any) -> Any:
     try:
         import httpx
     except ImportError as error:

@@ -91,7 +91,8 @@ class App:
         return getattr(getattr(self.desk.driver.process, "tokenizer", None), "pieces", None)
 
     def who(self, request: Request) -> str:
-        """The client of a request: its key, or where there are none its host. Raises Refusal (401)."""
+        """The client of a request: its key, or where there are none its host. Raises Refusal (401, 403)."""
+        self._check_origin(request)
         if not self.site.keys:
             return request.client.host if request.client else "local"
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
@@ -100,6 +101,12 @@ class App:
             message = "no API key of this server: send it as 'Authorization: Bearer KEY'"
             raise Refusal(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         return f"key {found[0] + 1}"
+
+    def _check_origin(self, request: Request) -> None:
+        """A web page elsewhere may not spend this server's time, even where its browser would hide the reply from it."""
+        origin = request.headers.get("origin")
+        if origin is not None and origin not in self.site.origins and origin.partition("://")[2] != request.headers.get("host"):
+            raise Refusal(403, f"pages of {origin[:200]!a} may not call this server: start it with --cors-origin", code="foreign_origin")
 
     def viewer(self, request: Request) -> str | None:
         """Whose runs a request may see; None: everybody's."""

@@ -58,6 +58,7 @@ class Ticket:
     num_told: int = 0  # turns that were told
     result: Result | None = None
     error: Exception | None = None
+    timer: asyncio.TimerHandle | None = None  # ends it when its deadline comes before its turn
 
     @property
     def deadline(self) -> float | None:
@@ -66,6 +67,12 @@ class Ticket:
     @property
     def is_over(self) -> bool:
         return self.result is not None or self.error is not None
+
+    def stop_timer(self) -> None:
+        """A timer holds what it is for, all of a result, until it rings."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
 
 @dataclass
@@ -100,6 +107,9 @@ class Desk:
         self.mean_seconds = 1.0  # of a job, for Retry-After
 
     async def start(self) -> None:
+        """Opens the driver, once. Raises what that raises."""
+        if self.loop is not None:
+            return
         self.loop = asyncio.get_running_loop()
         driver = await self.loop.run_in_executor(None, self.stepper.start)
         driver.max_jobs = 2 * self.limits.max_jobs
@@ -129,7 +139,7 @@ class Desk:
             visit.tickets.append(ticket)
             self.lines.put(ticket)
             if deadline is not None and self.loop is not None:
-                self.loop.call_later(max(0.0, deadline - time.perf_counter()), self._expire, ticket)
+                ticket.timer = self.loop.call_later(max(0.0, deadline - time.perf_counter()), self._expire, ticket)
         self._dispatch()
 
     def _ticket(self, visit: Visit, index: int, deadline: float | None) -> Ticket:
@@ -165,6 +175,7 @@ class Desk:
             self._submit(ticket)
 
     def _submit(self, ticket: Ticket) -> None:
+        ticket.stop_timer()
         self.running[ticket.job.id] = ticket
         self.stepper.submit(ticket.job)
 
@@ -176,6 +187,7 @@ class Desk:
 
     def _end(self, ticket: Ticket, *, result: Result | None = None, error: Exception | None = None) -> None:
         ticket.result, ticket.error = result, error
+        ticket.stop_timer()
         run = ticket.run
         run.seconds = time.time() - run.created
         if result is not None:

@@ -8,7 +8,14 @@ from pydantic_core import ErrorDetails
 from starlette.requests import Request
 from starlette.responses import Response
 
-TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
 REASONS = {  # fields of OpenAI's that are not honoured here, and what to do instead
     "tools": "tool calls are not offered here; describe the tools in a message and ask for a form by response_format",
     "tool_choice": "tool calls are not offered here; leave it out",

@@ -5,6 +5,7 @@ Names from a request become objects by the catalogue's tables without those that
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
@@ -16,12 +17,12 @@ from ponder.core.errors import BadField, PonderError
 from ponder.core.guarantee import Guarantee
 from ponder.core.rng import Rng
 from ponder.core.roles import Asking, Strategy
-from ponder.run.spec import Specs
+from ponder.run.spec import FilesToo, Specs
 from ponder.serve.errors import Refusal, bad
 from ponder.serve.wire import MAX_CHOICES, ChatRequest, CompletionRequest, Generation, NamedSchema, SchemaFormat
 
 PLAIN = ("greedy", "sample")  # strategies whose first answer is never revised: it streams token by token, its log-probabilities are known
-RUN_CODE = ("public_tests", "program_agreement")  # verifiers that execute what a model wrote
+SANDBOX = "ponder.verify.sandbox"  # a verifier whose module takes something from there executes what a model wrote
 MAX_SETTING = 256  # largest whole number that a request may set a strategy's field to, or four times its default
 SAMPLING = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias")
 
@@ -59,8 +60,9 @@ class Menu:
 
     @property
     def specs(self) -> Specs:
-        verifiers = {name: v for name, v in catalogue.VERIFIERS.items() if self.allow_code or name not in RUN_CODE}
-        return Specs("strategy", catalogue.STRATEGIES, catalogue.PARTS | {"verifier": verifiers})
+        verifiers = {name: v for name, v in catalogue.VERIFIERS.items() if self.allow_code or not runs_code(v)}
+        parts = {name: table.table if isinstance(table, FilesToo) else table for name, table in catalogue.PARTS.items()}
+        return Specs("strategy", catalogue.STRATEGIES, parts | {"verifier": verifiers})
 
     @property
     def models(self) -> list[str]:
@@ -149,6 +151,12 @@ class Menu:
                 raise bad("max_tokens", "max_tokens differs from max_completion_tokens; give one")
             num, form = request.max_completion_tokens or request.max_tokens or self.max_tokens, form_of(request)
         return tuple(Prompt(messages=c, stop=request.stops, max_tokens=num, answers=readers[reader], form=form) for c in conversations)
+
+
+def runs_code(verifier: object) -> bool:
+    """Whether a verifier has the sandbox at hand."""
+    module = sys.modules[type(verifier).__module__]
+    return module.__name__ == SANDBOX or any(getattr(value, "__module__", None) == SANDBOX for value in vars(module).values())
 
 
 def form_of(request: ChatRequest) -> Form | None:
@@ -245,11 +253,17 @@ def described(menu: Menu) -> dict[str, object]:
     return {
         "default": menu.default,
         "strategies": [
-            {"name": name, "guarantee": str(found.guarantee), "fields": _fields(specs, found)} for name, found in catalogue.STRATEGIES.items()
+            {"name": name, "summary": _summary(found), "guarantee": str(found.guarantee), "fields": _fields(specs, found)}
+            for name, found in catalogue.STRATEGIES.items()
         ],
         "choices": {name: sorted(table) for name, table in specs.parts.items()},
         "answers": list(catalogue.READERS),
     }
+
+
+def _summary(strategy: object) -> str:
+    """The idea in one line, as its card begins."""
+    return (sys.modules[type(strategy).__module__].__doc__ or "").partition("\n")[0]
 
 
 def _fields(specs: Specs, strategy: object) -> list[dict[str, object]]:

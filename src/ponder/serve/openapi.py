@@ -24,19 +24,19 @@ ERROR = {
 GETS = {  # path -> (what it tells, type of its response, statuses beside 200)
     "/health": ("Whether it is well, or shutting down.", "application/json", (503,)),
     "/metrics": ("For Prometheus.", "text/plain", ()),
-    "/v1/models": ("The model, alone and with every strategy.", "application/json", (401,)),
-    "/v1/models/{name}": ("One of them.", "application/json", (401, 404)),
-    "/ponder/strategies": ("Strategies with their fields, defaults and guarantees.", "application/json", (401,)),
-    "/ponder/ledger": ("What was spent since the server started.", "application/json", (401,)),
-    "/ponder/runs": ("The runs of late.", "application/json", (401,)),
-    "/ponder/runs/{id}": ("One run with its trace.", "application/json", (401, 404)),
-    "/ponder/runs/{id}/events": ("Its trace lines as they come.", "text/event-stream", (401, 404)),
+    "/v1/models": ("The model, alone and with every strategy.", "application/json", (401, 403)),
+    "/v1/models/{name}": ("One of them.", "application/json", (401, 403, 404)),
+    "/ponder/strategies": ("Strategies with their fields, defaults and guarantees.", "application/json", (401, 403)),
+    "/ponder/ledger": ("What was spent since the server started.", "application/json", (401, 403)),
+    "/ponder/runs": ("The runs of late.", "application/json", (401, 403)),
+    "/ponder/runs/{id}": ("One run with its trace.", "application/json", (401, 403, 404)),
+    "/ponder/runs/{id}/events": ("Its trace lines as they come.", "text/event-stream", (401, 403, 404)),
 }
 POSTS: dict[str, tuple[str, type[BaseModel]]] = {
     "/v1/chat/completions": ("Answers a conversation.", ChatRequest),
     "/v1/completions": ("Goes on from a text.", CompletionRequest),
 }
-REFUSALS = (400, 401, 404, 408, 413, 429, 503)
+REFUSALS = (400, 401, 403, 404, 408, 413, 429, 503)
 
 
 def openapi() -> dict[str, object]:

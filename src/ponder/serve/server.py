@@ -4,12 +4,15 @@ import asyncio
 import contextlib
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 
 import uvicorn
 
 from ponder.core.errors import BadField
 from ponder.serve.app import App
+
+SWITCH_SECONDS = 0.0005  # a thread that wants Python gets it: the event loop must not wait 5 ms for the engine's thread
 
 
 class Server(uvicorn.Server):
@@ -24,17 +27,25 @@ def bind(host: str, port: int) -> socket.socket:
     """A listening socket. Raises BadField for an address that cannot be had."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
+    except (OSError, OverflowError) as error:
+        raise BadField(f"address {host}:{port}: {error}; name another by --host and --port") from error
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
         listening.listen(512)
     except (OSError, OverflowError) as error:
+        listening.close()
         raise BadField(f"address {host}:{port}: {error}; name another by --host and --port") from error
     return listening
 
 
 async def serve(app: App, listening: socket.socket, on_ready: Callable[[], None]) -> None:
-    """Until SIGTERM or SIGINT: then new requests are refused (503), those under way have limits.drain seconds. A second signal: none."""
+    """Until SIGTERM or SIGINT: then new requests are refused (503), those under way have limits.drain seconds. A second signal: none.
+
+    Raises what opening the driver raised.
+    """
+    await app.desk.start()  # here, where a failure is an exception
     config = uvicorn.Config(
         app.build(), log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=3, ws="none", server_header=False
     )
@@ -47,6 +58,7 @@ async def serve(app: App, listening: socket.socket, on_ready: Callable[[], None]
     def on_signal() -> None:
         drains.append(asyncio.create_task(drain(0.0 if drains else app.desk.limits.drain)))
 
+    sys.setswitchinterval(SWITCH_SECONDS)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)

@@ -3,7 +3,7 @@
 `found` are those needs, words of core.needs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from ponder.core.asks import Answer, Ask, Extension, Judge, Prefix, Prompt
@@ -14,7 +14,7 @@ from ponder.testing.exact import require
 from ponder.testing.run import answer_all
 
 Make = Callable[[], Process]
-SEEDS = range(2)
+SEEDS = range(3)
 
 
 def law_asks_need_what_was_found(strategy: Strategy, found: frozenset[str], make: Make, prompt: Prompt) -> None:
@@ -70,7 +70,7 @@ class Blind:
     def add(self, ask: Ask, max_tokens: int | None = None) -> int:
         return self.process.add(ask, max_tokens)
 
-    def step(self) -> Sequence[tuple[int, Answer]]:
+    def step(self) -> list[tuple[int, Answer]]:
         return [(ticket, _untold(answer)) for ticket, answer in self.process.step()]
 
     def progress(self) -> dict[int, Progress]:

@@ -198,7 +198,7 @@ function waits(seconds, again) {
 function busy() {
   const isBusy = state.stops.size > 0;
   find("#stop").hidden = !isBusy;
-  find("#go").disabled = isBusy;
+  find("#go").disabled = isBusy || !state.isUp;
 }
 
 // ---- the server
@@ -223,7 +223,7 @@ async function connect() {
     told.className = "server down";
     fill(find("#model"), el("option", { value: "" }, "–"));
   }
-  find("#go").disabled = state.stops.size > 0;
+  busy();
   for (const pane of panes) if (!pane.run && !find(".problem", pane.root)) hint(pane);
   for (const pane of panes) if (pane.run) named(pane);
 }

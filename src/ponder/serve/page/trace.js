@@ -297,7 +297,7 @@ function readings(grown, ever) {
   return [grown, ever].flatMap((records) => {
     const whole = records.filter((r) => !r.cut);
     return [
-      whole.filter((r) => r.grew && r.isNew), records.filter((r) => r.grew), whole, [...new Map(whole.map((r) => [r.node, r])).values()], records,
+      whole.filter((r) => r.grew && r.isNew), records.filter((r) => r.grew), whole.filter((r) => r.grew), whole, [...new Map(whole.map((r) => [r.node, r])).values()], records,
     ].map((found) => found.map((r) => r.node));
   });
 }
