@@ -1,5 +1,6 @@
 """The verb `serve --ray`: the server of cli/serve.py, several times, behind Ray Serve."""
 
+import signal
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
@@ -50,10 +51,13 @@ def run(build: Build, *, address: str | None, replicas: int | None, host: str, p
     )  # fmt: skip
     with cluster("address").joined(address):
         try:
-            with show.waiting(f"opening {build.menu.model} on the cluster"):
-                serving.start(build, service)
-            show.say(f"{build.menu.model} at http://{host}:{port}/v1, {service.num} replica{'s' * (service.num != 1)} of {service.cpus} CPUs")
-            serving.Until().wait()
+            with serving.until_signal():
+                with show.waiting(f"opening {build.menu.model} on the cluster"):
+                    serving.start(build, service)
+                show.say(f"{build.menu.model} at http://{host}:{port}/v1, {service.num} replica{'s' * (service.num != 1)} of {service.cpus} CPUs")
+                while True:
+                    signal.pause()
+        except KeyboardInterrupt:
             show.say("stopping")
         finally:
             serving.stop()

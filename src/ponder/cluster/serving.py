@@ -5,9 +5,9 @@ a replica that dies fails there, and its client asks again; new requests go to t
 """
 
 import signal
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from ray import serve
 from ray.serve.config import HTTPOptions
@@ -64,17 +64,16 @@ def stop() -> None:
     serve.shutdown()
 
 
-@dataclass
-class Until:
-    """Waits for SIGTERM or SIGINT."""
+@contextmanager
+def until_signal() -> Iterator[None]:
+    """SIGTERM and SIGINT raise KeyboardInterrupt inside, while replicas start, too. Ray's own answer to SIGTERM is to abort."""
 
-    told: threading.Event = field(default_factory=threading.Event)
+    def on_signal(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
 
-    def wait(self) -> None:
-        before = {number: signal.signal(number, lambda *_: self.told.set()) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            while not self.told.wait(0.5):
-                pass
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
