@@ -52,10 +52,10 @@ STUDIES = {
         strategies=(*VOTES, "particle_filter:num=16,verifier=mean_probability", "beam", *ablations(16)),
         verifiers=FREE, budgets=BUDGETS,
     )),
-    "mbpp": Study(task="mbpp-one", model="qwen2.5-coder-0.5b", num=30, grid=Grid(
+    "mbpp": Study(task="mbpp-one", model="qwen2.5-coder-0.5b", num=40, grid=Grid(
         strategies=("self_consistency",), verifiers=("public_tests", *FREE), budgets=BUDGETS,
     )),
-    "humaneval": Study(task="humaneval", model="qwen2.5-coder-0.5b", num=18, grid=Grid(
+    "humaneval": Study(task="humaneval", model="qwen2.5-coder-0.5b", num=40, grid=Grid(
         strategies=("self_consistency",), verifiers=("public_tests", *FREE), budgets=BUDGETS,
     )),
     "gsm8k": Study(task="gsm8k", model="qwen2.5-coder-0.5b", num=120, grid=Grid(
@@ -92,12 +92,25 @@ class Target:
 
 
 PUBLIC = "best_of_n:verifier=public_tests,num=16"
+VOTE = "self_consistency:num=16,temperature=0.5"
+FILTER = "particle_filter:num=8,verifier=arithmetic,temperature=0.5"
 TARGETS = (
     Target(about="HumanEval and MBPP, public tests as verifier, 16 samples", studies=("humaneval", "mbpp"), cell=PUBLIC, against="greedy", points=15),
-    Target(about="GSM8K, a vote of 16", studies=("gsm8k",), cell="self_consistency:num=16,temperature=0.5", against="greedy", points=8),
+    Target(about="GSM8K, a vote of 16", studies=("gsm8k",), cell=VOTE, against="greedy", points=8),
     Target(
-        about="GSM8K, path probabilities with half the samples", studies=("gsm8k",), cell="self_consistency:weigh=path_probability,num=8",
-        against="self_consistency:num=16", points=0, share=0.5,
+        about="GSM8K, path probabilities with half the samples", studies=("gsm8k",), cell="rpc:num=8,temperature=0.5", against=VOTE, points=0, share=0.5,
+    ),
+    Target(
+        about="GSM8K, votes that stop when a Beta test says so", studies=("gsm8k",), cell="adaptive:num=16,rule=beta_test,temperature=0.5", against=VOTE,
+        points=0, share=0.5,
+    ),
+    Target(
+        about="GSM8K, A* with the arithmetic of steps as its verifier", studies=("gsm8k-steps",), cell="astar:verifier=arithmetic,temperature=0.5",
+        against=FILTER, points=0, share=0.5,
+    ),
+    Target(
+        about="GSM8K, best-first with the same", studies=("gsm8k-steps",), cell="best_first:verifier=arithmetic,temperature=0.5", against=FILTER, points=0,
+        share=0.5,
     ),
 )  # fmt: skip
 
