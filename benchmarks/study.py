@@ -98,19 +98,20 @@ TARGETS = (
     Target(about="HumanEval and MBPP, public tests as verifier, 16 samples", studies=("humaneval", "mbpp"), cell=PUBLIC, against="greedy", points=15),
     Target(about="GSM8K, a vote of 16", studies=("gsm8k",), cell=VOTE, against="greedy", points=8),
     Target(
-        about="GSM8K, path probabilities with half the samples", studies=("gsm8k",), cell="rpc:num=8,temperature=0.5", against=VOTE, points=0, share=0.5,
+        about="GSM8K, path probabilities with half the samples", studies=("gsm8k",), cell="rpc:num=8,temperature=0.5", against=VOTE, points=0,
+        share=0.5,
     ),
     Target(
-        about="GSM8K, votes that stop when a Beta test says so", studies=("gsm8k",), cell="adaptive:num=16,rule=beta_test,temperature=0.5", against=VOTE,
-        points=0, share=0.5,
+        about="GSM8K, votes that stop when a Beta test says so", studies=("gsm8k",), cell="adaptive:num=16,rule=beta_test,temperature=0.5",
+        against=VOTE, points=0, share=0.5,
     ),
     Target(
         about="GSM8K, A* with the arithmetic of steps as its verifier", studies=("gsm8k-steps",), cell="astar:verifier=arithmetic,temperature=0.5",
         against=FILTER, points=0, share=0.5,
     ),
     Target(
-        about="GSM8K, best-first with the same", studies=("gsm8k-steps",), cell="best_first:verifier=arithmetic,temperature=0.5", against=FILTER, points=0,
-        share=0.5,
+        about="GSM8K, best-first with the same", studies=("gsm8k-steps",), cell="best_first:verifier=arithmetic,temperature=0.5", against=FILTER,
+        points=0, share=0.5,
     ),
 )  # fmt: skip
 
