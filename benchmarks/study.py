@@ -73,8 +73,8 @@ STUDIES = {
         ),
         verifiers=("mean_log_p", "arithmetic"), budgets=(8,), draw="temperature=0.5",
     )),
-    "gsm8k-shots": Study(task="gsm8k:shots=4", model="qwen2.5-coder-0.5b", num=60, grid=Grid(
-        strategies=("self_consistency",), verifiers=("mean_log_p", "arithmetic"), budgets=(4,), draw="temperature=0.5",
+    "gsm8k-shots": Study(task="gsm8k:shots=4", model="qwen2.5-coder-0.5b", num=40, grid=Grid(
+        strategies=("self_consistency",), verifiers=("mean_log_p", "arithmetic"), budgets=(1, 2, 4, 8), draw="temperature=0.5",
     )),
 }  # fmt: skip
 

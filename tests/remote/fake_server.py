@@ -127,6 +127,8 @@ def listening(server: FakeServer) -> Iterator[str]:
                 writer.write(await _wired(server, request))
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError, httpx.RemoteProtocolError):
+            pass
+        finally:
             writer.close()
 
     started = asyncio.run_coroutine_threadsafe(asyncio.start_server(serve, "127.0.0.1", 0), loop).result()
@@ -151,3 +153,5 @@ async def _stopped(started: asyncio.Server) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    for _ in range(3):  # closed transports let go of their sockets in the loop's next rounds
+        await asyncio.sleep(0)
