@@ -325,3 +325,20 @@ def test_impossible_tokens_are_no_children():
 def test_bad_settings_are_refused(make):
     with pytest.raises(BadField):
         make()
+
+
+@pytest.mark.parametrize("strategy", [Greedy(), Sample(), Sample(num=3)], ids=str)
+def test_direct_strategies_answer_with_their_first_text(strategy):
+    laws.law_direct_is_what_it_first_asked_for(strategy)
+
+
+class HastySelection(BestOfN):
+    """Shows its first draw while it grows, and answers with another."""
+
+    is_direct = True
+
+
+def test_a_strategy_that_revises_cannot_say_that_it_is_direct():
+    for wrong in (HastySelection(num=4, verifier=FLUENT), SelfConsistency(num=2)):
+        with pytest.raises(AssertionError, match=r"direct|first drew"):
+            laws.law_direct_is_what_it_first_asked_for(wrong)

@@ -215,6 +215,8 @@ def test_paths_methods_and_the_page(tmp_path):
     (tmp_path.parent / "secret.txt").write_text("secret")
     with serving(site=Site(page=tmp_path)) as (url, _):
         assert get(url).text == "<p>hello</p>" and get(url + "/app.js").text == "1"
+        told = get(url).headers
+        assert (told["content-security-policy"], told["x-content-type-options"]) == ("frame-ancestors 'none'", "nosniff")
         for path in ("/../secret.txt", "/%2e%2e/secret.txt", "/..%2fsecret.txt", "/nothing"):
             assert get(url + path).status_code == 404
     with serving(site=Site(page=tmp_path / "none")) as (url, _):

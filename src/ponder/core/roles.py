@@ -29,6 +29,9 @@ class Strategy(Protocol):
 
     A pure function of (prompt, rng, answers): with the same three it yields the same turns. Every turn carries its best
     candidates so far. When the budget is spent its asks are answered for free (core.asks) and it must come to its end.
+
+    One whose answer is the text of its first Extend, whatever else it draws, says so by a true attribute `is_direct`: that text
+    can be shown while it grows.
     """
 
     @property

@@ -20,6 +20,7 @@ from ponder.core.roles import Asking
 @dataclass(frozen=True, kw_only=True)
 class Greedy:
     guarantee: ClassVar[Guarantee] = Guarantee.EXACT
+    is_direct: ClassVar[bool] = True
 
     def run(self, prompt: Prompt, rng: Rng) -> Asking:
         (answer,) = yield Turn((Extend(prefix=Prefix(prompt), seed=rng.seed(0), sampling=GREEDY),))

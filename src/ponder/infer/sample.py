@@ -25,6 +25,7 @@ class Sample:
     sampling: Sampling = field(default_factory=Sampling)  # how each token is drawn
 
     guarantee: ClassVar[Guarantee] = Guarantee.EXACT
+    is_direct: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.num < 1:

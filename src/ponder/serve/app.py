@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -83,7 +84,7 @@ class App:
         ]
         routes += [Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()]
         if (self.site.page / "index.html").exists():
-            routes.append(Mount("/", StaticFiles(directory=self.site.page, html=True)))
+            routes.append(Mount("/", Page(directory=self.site.page, html=True)))
         return routes
 
     @property
@@ -194,6 +195,17 @@ async def events_of(run: Run) -> AsyncIterator[bytes]:
             await wake.wait()
     finally:
         run.waiters.discard(wake)
+
+
+class Page(StaticFiles):
+    """The playground's files, which no other site may frame and no browser may take for something else."""
+
+    def file_response(self, *args: Any, **named: Any) -> Response:
+        response = super().file_response(*args, **named)
+        response.headers.update(
+            {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "frame-ancestors 'none'", "Referrer-Policy": "no-referrer"}
+        )
+        return response
 
 
 def reply(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:

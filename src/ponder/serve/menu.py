@@ -21,7 +21,6 @@ from ponder.run.spec import FilesToo, Specs
 from ponder.serve.errors import Refusal, bad
 from ponder.serve.wire import MAX_CHOICES, ChatRequest, CompletionRequest, Generation, NamedSchema, SchemaFormat
 
-PLAIN = ("greedy", "sample")  # strategies whose first answer is never revised: it streams token by token, its log-probabilities are known
 SANDBOX = "ponder.verify.sandbox"  # a verifier whose module takes something from there executes what a model wrote
 MAX_SETTING = 256  # largest whole number that a request may set a strategy's field to, or four times its default
 SAMPLING = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logit_bias")
@@ -73,7 +72,7 @@ class Menu:
         source, spec = self._spec(request, headers)
         name = spec.partition(":")[0].strip()
         strategy = with_sampling(self._strategy(source, spec), name, spec, request)
-        logprobs = _logprobs(request, name)
+        logprobs = _logprobs(request, name, is_direct(strategy))
         prompts = self._prompts(request)
         num = request.n or 1
         if num * len(prompts) > MAX_CHOICES:
@@ -86,7 +85,7 @@ class Menu:
         budget = self._budget(request, headers)
         return Order(
             prompts=prompts, num=num, spec=spec, strategy=strategy if logprobs is None else Logged(strategy=strategy, num=logprobs),
-            budget=budget, is_urgent=budget.seconds != self.most.seconds, seed=request.seed, logprobs=logprobs, is_plain=name in PLAIN,
+            budget=budget, is_urgent=budget.seconds != self.most.seconds, seed=request.seed, logprobs=logprobs, is_plain=is_direct(strategy),
             is_live=is_live, user=request.user,
         )  # fmt: skip
 
@@ -170,15 +169,21 @@ def _schema(named: NamedSchema) -> str:
     return json.dumps(named.schema_)
 
 
-def _logprobs(request: ChatRequest | CompletionRequest, name: str) -> int | None:
+def is_direct(strategy: object) -> bool:
+    """Whether its first text is the answer (core.roles): it streams token by token, its log-probabilities are known."""
+    return bool(getattr(strategy, "is_direct", False))
+
+
+def _logprobs(request: ChatRequest | CompletionRequest, name: str, is_told: bool) -> int | None:
     if isinstance(request, CompletionRequest):
         num = request.logprobs
     else:
         if request.top_logprobs is not None and not request.logprobs:
             raise bad("top_logprobs", "top_logprobs without logprobs=true: set logprobs, or leave it out")
         num = (request.top_logprobs or 0) if request.logprobs else None
-    if num is not None and name not in PLAIN:
-        raise bad("logprobs", f"logprobs: strategy {name} does not report them; ask for {' or '.join(PLAIN)}, or leave them out")
+    if num is not None and not is_told:
+        direct = " or ".join(known for known, strategy in catalogue.STRATEGIES.items() if is_direct(strategy))
+        raise bad("logprobs", f"logprobs: strategy {name} does not report them; ask for {direct}, or leave them out")
     return num
 
 

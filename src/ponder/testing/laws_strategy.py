@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ponder.core.asks import Candidate, Extend, Judge, Outcome, Prefix, Prompt, Sampling, candidate
+from ponder.core.asks import Candidate, Extend, Extension, Judge, Outcome, Prefix, Prompt, Sampling, candidate
 from ponder.core.guarantee import Guarantee
 from ponder.core.rng import Rng, TorchRng
 from ponder.core.roles import Process, Resampler, Strategy
@@ -51,6 +51,20 @@ def require_true_to_model(shown: Candidate, lm: ToyLM, prompt: Prompt) -> None:
     require((shown.text, shown.answer) == (true.text, true.answer), f"{shown} tells another text than its tokens {true.text!r}")
     require(abs(shown.log_p - true.log_p) <= 1e-9, f"log_p {shown.log_p} of {shown.text!r}: the model says {true.log_p}")
     require(shown.finish in (true.finish, "budget"), f"finish {shown.finish!r} of {shown.text!r}: it is {true.finish!r}")
+
+
+def law_direct_is_what_it_first_asked_for(strategy: Strategy) -> None:
+    """The answer of one that says it is direct is the answer to its very first ask, an Extend, for every seed and when the budget ends."""
+    require(bool(getattr(strategy, "is_direct", False)), f"{strategy} does not say that it is direct")
+    for key in range(8):
+        for spent_after in (None, 1):
+            done = played(strategy, key=key, spent_after=spent_after)
+            first, answer = done.turns[0].asks[0], done.answers[0][0]
+            require(isinstance(first, Extend) and isinstance(answer, Extension), f"{strategy} first asks for {first}")
+            chosen = done.result.candidates[0]
+            require(
+                isinstance(answer, Extension) and chosen.tokens == answer.prefix.tokens, f"{strategy} first drew another text than {chosen.text!r}"
+            )
 
 
 def law_candidates_are_true(strategy: Strategy) -> None:
