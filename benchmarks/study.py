@@ -1,7 +1,7 @@
 """The studies of docs/study.md: every cell on real questions, rows to results/study.jsonl, then the page and its pictures.
 
 python benchmarks/study.py NAME [N]   runs one of STUDIES (resumes what is in out/study/) and writes its rows
-python benchmarks/study.py targets    judges TARGETS from the runs in out/study/ and writes their rows
+python benchmarks/study.py targets    judges those of TARGETS whose runs are in out/study/ and writes their rows
 python benchmarks/study.py --page     writes docs/study.md and its pictures from the rows alone
 """
 
@@ -142,9 +142,9 @@ def judge(target: Target) -> dict[str, object]:
 
 
 def target_lines(rows: list[dict]) -> str:
-    newest_run = max((row["run"] for row in rows), default="")
+    newest = {row["about"]: row for row in sorted(rows, key=lambda row: row["run"])}
     lines = ["## Targets", "", "| target | n | wanted | points gained | tokens | |", "|---|---|---|---|---|---|"]
-    for row in (r for r in rows if r["run"] == newest_run):
+    for row in (newest[target.about] for target in TARGETS if target.about in newest):
         gain, low, high = row["gain"]
         wanted = f">= {row['wanted']:+.0f} points over `{row['against']}`" + (f", <= {row['wanted_share']:.0%} tokens" if row["wanted_share"] else "")
         said = row["met"] if row["met"] == "missed" or row["sure"] else "met by the mean; the interval begins below it"
@@ -174,10 +174,17 @@ def clock() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
+def titled(row: dict) -> dict:
+    """The row, a second study of a task under a name of its own."""
+    name = row["command"].split()[2]
+    first = next((known for known, study in STUDIES.items() if study.task == row["task"]), name)
+    return row if name in (first, "targets") or name not in STUDIES else row | {"task": f"{row['task']} ({name})"}
+
+
 def write_page() -> None:
     """docs/study.md and one picture per task, from the rows alone."""
     known = [json.loads(line) for line in (RESULTS / "study.jsonl").read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in known if row["kind"] != "target"]
+    rows = [titled(row) for row in known if row["kind"] != "target"]
     targets = target_lines([row for row in known if row["kind"] == "target"])
     (DOCS / "study.md").write_text("\n".join((page_text(rows), targets, simulated.section())), encoding="utf-8")
     for (task, model), found in newest(rows).items():
@@ -191,7 +198,8 @@ def main() -> None:
     elif sys.argv[1:2] == ["targets"]:
         now = clock()
         for target in TARGETS:
-            append("study", judge(target) | {"run": now})
+            if all((folder_of(name) / "results.jsonl").exists() for name in target.studies):
+                append("study", judge(target) | {"run": now})
     elif sys.argv[1:2] and sys.argv[1] in STUDIES:
         run(sys.argv[1], int(sys.argv[2]) if sys.argv[2:] else STUDIES[sys.argv[1]].num)
     else:
