@@ -164,6 +164,7 @@ def run(name: str, num: int) -> None:
     if marker.exists() and json.loads(marker.read_text())["num_questions"] != num:
         marker.unlink()  # other questions over the same samples
     found, scored = run_grid(process, cells, questions, out=folder, task=study.task, seed=0, resume=marker.exists())
+    (folder / "done").touch()
     now = clock()
     known = {"task": study.task, "model": study.model, "split": "test", "seed": 0, "run": now}
     for row in figure_rows(found, scored, study.grid):
@@ -198,7 +199,7 @@ def main() -> None:
     elif sys.argv[1:2] == ["targets"]:
         now = clock()
         for target in TARGETS:
-            if all((folder_of(name) / "results.jsonl").exists() for name in target.studies):
+            if all((folder_of(name) / "done").exists() for name in target.studies):
                 append("study", judge(target) | {"run": now})
     elif sys.argv[1:2] and sys.argv[1] in STUDIES:
         run(sys.argv[1], int(sys.argv[2]) if sys.argv[2:] else STUDIES[sys.argv[1]].num)

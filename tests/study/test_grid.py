@@ -185,6 +185,10 @@ def test_page_and_picture_come_from_rows_alone(tmp_path):
 def test_lines_of_the_picture_differ_in_their_budget_alone():
     cells = [{"cell": c, "tokens": t} for c, t in (("a:num=4,x=1", 40), ("a:num=1,x=1", 10), ("a:x=2,num=1", 5), ("greedy", 1))]
     assert {k: [c["tokens"] for c in v] for k, v in families(cells).items()} == {"a (x=1)": [10, 40], "a (x=2)": [5], "greedy": [1]}
+    warm = [
+        {"cell": f"{name}:num={n},temperature={heat}", "tokens": n} for name, n, heat in (("a", 1, 0.5), ("a", 2, 0.5), ("b", 1, 0.5), ("a", 2, 0.8))
+    ]
+    assert {k: [c["tokens"] for c in v] for k, v in families(warm).items()} == {"a": [1, 2], "b": [1], "a (temperature=0.8)": [2]}
 
 
 def test_ways_of_drawing_stand_side_by_side(tmp_path):

@@ -1,6 +1,7 @@
 """A study of one task as a picture: quality against cost, coverage and its law, error decomposition, accuracy against length."""
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from ponder.core.errors import PonderError
 
 COLOURS = ("#4269d0", "#d97706", "#3b7a57", "#b0413e", "#7b5aa6", "#0e8aa8", "#8c6d46", "#c2569b", "#5b6573", "#97a12b", "#2b2b2b", "#e3a6bd")
 GREY = "#888888"
+DRAWING = ("temperature=", "top_p=", "top_k=", "min_p=")
 Rows = Sequence[Mapping[str, Any]]
 Axes = Any
 
@@ -48,11 +50,13 @@ def draw_study(rows: Rows, path: Path, *, title: str) -> None:
 
 
 def families(cells: Rows) -> dict[str, list[Mapping[str, Any]]]:
-    """Cells that differ in `num` alone, in order of cost: a line of the picture."""
+    """Cells that differ in `num` alone, in order of cost: a line of the picture. Its name leaves out how most of all cells are drawn."""
     found: dict[str, list[Mapping[str, Any]]] = {}
+    said = Counter(f for cell in cells for f in cell["cell"].partition(":")[2].split(",") if f.startswith(DRAWING))
+    usual = {f for f, num in said.items() if 2 * num > len(cells)}  # how most are drawn goes without saying
     for cell in cells:
         name, _, fields = cell["cell"].partition(":")
-        kept = ", ".join(f.removeprefix("verifier=") for f in fields.split(",") if f and not f.startswith("num="))
+        kept = ", ".join(f.removeprefix("verifier=") for f in fields.split(",") if f and f not in usual and not f.startswith("num="))
         found.setdefault(f"{name} ({kept})" if kept else name, []).append(cell)
     return {name: sorted(members, key=lambda c: c["tokens"]) for name, members in found.items()}
 
