@@ -327,7 +327,7 @@ def test_bad_settings_are_refused(make):
         make()
 
 
-@pytest.mark.parametrize("strategy", [Greedy(), Sample(), Sample(num=3)], ids=str)
+@pytest.mark.parametrize("strategy", [Greedy(), Sample(), Sample(num=3)])
 def test_direct_strategies_answer_with_their_first_text(strategy):
     laws.law_direct_is_what_it_first_asked_for(strategy)
 
