@@ -8,7 +8,6 @@ A refusal (429) is counted apart.
 
 import argparse
 import datetime
-import json
 import os
 import random
 import statistics
@@ -18,11 +17,10 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
+from lib.rows import append
 
-RESULTS = Path(__file__).parent / "results" / "serve.jsonl"
 SPECS = ("sample", "best_of_n:num=4", "self_consistency:num=4", "particle_filter:num=4", "step_beam", "greedy")
 
 
@@ -88,12 +86,8 @@ def main() -> None:
         "cut": len(cut), "worst_over_ms": round(1e3 * max(over), 1),
         "median_over_ms": round(1e3 * statistics.median(cut), 1) if cut else None,
         "machine_load": round(os.getloadavg()[0], 2), "run": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip(),
-        "command": f"python benchmarks/serve_deadlines.py --num {args.num} --load {args.load}",
     }  # fmt: skip
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, sort_keys=True) + "\n")
-    print(json.dumps(row, indent=1))
+    append("serve", row)
 
 
 def _read(file) -> str:

@@ -16,16 +16,15 @@ import asyncio
 import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import torch
 import uvicorn
+from lib.rows import append
 
 import ponder
 from ponder.catalogue import open_model
@@ -40,7 +39,6 @@ from ponder.serve.desk import Desk, Limits
 from ponder.serve.menu import Menu
 from ponder.serve.server import SWITCH_SECONDS, Server, bind
 
-RESULTS = Path(__file__).parent / "results" / "serve.jsonl"
 CLIENT = """
 import asyncio, json, sys, time
 import httpx
@@ -156,14 +154,10 @@ def main() -> None:
         "all_in_process": [round(x, 1) for x in alone], "all_served": [round(x, 1) for x in behind],
         "cpu_ms_in_process": round(costs[0], 4), "cpu_ms_served": round(costs[1], 4), "cpu_overhead": round(costs[1] / costs[0] - 1, 4),
         "added_ms_p50": round(1e3 * statistics.median(delays), 3), "added_ms_p99": round(1e3 * statistics.quantiles(delays, n=100)[-1], 3),
-        "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 2), "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 2),
         "run": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip(),
-        "command": f"python benchmarks/serve_speed.py --streams {args.streams} --tokens {args.tokens} --rounds {args.rounds}",
     }  # fmt: skip
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, sort_keys=True) + "\n")
-    print(json.dumps(row, indent=1))
+    append("serve", row)
 
 
 if __name__ == "__main__":

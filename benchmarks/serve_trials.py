@@ -8,17 +8,15 @@ Counts responses of 500 and more, requests that hang, work and pages that are le
 import argparse
 import asyncio
 import datetime
-import json
 import random
-import subprocess
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import uvicorn
+from lib.rows import append
 
 import ponder
 from ponder.catalogue import STRATEGIES, open_model
@@ -29,7 +27,6 @@ from ponder.serve.desk import Limits
 from ponder.serve.menu import Menu
 from ponder.serve.server import Server, bind
 
-RESULTS = Path(__file__).parent / "results" / "serve.jsonl"
 PATH = "/v1/chat/completions"
 BROKEN = (
     {"n": -1}, {"n": 10**30}, {"max_tokens": 0}, {"temperature": "x"}, {"messages": []}, {"messages": 3}, {"stop": [""]}, {"tools": [1]}, {"x": 1},
@@ -89,12 +86,9 @@ def main() -> None:
     row = {
         "benchmark": "serve_trials", "model": args.model, "num": args.num, "found": dict(found), "work_left": left,
         "pages_left": int(process.pool.num_used),
-        "run": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "command": f"python benchmarks/serve_trials.py --num {args.num}",
-        "commit": subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip(),
+        "run": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }  # fmt: skip
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, sort_keys=True) + "\n")
-    print(json.dumps(row, indent=1))
+    append("serve", row)
 
 
 if __name__ == "__main__":
