@@ -15,7 +15,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-import uvicorn
 from lib.rows import append
 
 import ponder
@@ -25,7 +24,7 @@ from ponder.run.driver import Driver
 from ponder.serve.app import App, Site
 from ponder.serve.desk import Limits
 from ponder.serve.menu import Menu
-from ponder.serve.server import Server, bind
+from ponder.serve.server import Server, bind, configured
 
 PATH = "/v1/chat/completions"
 BROKEN = (
@@ -68,7 +67,7 @@ def main() -> None:
     process = open_model(ponder.pull(args.model), threads=args.threads)
     app = App(lambda: Driver(process), Menu(model="m", most=Budget(tokens=2000, seconds=120)), Limits(max_jobs=12), Site())
     listening = bind("127.0.0.1", 0)
-    server = Server(uvicorn.Config(app.build(), log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=2, ws="none"))
+    server = Server(configured(app))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
     thread.start()
     while not server.started:

@@ -6,8 +6,9 @@ Names from a request become objects by the catalogue's tables without those that
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import ponder.catalogue as catalogue
@@ -57,11 +58,16 @@ class Menu:
     allow_code: bool = False
     max_tokens: int = 1024  # of an answer whose request names no limit
 
-    @property
+    @cached_property
     def specs(self) -> Specs:
         verifiers = {name: v for name, v in catalogue.VERIFIERS.items() if self.allow_code or not runs_code(v)}
         parts = {name: table.table if isinstance(table, FilesToo) else table for name, table in catalogue.PARTS.items()}
         return Specs("strategy", catalogue.STRATEGIES, parts | {"verifier": verifiers})
+
+    @cached_property
+    def read(self) -> Callable[[str], Strategy]:
+        """The strategy of a spec, of which clients repeat few. Raises as `_checked`."""
+        return lru_cache(maxsize=256)(self._checked)
 
     @property
     def models(self) -> list[str]:
@@ -108,14 +114,18 @@ class Menu:
 
     def _strategy(self, source: str, spec: str) -> Strategy:
         try:
-            found: Any = self.specs.read(spec)
+            return self.read(spec)
         except (PonderError, ValueError, OverflowError) as error:
             raise bad(source, f"{source}: {error}") from error
+
+    def _checked(self, spec: str) -> Strategy:
+        """Raises PonderError, ValueError or OverflowError for a spec that cannot be had from here."""
+        found: Any = self.specs.read(spec)
         usual = self.specs.settable(catalogue.STRATEGIES[spec.partition(":")[0].strip()])
         for name, value in self.specs.settable(found).items():
             limit = max(MAX_SETTING, 4 * default) if isinstance(default := usual.get(name), int) else MAX_SETTING
             if isinstance(value, int) and not -limit <= value <= limit:
-                raise bad(source, f"{source}: {name}={value} is more than a request may ask for; at most {limit}")
+                raise BadField(f"{name}={value} is more than a request may ask for; at most {limit}")
         return found  # type: ignore[no-any-return]
 
     def _budget(self, request: Generation, headers: Mapping[str, str]) -> Budget:
