@@ -29,6 +29,7 @@ from ponder.serve.metrics import Metrics
 from ponder.serve.openapi import openapi
 from ponder.serve.replies import CHAT, TEXT, Pieces, finite
 from ponder.serve.runs import Run
+from ponder.serve.tools import Template
 
 PAGE = Path(__file__).parent / "page"
 
@@ -79,7 +80,11 @@ class App:
             "/ponder/runs": self.list_runs, "/ponder/runs/{id}": self.one_run, "/ponder/runs/{id}/events": self.run_events,
         }  # fmt: skip
         routes: list[BaseRoute] = [
-            Route(path, Generate(self.desk, self.menu, shape, who=self.who, pieces=lambda: self.pieces), methods=["POST"])
+            Route(
+                path,
+                Generate(self.desk, self.menu, shape, who=self.who, pieces=lambda: self.pieces, template=lambda: self.template),
+                methods=["POST"],
+            )
             for path, shape in generate.items()
         ]
         routes += [Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()]
@@ -90,6 +95,10 @@ class App:
     @property
     def pieces(self) -> Pieces | None:
         return getattr(getattr(self.desk.driver.process, "tokenizer", None), "pieces", None)
+
+    @property
+    def template(self) -> Template | None:
+        return getattr(getattr(self.desk.driver.process, "tokenizer", None), "template", None)
 
     def who(self, request: Request) -> str:
         """The client of a request: its key, or where there are none its host. Raises Refusal (401, 403)."""

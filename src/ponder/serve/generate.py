@@ -13,6 +13,7 @@ from ponder.serve.errors import Refusal, bad
 from ponder.serve.menu import Menu
 from ponder.serve.replies import Pieces, Shape, Writer
 from ponder.serve.stream import Gone, Stream, is_gone, lent_by, raise_error
+from ponder.serve.tools import Template
 from ponder.serve.wire import ChatRequest, CompletionRequest, read
 
 BODY_SECONDS = 30.0  # that a client may take to send a body
@@ -22,8 +23,11 @@ JSON = [(b"content-type", b"application/json")]
 class Generate:
     """An ASGI endpoint. who: names the client of a request, or refuses it."""
 
-    def __init__(self, desk: Desk, menu: Menu, shape: Shape, *, who: Callable[[Request], str], pieces: Callable[[], Pieces | None]) -> None:
-        self.desk, self.menu, self.shape, self.who, self.pieces = desk, menu, shape, who, pieces
+    def __init__(
+        self, desk: Desk, menu: Menu, shape: Shape, *, who: Callable[[Request], str], pieces: Callable[[], Pieces | None],
+        template: Callable[[], Template | None],
+    ) -> None:  # fmt: skip
+        self.desk, self.menu, self.shape, self.who, self.pieces, self.template = desk, menu, shape, who, pieces, template
         self.kind: type[ChatRequest] | type[CompletionRequest] = ChatRequest if shape.is_chat else CompletionRequest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -32,7 +36,7 @@ class Generate:
         client = self.who(request)
         body = await read_body(request, receive, self.desk.limits.max_body)
         asked = read(self.kind, body)
-        order = self.menu.order(asked, request.headers)
+        order = self.menu.order(asked, request.headers, self.template())
         pieces = self.pieces() if order.logprobs is not None else None
         if order.logprobs is not None and pieces is None:
             raise bad("logprobs", "logprobs: this model does not tell the texts of its tokens; leave them out")

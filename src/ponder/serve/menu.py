@@ -20,6 +20,7 @@ from ponder.core.rng import Rng
 from ponder.core.roles import Asking, Strategy
 from ponder.run.spec import FilesToo, Specs
 from ponder.serve.errors import Refusal, bad
+from ponder.serve.tools import Template, Tools, is_about_tools, rendered, tools_of
 from ponder.serve.wire import MAX_CHOICES, ChatRequest, CompletionRequest, Generation, NamedSchema, SchemaFormat
 
 SANDBOX = "ponder.verify.sandbox"  # a verifier whose module takes something from there executes what a model wrote
@@ -42,6 +43,7 @@ class Order:
     is_plain: bool  # the text of its first extension is the answer from the first token on
     is_live: bool  # the client wants to see answers that may be revised
     user: str | None
+    tools: Tools | None = None  # which the answer may call
 
     @property
     def is_watched(self) -> bool:
@@ -73,13 +75,14 @@ class Menu:
     def models(self) -> list[str]:
         return [self.model, *(f"{self.model}@{name}" for name in catalogue.STRATEGIES)]
 
-    def order(self, request: ChatRequest | CompletionRequest, headers: Mapping[str, str]) -> Order:
-        """Raises Refusal for what cannot be honoured."""
+    def order(self, request: ChatRequest | CompletionRequest, headers: Mapping[str, str], template: Template | None = None) -> Order:
+        """template: the model's, where it has one. Raises Refusal for what cannot be honoured."""
         source, spec = self._spec(request, headers)
         name = spec.partition(":")[0].strip()
         strategy = with_sampling(self._strategy(source, spec), name, spec, request)
         logprobs = _logprobs(request, name, is_direct(strategy))
-        prompts = self._prompts(request)
+        tools = tools_of(request) if isinstance(request, ChatRequest) else None
+        prompts = self._prompts(request, tools, template)
         num = request.n or 1
         if num * len(prompts) > MAX_CHOICES:
             raise bad("n", f"n={num} of {len(prompts)} prompts: at most {MAX_CHOICES} choices in one request")
@@ -91,8 +94,8 @@ class Menu:
         budget = self._budget(request, headers)
         return Order(
             prompts=prompts, num=num, spec=spec, strategy=strategy if logprobs is None else Logged(strategy=strategy, num=logprobs),
-            budget=budget, is_urgent=budget.seconds != self.most.seconds, seed=request.seed, logprobs=logprobs, is_plain=is_direct(strategy),
-            is_live=is_live, user=request.user,
+            budget=budget, is_urgent=budget.seconds != self.most.seconds, seed=request.seed, logprobs=logprobs,
+            is_plain=is_direct(strategy) and tools is None, is_live=is_live, user=request.user, tools=tools,
         )  # fmt: skip
 
     def _spec(self, request: Generation, headers: Mapping[str, str]) -> tuple[str, str]:
@@ -146,7 +149,7 @@ class Menu:
                 limits |= {} if limit is None else {unit: limit}
         return replace(self.most, **limits)
 
-    def _prompts(self, request: ChatRequest | CompletionRequest) -> tuple[Prompt, ...]:
+    def _prompts(self, request: ChatRequest | CompletionRequest, tools: Tools | None, template: Template | None) -> tuple[Prompt, ...]:
         readers: dict[str, AnswerReader] = catalogue.READERS
         reader = (request.ponder and request.ponder.answer) or "text"
         if reader not in readers:
@@ -156,9 +159,11 @@ class Menu:
             num, form = request.max_tokens or 16, None
         else:
             conversations = [tuple(("system" if m.role == "developer" else m.role, m.text) for m in request.messages)]
+            if is_about_tools(request, tools):
+                conversations = [(("raw", rendered(request, tools, template)),)]
             if None not in (request.max_tokens, request.max_completion_tokens) and request.max_tokens != request.max_completion_tokens:
                 raise bad("max_tokens", "max_tokens differs from max_completion_tokens; give one")
-            num, form = request.max_completion_tokens or request.max_tokens or self.max_tokens, form_of(request)
+            num, form = request.max_completion_tokens or request.max_tokens or self.max_tokens, form_of(request, tools)
         return tuple(Prompt(messages=c, stop=request.stops, max_tokens=num, answers=readers[reader], form=form) for c in conversations)
 
 
@@ -168,8 +173,10 @@ def runs_code(verifier: object) -> bool:
     return module.__name__ == SANDBOX or any(getattr(value, "__module__", None) == SANDBOX for value in vars(module).values())
 
 
-def form_of(request: ChatRequest) -> Form | None:
+def form_of(request: ChatRequest, tools: Tools | None) -> Form | None:
     wanted = request.response_format
+    if tools is not None:
+        return tools.form
     if wanted is None or wanted.type == "text":
         return None
     return JsonSchema(_schema(wanted.json_schema)) if isinstance(wanted, SchemaFormat) else Json()
