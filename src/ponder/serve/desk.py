@@ -261,11 +261,11 @@ class Desk:
             self._dispatch()
 
     def _ended(self, event: Finished | Refused) -> None:
-        form = "tools" if self.running[event.job].visit.order.tools is not None else "response_format"
+        order = self.running[event.job].visit.order
         if isinstance(event, Refused):
-            self._over(event.job, error=refusal_of(str(event.error), form))
+            self._over(event.job, error=refusal_of(str(event.error), order))
         elif event.result.stop_reason == "failed":
-            self._over(event.job, error=refusal_of(str(event.result.diagnostics["error"]), form))
+            self._over(event.job, error=refusal_of(str(event.result.diagnostics["error"]), order))
         else:
             self._over(event.job, result=event.result)
 
@@ -310,18 +310,10 @@ def _note(ticket: Ticket, event: Accepted | Started | Told | Grown) -> None:
         ticket.prompt_len = event.prompt_len
 
 
-FORM = "response_format"  # or whatever else the answer's form is from
-FIELDS = (
-    ("budget", "ponder.budget"),
-    ("logit_bias", "logit_bias"),
-    ("form", FORM),
-    ("schema", FORM),
-    ("prompt", "messages"),
-)
-
-
-def refusal_of(message: str, form: str = FORM) -> Refusal:
-    """A job that its prompt, form or budget does not allow: the client's mistake. form: the field that its form is from."""
-    param = next((form if param == FORM else param for word, param in FIELDS if word in message), None)
+def refusal_of(message: str, order: Order) -> Refusal:
+    """A job that its prompt, form or budget does not allow: the client's mistake."""
+    form = "response_format" if order.tools is None else "tools"
+    fields = {"budget": "ponder.budget", "logit_bias": "logit_bias", "form": form, "schema": form, "prompt": order.prompt_field}
+    param = next((param for word, param in fields.items() if word in message), None)
     code = "context_length_exceeded" if "context holds" in message else None
     return Refusal(400, message[:2000], param=param, code=code)

@@ -30,6 +30,7 @@ REASONS = {  # fields of OpenAI's that are not honoured here, and what to do ins
     "service_tier": "all requests are treated alike; leave it out",
     "metadata": "it would be kept nowhere; leave it out",
     "prediction": "it is not used; leave it out",
+    "dimensions": "the states of this model have one length; leave it out",
 }
 
 

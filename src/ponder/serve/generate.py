@@ -43,8 +43,7 @@ class Generate:
         seed = secrets.randbits(53) if order.seed is None else order.seed
         visit = Visit(f"{self.shape.prefix}-{secrets.token_hex(12)}", client, order, seed, int(time.time()))
         self.desk.enter(visit, arrived)
-        gone = asyncio.ensure_future(_gone(receive))
-        gone.add_done_callback(lambda _: visit.wake.set())
+        gone = gone_of(receive, visit)
         try:
             if asked.stream:
                 has_usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
@@ -64,6 +63,13 @@ class Generate:
         headers = [*JSON, (b"x-ponder-run", visit.id.encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": self.shape.reply(visit, model, pieces)})
+
+
+def gone_of(receive: Receive, visit: Visit) -> Gone:
+    """Done when the client has closed the connection, of which the visit's task then hears."""
+    gone = asyncio.ensure_future(_gone(receive))
+    gone.add_done_callback(lambda _: visit.wake.set())
+    return gone
 
 
 async def _gone(receive: Receive) -> None:

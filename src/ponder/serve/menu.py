@@ -44,6 +44,7 @@ class Order:
     is_live: bool  # the client wants to see answers that may be revised
     user: str | None
     tools: Tools | None = None  # which the answer may call
+    prompt_field: str = "messages"  # of the request
 
     @property
     def is_watched(self) -> bool:
@@ -96,6 +97,7 @@ class Menu:
             prompts=prompts, num=num, spec=spec, strategy=strategy if logprobs is None else Logged(strategy=strategy, num=logprobs),
             budget=budget, is_urgent=budget.seconds != self.most.seconds, seed=request.seed, logprobs=logprobs,
             is_plain=is_direct(strategy) and tools is None, is_live=is_live, user=request.user, tools=tools,
+            prompt_field="messages" if isinstance(request, ChatRequest) else "prompt",
         )  # fmt: skip
 
     def _spec(self, request: Generation, headers: Mapping[str, str]) -> tuple[str, str]:

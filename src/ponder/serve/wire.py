@@ -1,7 +1,7 @@
 """What a request's body may hold. Strict: a field is honoured or refused; types are not converted; null means left out."""
 
 import json
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -165,6 +165,27 @@ class CompletionRequest(Generation):
     @property
     def prompts(self) -> list[str]:
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=1 << 17)]
+
+
+class EmbeddingRequest(Wire):
+    model: Word
+    input: (
+        str
+        | TokenIds
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_CHOICES)]
+    )
+    encoding_format: Literal["float", "base64"] | None = None
+    user: Annotated[str, Field(max_length=512)] | None = None
+
+    @property
+    def texts(self) -> list[str | list[int]]:
+        """Each a text or its tokens."""
+        found: Any = self.input
+        return [found] if isinstance(found, str) or isinstance(found[0], int) else found
 
 
 def read(kind: type[T], body: bytes) -> T:
