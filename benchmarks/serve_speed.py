@@ -5,7 +5,7 @@ until all N answers are whole. Served: the same driver behind the server's threa
 program of its own that parses nothing, so that its work is not counted as the server's; its CPU time is reported apart.
 
 CPU time per token of this program, client not included, says the same on a machine that others use too: `cpu_added_us` is the served
-side's less the in-process side's.
+side's less the in-process side's, `loop_cpu_us` that of the event loop's thread alone, which is all that is spent on sockets, HTTP and JSON.
 
 Added latency: from the moment when the engine's thread hands over a step's news to that when the event loop has written the step's last chunk.
 
@@ -82,8 +82,14 @@ class Timed(Desk):
             self.loop.call_soon(self.loop.call_soon, self.loop.call_soon, note)
 
 
-def served(process, num: int, tokens: int, bias) -> tuple[float, int, float, float, list[float]]:
-    """(seconds, generated tokens, CPU seconds of this program, of the client, seconds added to each token)."""
+def spent_by(thread: threading.Thread) -> float:
+    """CPU seconds so far."""
+    assert thread.ident is not None
+    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+
+
+def served(process, num: int, tokens: int, bias) -> tuple[float, int, float, float, float, list[float]]:
+    """(seconds, generated tokens, CPU seconds of this program, of its event loop, of the client, seconds added to each token)."""
     process.drop_cache()
     app = App(lambda: Driver(process), Menu(model="m", max_tokens=tokens), Limits(max_jobs=num), Site())
     app.desk = Timed(lambda: Driver(process), Limits(max_jobs=num), app.metrics)
@@ -103,17 +109,17 @@ def served(process, num: int, tokens: int, bias) -> tuple[float, int, float, flo
     client.stdin.write(json.dumps(bodies) + "\n")
     client.stdin.flush()
     assert client.stdout.readline() == "ready\n"
-    cpu = time.process_time()
+    cpu, loop = time.process_time(), spent_by(thread)
     client.stdin.write("go\n")
     client.stdin.flush()
     told = json.loads(client.stdout.readline())
     generated = app.desk.driver.ledger.engine.generated_tokens
-    cpu, delays = time.process_time() - cpu, app.desk.delays
+    cpu, loop, delays = time.process_time() - cpu, spent_by(thread) - loop, app.desk.delays
     client.wait(10)
     server.should_exit = True
     thread.join()
     assert generated == num * tokens and told["events"] >= generated, (told, generated)
-    return told["seconds"], generated, cpu, told["cpu_seconds"], delays
+    return told["seconds"], generated, cpu, loop, told["cpu_seconds"], delays
 
 
 def main() -> None:
@@ -128,14 +134,15 @@ def main() -> None:
     process = open_model(ponder.pull(args.model), threads=args.threads)
     bias = tuple((token, -100.0) for token in sorted(process.tokenizer.eos_ids))  # every answer is as long as the others
     in_process(process, args.streams, 4, bias)
-    alone, behind, cpus, client, delays = [], [], ([], []), [], []
+    alone, behind, cpus, loops, client, delays = [], [], ([], []), [], [], []
     for _ in range(args.rounds):
         seconds, generated, cpu = in_process(process, args.streams, args.tokens, bias)
         alone.append(generated / seconds)
         cpus[0].append(1e3 * cpu / generated)
-        seconds, generated, cpu, theirs, told = served(process, args.streams, args.tokens, bias)
+        seconds, generated, cpu, loop, theirs, told = served(process, args.streams, args.tokens, bias)
         behind.append(generated / seconds)
         cpus[1].append(1e3 * cpu / generated)
+        loops.append(1e3 * loop / generated)
         client.append(1e3 * theirs / generated)
         delays += told
     costs = statistics.median(cpus[0]), statistics.median(cpus[1])
@@ -146,7 +153,8 @@ def main() -> None:
         "overheads": [round(1 - b / a, 4) for a, b in zip(alone, behind)],
         "all_in_process": [round(x, 1) for x in alone], "all_served": [round(x, 1) for x in behind],
         "cpu_ms_in_process": round(costs[0], 4), "cpu_ms_served": round(costs[1], 4), "cpu_overhead": round(costs[1] / costs[0] - 1, 4),
-        "cpu_added_us": round(1e3 * statistics.median(b - a for a, b in zip(*cpus)), 1), "client_cpu_us": round(1e3 * statistics.median(client), 1),
+        "cpu_added_us": round(1e3 * statistics.median(b - a for a, b in zip(*cpus)), 1),
+        "loop_cpu_us": round(1e3 * statistics.median(loops), 1), "client_cpu_us": round(1e3 * statistics.median(client), 1),
         "added_ms_p50": round(1e3 * statistics.median(delays), 3), "added_ms_p99": round(1e3 * statistics.quantiles(delays, n=100)[-1], 3),
         "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 2),
         "run": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
