@@ -20,6 +20,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "src/ponder/cli/search.py": "a verb takes every option of its command by name, so that a misspelt one is an error",
         "src/ponder/cli/studies.py": "a verb takes every option of its command by name, so that a misspelt one is an error",
         "src/ponder/native/paged_triton.py": "a Triton kernel is told every pointer, stride and constant by itself",
+        "src/ponder/native/draw_triton.py": "a Triton kernel is told every pointer, stride and constant by itself",
         "src/ponder/native/rows_triton.py": "a Triton kernel is told every pointer, stride and constant by itself",
         "src/ponder/cli/verbs.py": "a verb takes every option of its command by name, so that a misspelt one is an error",
     },

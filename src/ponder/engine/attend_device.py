@@ -27,6 +27,7 @@ from ponder.native.paged import Batch, Paged
 
 MIN_PAGES = 16  # of a table
 MIN_CHUNK, MAX_CHUNK = 64, 1024  # keys of a piece
+MIN_SHARED_CHUNK = 128  # of one that several tokens meet: each piece is one more to merge for all of them
 NUM_PROGRAMS = 264  # that keep a large card busy: two for each of its processors
 MIN_SAVED = 4096  # keys that sharing prefixes must spare a step; its results are merged once more
 MAX_LEVELS = 4  # of shared prefixes
@@ -97,18 +98,20 @@ def chunk_of(num_tokens: int, num_kv_heads: int, num_keys: int) -> int:
     return min(MAX_CHUNK, max(MIN_CHUNK, 1 << max(0, wanted - 1).bit_length()))
 
 
-def cut_pieces(spans: Seq[Span], chunk: int, group: int, is_shared: bool) -> Pieces:
+def cut_pieces(spans: Seq[Span], chunk: int, config: ModelConfig, is_shared: bool) -> Pieces:
     """Every token's keys, each in one piece: those that enough tokens share once, in the order of their tree, then its own."""
     runs = sorted(shared_runs(spans, is_shared), key=lambda run: run[5])
     saved = sum((last - first - 1) * (stop - begin) * BLOCK for first, last, _, begin, stop, _ in runs if stop >= 0)
     if is_shared and (saved < MIN_SAVED or max(run[5] for run in runs) > MAX_LEVELS):
-        return cut_pieces(spans, chunk, group, False)
+        return cut_pieces(spans, chunk, config, False)
+    num_kv_heads = config.num_kv_heads
     single, shared, num_parts = [], [], [0] * len(spans)
-    step = paged.tokens_of_a_shared_piece(group)
+    step = paged.tokens_of_a_shared_piece(config.num_heads // num_kv_heads)
     for first, last, _, begin, stop, _ in runs:
         start, end = begin * BLOCK, spans[first].stop if stop < 0 else stop * BLOCK
-        for at in range(start, end, chunk):
-            slot, until = num_parts[first], at + chunk if stop < 0 else min(at + chunk, end)
+        size = chunk if stop < 0 else max(MIN_SHARED_CHUNK, min(chunk, chunk_of(-(-(last - first) // step), num_kv_heads, end - start)))
+        for at in range(start, end, size):
+            slot, until = num_parts[first], at + size if stop < 0 else min(at + size, end)
             if stop < 0:
                 single.append((first, 1, slot, at, until))
             else:
@@ -136,7 +139,7 @@ class DeviceAttention(Attention):
     def batch(self, spans: Seq[Span]) -> Batch:
         """Single tokens as a batch of exactly their number."""
         device, num_keys = self.pool.device, max(span.stop for span in spans)
-        pieces = cut_pieces(spans, self.chunk(len(spans), num_keys), self.config.num_heads // self.config.num_kv_heads, self.is_shared)
+        pieces = cut_pieces(spans, self.chunk(len(spans), num_keys), self.config, self.is_shared)
         return Batch(
             rows=torch.tensor(self.tables.rows([span.sequence for span in spans]), device=device),
             places=torch.tensor([span.start for span in spans], device=device),
