@@ -36,6 +36,9 @@ SHARED = {  # technique folder -> files in it that are shared parts of the room,
     },
     "accelerate/schedule": {"__init__"},
     "accelerate/weights": {"__init__", "codes"},
+    "accelerate/draft": {"__init__"},
+    "accelerate/accept": {"__init__"},
+    "accelerate/length": {"__init__"},
 }  # fmt: skip
 CATALOGUE = {  # technique folder -> dicts of catalogue.py that name its techniques
     "infer": ("STRATEGIES",),
@@ -44,6 +47,9 @@ CATALOGUE = {  # technique folder -> dicts of catalogue.py that name its techniq
     "verify": ("VERIFIERS", "SCORERS", "TRAINED"),
     "accelerate/schedule": ("SCHEDULERS",),
     "accelerate/weights": ("WEIGHTS", "DEVICE_WEIGHTS"),
+    "accelerate/draft": ("DRAFTERS",),
+    "accelerate/accept": ("ACCEPTORS",),
+    "accelerate/length": ("LENGTHS",),
 }
 TECHNIQUE_PACKAGES = {"torch", "numpy", "math_verify", "reasoning_gym", "sympy"}  # third-party imports open to techniques
 OPTIONAL = {"huggingface_hub", "reasoning_gym", "math_verify", "matplotlib", "transformers", "httpx", "ray"}  # may be imported inside a function

@@ -5,6 +5,13 @@ from pathlib import Path
 
 import torch
 
+from ponder.accelerate.accept.coupled import Coupled
+from ponder.accelerate.accept.greedy import GreedyMatch
+from ponder.accelerate.accept.rejection import Rejection
+from ponder.accelerate.accept.typical import Typical
+from ponder.accelerate.draft.ngram import Ngram
+from ponder.accelerate.length.fixed import Fixed
+from ponder.accelerate.length.threshold import Threshold
 from ponder.accelerate.schedule.first_come import FirstCome
 from ponder.accelerate.schedule.prefill_first import PrefillFirst
 from ponder.accelerate.schedule.sarathi import Sarathi
@@ -18,6 +25,7 @@ from ponder.accelerate.weights.native import Native, NativeHead
 from ponder.accelerate.weights.native4 import Native4
 from ponder.accelerate.weights.native8 import Native8
 from ponder.core.asks import AnswerReader, Sampling, WholeText
+from ponder.core.draft import Acceptor, Drafter, LengthControl
 from ponder.core.errors import UnknownName
 from ponder.core.formats import WeightFormat
 from ponder.core.roles import Resampler, StopRule, Strategy, Verifier
@@ -235,6 +243,22 @@ SCHEDULERS: dict[str, Scheduler] = {
     "sarathi": Sarathi(),
     "first_come": FirstCome(),
     "prefill_first": PrefillFirst(),
+}
+
+DRAFTERS: dict[str, Drafter] = {
+    "ngram": Ngram(),
+}
+
+ACCEPTORS: dict[str, Acceptor] = {
+    "coupled": Coupled(),
+    "greedy": GreedyMatch(),
+    "rejection": Rejection(),
+    "typical": Typical(),
+}
+
+LENGTHS: dict[str, LengthControl] = {
+    "fixed": Fixed(),
+    "threshold": Threshold(),
 }
 
 KV_FORMATS: dict[str, KVFormat] = {"plain": PLAIN, "int8": INT8}

@@ -26,6 +26,8 @@ from ponder.core.rng import Rng
 ROOT = -1  # as a parent: the last committed token
 Scope = Literal["request", "session", "corpus"]  # whose tokens a draft may be made of: its own request's, all requests', a given text's
 
+Reads = Literal["drawn", "log_p"]  # what an acceptor reads of a Target; "log_p": both
+
 
 @dataclass(frozen=True, eq=False)
 class Tree:
@@ -291,9 +293,7 @@ class Acceptor(Protocol):
     def guarantee(self) -> Guarantee: ...
 
     @property
-    def reads(self) -> Literal["drawn", "log_p"]:
-        """Which of the two it reads; "log_p" may read both."""
-        ...
+    def reads(self) -> Reads: ...
 
     def accept(self, tree: Tree, target: Target, rng: Rng) -> Accepted: ...
 
