@@ -36,7 +36,7 @@ SHARED = {  # technique folder -> files in it that are shared parts of the room,
     },
     "accelerate/schedule": {"__init__"},
     "accelerate/weights": {"__init__", "codes"},
-    "accelerate/draft": {"__init__"},
+    "accelerate/draft": {"__init__", "stretches", "heads"},
     "accelerate/accept": {"__init__"},
     "accelerate/length": {"__init__"},
 }  # fmt: skip
@@ -47,7 +47,7 @@ CATALOGUE = {  # technique folder -> dicts of catalogue.py that name its techniq
     "verify": ("VERIFIERS", "SCORERS", "TRAINED"),
     "accelerate/schedule": ("SCHEDULERS",),
     "accelerate/weights": ("WEIGHTS", "DEVICE_WEIGHTS"),
-    "accelerate/draft": ("DRAFTERS",),
+    "accelerate/draft": ("DRAFTERS", "TRAINED_DRAFTERS"),
     "accelerate/accept": ("ACCEPTORS",),
     "accelerate/length": ("LENGTHS",),
 }

@@ -9,7 +9,13 @@ from ponder.accelerate.accept.coupled import Coupled
 from ponder.accelerate.accept.greedy import GreedyMatch
 from ponder.accelerate.accept.rejection import Rejection
 from ponder.accelerate.accept.typical import Typical
+from ponder.accelerate.draft.copyspec import CopySpec
+from ponder.accelerate.draft.first import First
+from ponder.accelerate.draft.heads import load_heads
+from ponder.accelerate.draft.medusa import Medusa
 from ponder.accelerate.draft.ngram import Ngram
+from ponder.accelerate.draft.token_recycling import TokenRecycling
+from ponder.accelerate.draft.trie import Trie
 from ponder.accelerate.length.fixed import Fixed
 from ponder.accelerate.length.threshold import Threshold
 from ponder.accelerate.schedule.first_come import FirstCome
@@ -247,7 +253,13 @@ SCHEDULERS: dict[str, Scheduler] = {
 
 DRAFTERS: dict[str, Drafter] = {
     "ngram": Ngram(),
+    "copyspec": CopySpec(),
+    "trie": Trie(),
+    "token_recycling": TokenRecycling(),
+    "copy_or_recycle": First(drafters=(CopySpec(), TokenRecycling())),
 }
+
+TRAINED_DRAFTERS = {"medusa": Medusa}  # those that hold trained heads (`ponder train-heads`)
 
 ACCEPTORS: dict[str, Acceptor] = {
     "coupled": Coupled(),
@@ -286,6 +298,11 @@ def open_verifier(path: Path) -> Verifier:
     """The verifier with the trained head in that file. Raises BadField, StoreError."""
     head = load_head(path)
     return TRAINED[head.place](head=head)  # type: ignore[no-any-return]
+
+
+def open_drafter(path: Path) -> Drafter:
+    """Medusa with the heads in that file. Raises BadField, StoreError."""
+    return TRAINED_DRAFTERS["medusa"](heads=load_heads(path))
 
 
 PARTS = {  # field of a strategy -> what it may be set to
