@@ -243,6 +243,26 @@ def train_verifier(
 
 
 @app.command()
+def train_heads(
+    tasks: Annotated[str, typer.Option("--task", "-t", help="Tasks whose dev questions the model answers, comma-separated.")] = "gsm8k,mbpp",
+    prompts: Annotated[Path | None, typer.Option(help="Text file with one more prompt on each line.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the heads go (.safetensors).")] = Path("out/heads.safetensors"),
+    n: Annotated[int, typer.Option("--n", "-n", help="Questions of each task; a sixth of all prompts measures only.")] = 150,
+    tokens: Annotated[int, typer.Option(help="Most tokens of one answer.")] = 128,
+    samples: Annotated[int, typer.Option(help="Answers to each prompt, the first of them greedy.")] = 2,
+    num: Annotated[int, typer.Option(help="Heads: tokens that are guessed ahead.")] = 3,
+    model: Model = DEFAULT_MODEL,
+    weights: Weights = "native",
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Train Medusa heads on text that the model itself writes, so that it can guess several tokens ahead."""
+    train = importlib.import_module("ponder.cli.train")
+    raise typer.Exit(train.train_heads(tasks=tasks, file=prompts, out=out, n=n, tokens=tokens, samples=samples,
+                                       model=train.Opened(model, weights, threads), fit=train.HeadsRecipe(num=num, seed=seed)))  # fmt: skip
+
+
+@app.command()
 def profile(
     model: Annotated[str, typer.Argument(help="Catalogue name, GGUF file or safetensors folder; a config.json is predicted only.")] = DEFAULT_MODEL,
     weights: Annotated[str, typer.Option(help="Weight format, as of `ponder ask`; the CPU's.")] = "native",

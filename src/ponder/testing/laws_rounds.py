@@ -14,7 +14,7 @@ import torch
 from ponder.core.draft import EMPTY, ROOT, Acceptor, Context, Drafter, Drafting, Host, Runner, Target, Tree, Twin, Verified
 from ponder.core.errors import BadField
 from ponder.core.rng import Rng, hash_seed
-from ponder.testing.exact import TOLERANCE, difference, expected_distribution, require
+from ponder.testing.exact import TOLERANCE, Measure, added, difference, expected_distribution, require
 
 VOCAB, DIM = 12, 6
 
@@ -249,13 +249,15 @@ class Draws(Sequence[int]):
 def law_changes_no_answer(drafter: Drafter, acceptor: Acceptor, play: Play) -> None:
     """Texts come with the model's own probabilities, to 1e-12, whatever is drafted round by round; and some of it is accepted."""
     drafts = expected_distribution(lambda rng: decoded(drafter, acceptor, play, rng))
-    found: dict[object, float] = {}
-    for (text, _), mass in drafts.measure.items():  # type: ignore[misc]
-        found[text] = found.get(text, 0.0) + mass
+    found: Measure = {}
+    num_accepted = 0.0
+    for point, mass in drafts.measure.items():
+        pair: tuple[tuple[int, ...], int] = point  # type: ignore[assignment]  # what `decoded` returns
+        added(found, pair[0], mass)
+        num_accepted += mass * pair[1]
     wanted = expected_distribution(lambda rng: plain(play, rng)).measure
     worst, names = difference(found, wanted), f"{type(drafter).__name__} with {type(acceptor).__name__}"
     require(worst <= TOLERANCE, f"{names}: probabilities differ by {worst:.1e}")
-    num_accepted = sum(mass * num for (_, num), mass in drafts.measure.items())  # type: ignore[misc]
     require(num_accepted > 0, f"{names}: nothing that was drafted is ever accepted, so this shows nothing")
 
 
