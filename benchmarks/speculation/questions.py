@@ -142,3 +142,17 @@ CATEGORIES: dict[str, Callable[[], list[Question]]] = {
     "summary": summary, "document": document, "retrieval": retrieval, "edit": edit, "followup": followup, "math": math,
 }  # fmt: skip
 COPIES = ("summary", "document", "retrieval", "edit", "followup")  # categories whose answers repeat what stands in the prompt
+KEPT_BACK = 60  # questions of a category that nothing is trained on
+
+
+def lessons(num: int) -> list[str]:
+    """Prompts in the manner of every category for heads to learn from, `num` of each, none of them among the first KEPT_BACK questions."""
+    titles = sorted({title for _, title, _, _ in passages()}, key=digest)
+    asks = ("Write a short text about {}.", "Explain to a child what {} is.", "List five facts about {} and say why each matters.")
+    chats = [ask.format(title) for title in titles for ask in asks]
+    found = [chats[:num]]
+    for name in ("summary", "document", "retrieval", "edit", "math"):
+        found.append(
+            [f"{q.messages[0][1]}\n\n{q.messages[-1][1]}" if len(q.messages) > 1 else q.messages[0][1] for q in CATEGORIES[name]()][KEPT_BACK:][:num]
+        )
+    return [text for row in found for text in row]

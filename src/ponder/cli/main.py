@@ -245,7 +245,7 @@ def train_verifier(
 @app.command()
 def train_heads(
     tasks: Annotated[str, typer.Option("--task", "-t", help="Tasks whose dev questions the model answers, comma-separated.")] = "gsm8k,mbpp",
-    prompts: Annotated[Path | None, typer.Option(help="Text file with one more prompt on each line.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="More prompts: a text file with one on each line, or a .jsonl file of JSON texts.")] = None,
     out: Annotated[Path, typer.Option(help="Where the heads go (.safetensors).")] = Path("out/heads.safetensors"),
     n: Annotated[int, typer.Option("--n", "-n", help="Questions of each task; a sixth of all prompts measures only.")] = 150,
     tokens: Annotated[int, typer.Option(help="Most tokens of one answer.")] = 128,

@@ -1,5 +1,6 @@
 """`ponder train-verifier` and `train-heads`: text that the model makes, heads fitted to it, and what they get right on what they have not seen."""
 
+import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -145,7 +146,20 @@ def prompts_of(tasks: str, file: Path | None, n: int, tokens: int) -> list[Promp
             lines = file.read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise BadField(f"{file}: {error.strerror}; name a text file with a prompt on each line") from error
-        found += [chat(line) for line in map(str.strip, lines) if line]
+        found += [chat(text_of(line, file)) for line in map(str.strip, lines) if line]
     if len(found) < LEAST_PROMPTS:
         raise BadField(f"{len(found)} prompts: at least {LEAST_PROMPTS}; name more --task, a larger --n or a longer --prompts file")
     return [replace(prompt, max_tokens=tokens, form=None) for prompt in found]
+
+
+def text_of(line: str, file: Path) -> str:
+    """A line of a .jsonl file is a JSON text, which may have several lines; any other is a prompt as it stands. Raises BadField."""
+    if file.suffix != ".jsonl":
+        return line
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise BadField(f"{file}: {line[:40]!r} is no JSON ({error}); write one JSON text on each line") from error
+    if not isinstance(found, str) or not found:
+        raise BadField(f"{file}: {line[:40]!r} is no text; write one JSON text on each line")
+    return found
