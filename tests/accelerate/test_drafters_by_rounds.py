@@ -264,16 +264,16 @@ def path_chances(tokens, suffix, length):
         stretch = tuple(tokens[-num:])
         starts = {x for (*s, x) in full if tuple(s) == stretch} - begun
         total = sum(n for s, n in full.items() if s[:-1] == stretch)
-        open_paths = [((x,), left * full[(*stretch, x)] / (total + 1 / num)) for x in sorted(starts)]
+        open_paths = [((x,), left * full[(*stretch, x)] / (total + 2 * num**-1.5)) for x in sorted(starts)]
         while open_paths:
             path, chance = open_paths.pop()
             found[path] = chance
             after = {s: n for s, n in full.items() if s[:-1] == (*stretch, *path)}
             if len(path) < length:
                 m = num + len(path)
-                open_paths += [((*path, s[-1]), chance * n / (sum(after.values()) + 1 / m)) for s, n in after.items()]
+                open_paths += [((*path, s[-1]), chance * n / (sum(after.values()) + 2 * m**-1.5)) for s, n in after.items()]
         begun |= starts
-        left *= 1 / (1 + total * num)
+        left *= 2 * num**-1.5 / (total + 2 * num**-1.5)
     return found
 
 

@@ -1,7 +1,9 @@
 """How often every short stretch of tokens was seen, as a tree: what continues the last tokens of a text, and how likely.
 
-Equation   chance of x after a stretch s of m tokens (m grows along a draft): c(s x) / (sum_y c(s y) + 1 / m), c weighted over all counts;
-           what is missing to 1 goes to the next shorter stretch. A draft's path has the product of its chances.
+Equation   chance of x after a stretch s of m tokens (m grows along a draft): c(s x) / (sum_y c(s y) + 2 m^-1.5), c weighted over all
+           counts; what is missing to 1 goes to the next shorter stretch. A draft's path has the product of its chances.
+
+2 m^-1.5 is what was never seen before comes to: fitted to how often drafts were accepted in answers of SmolLM2-135M, six kinds of text.
 """
 
 import heapq
@@ -78,6 +80,11 @@ class Counts:
             left += node.next.values()
 
 
+def unseen(length: int) -> float:
+    """What a continuation that was never seen counts, after a stretch of that length."""
+    return 2 * length**-1.5
+
+
 Weighted = Sequence[tuple[float, Node]]  # the same stretch in several counts
 
 
@@ -102,10 +109,10 @@ def likeliest(starts: Sequence[tuple[int, Weighted]], room: int, max_depth: int)
         for weight, token in found:
             if token not in begun:
                 begun.add(token)
-                chance = left * weight / (total + 1 / length)
+                chance = left * weight / (total + unseen(length))
                 heap.append((-chance, serial, ROOT, token, chance, length + 1, _below(nodes, token)))
                 serial += 1
-        left *= 1 / (1 + total * length)
+        left *= unseen(length) / (total + unseen(length))
     heapq.heapify(heap)
     tokens: list[int] = []
     parents: list[int] = []
@@ -121,7 +128,7 @@ def likeliest(starts: Sequence[tuple[int, Weighted]], room: int, max_depth: int)
         if depths[place] < max_depth:
             found, total = continuations(nodes)
             for weight, following in found:
-                chance = weight / (total + 1 / length)
+                chance = weight / (total + unseen(length))
                 heapq.heappush(heap, (path * chance, serial, place, following, chance, length + 1, _below(nodes, following)))
                 serial += 1
     return Tree(tuple(tokens), tuple(parents), None, tuple(chances))
