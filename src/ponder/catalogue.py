@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from ponder.accelerate.accept.bild import BigLittle
 from ponder.accelerate.accept.coupled import Coupled
 from ponder.accelerate.accept.greedy import GreedyMatch
 from ponder.accelerate.accept.rejection import Rejection
@@ -266,6 +267,7 @@ ACCEPTORS: dict[str, Acceptor] = {
     "greedy": GreedyMatch(),
     "rejection": Rejection(),
     "typical": Typical(),
+    "bild": BigLittle(),
 }
 
 LENGTHS: dict[str, LengthControl] = {
