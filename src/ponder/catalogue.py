@@ -31,6 +31,8 @@ from ponder.accelerate.weights.mixed import Mixed
 from ponder.accelerate.weights.native import Native, NativeHead
 from ponder.accelerate.weights.native4 import Native4
 from ponder.accelerate.weights.native8 import Native8
+from ponder.collaborate.nudging import Nudging
+from ponder.collaborate.pair import Way
 from ponder.core.asks import AnswerReader, Sampling, WholeText
 from ponder.core.draft import Acceptor, Drafter, LengthControl
 from ponder.core.errors import UnknownName
@@ -274,6 +276,8 @@ LENGTHS: dict[str, LengthControl] = {
     "fixed": Fixed(),
     "threshold": Threshold(),
 }
+
+COLLABORATIONS: dict[str, Way] = {"nudging": Nudging()}  # ways in which two processes answer as one (collaborate/pair)
 
 KV_FORMATS: dict[str, KVFormat] = {"plain": PLAIN, "int8": INT8}
 
