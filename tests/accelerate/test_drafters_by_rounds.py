@@ -27,7 +27,7 @@ from ponder.testing.laws_rounds import DIM, HOST, LAWS, VOCAB, played, require_f
 
 DRAWS = torch.Generator().manual_seed(3)
 HEADS = Heads(
-    model_id="scripted", residual=torch.randn(3, DIM, DIM, generator=DRAWS).bfloat16(), rows=torch.randn(VOCAB, DIM, generator=DRAWS).bfloat16(),
+    model_id="scripted", residual=torch.randn(3, DIM, 2 * DIM, generator=DRAWS).bfloat16(), rows=torch.randn(VOCAB, DIM, generator=DRAWS).bfloat16(),
     ids=torch.arange(VOCAB), facts={},
 )  # fmt: skip
 TEXT = script(0, 77).tokens
@@ -338,15 +338,17 @@ def test_the_table_is_small():
 
 
 def test_heads_are_plain_products():
-    hidden = torch.randn(5, DIM, generator=DRAWS)
-    whole = HEADS.log_p(hidden)
+    hidden, drawn = torch.randn(5, DIM, generator=DRAWS), [3, 0, 11, 3, 99]
+    whole = HEADS.log_p(hidden, drawn)
     assert whole.shape == (5, 3, VOCAB)
     for n in range(5):
         for k in range(3):
-            h, r = hidden[n].bfloat16().float(), HEADS.residual[k].float()
-            inner = r @ h
-            wanted = (HEADS.rows.float() @ (h + inner / (1 + (-inner).exp()))).log_softmax(-1)
-            assert torch.allclose(whole[n, k], wanted, atol=0.1)
+            h, r, e = hidden[n].bfloat16().float(), HEADS.residual[k].float(), HEADS.rows[drawn[n]].float() if drawn[n] < VOCAB else torch.zeros(DIM)
+            size = h.square().mean().sqrt()
+            inner = r @ torch.cat([h / size, e / e.square().mean().sqrt().clamp_min(1e-6)])
+            wanted = (HEADS.rows.float() @ (h + size * inner / (1 + (-inner).exp()))).log_softmax(-1)
+            assert torch.allclose(whole[n, k], wanted, atol=0.2)
+    assert not torch.allclose(whole, HEADS.log_p(hidden, [4] * 5), atol=0.2)  # the drawn token is read
 
 
 def test_medusa_drafts_the_likeliest_combinations():
@@ -355,7 +357,7 @@ def test_medusa_drafts_the_likeliest_combinations():
     state = torch.randn(DIM, generator=DRAWS)
     drafting.observe([Verified(request=1, tree=chain(()), path=(), tokens=(1,), hidden=state[None])])
     (tree,) = drafting.propose([Context(request=1, tokens=[1], num_prompt=1, room=16, max_depth=3)])
-    p = HEADS.log_p(state[None])[0].double().exp()
+    p = HEADS.log_p(state[None], [1])[0].double().exp()
     everything = torch.cat([p[0], (p[0][:, None] * p[1]).flatten(), (p[0][:, None, None] * p[1][:, None] * p[2]).flatten()])
     found = [math.prod(tree.chances[j] for j in tree.path(i)) for i in range(len(tree))]
     assert found == pytest.approx(everything.sort(descending=True).values[:16].tolist(), rel=1e-5)
@@ -376,7 +378,7 @@ def test_heads_come_back_from_their_file(tmp_path):
 
 
 def test_heads_of_another_model_are_refused():
-    wide = Heads(model_id="wide", residual=torch.ones(1, 9, 9), rows=torch.ones(VOCAB, 9), ids=torch.arange(VOCAB), facts={})
+    wide = Heads(model_id="wide", residual=torch.ones(1, 9, 18), rows=torch.ones(VOCAB, 9), ids=torch.arange(VOCAB), facts={})
     with pytest.raises(BadField, match="width 9"):
         Medusa(heads=wide).open(HOST)
 

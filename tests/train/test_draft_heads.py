@@ -35,8 +35,14 @@ def test_heads_learn_what_follows():
     top1 = heads.facts["top1"]
     assert top1[0] >= 18 / 20 and top1[1] >= 17 / 20  # the last places of a text have nothing to guess
     assert max(heads.facts["top1_untrained"]) < 0.5
-    said = heads.ids[heads.log_p(STATES[[3]]).argmax(-1)[0]].tolist()
+    said = heads.ids[heads.log_p(STATES[[3]], [3]).argmax(-1)[0]].tolist()
     assert said == [4, 5]
+
+
+def test_heads_read_the_drawn_token():
+    """States that say nothing: what was drawn alone tells what comes next."""
+    blank = [Said(t.prompt, t.tokens, torch.ones(20, DIM).bfloat16()) for t in texts(20, lambda prompt, place: (prompt + place) % 7)]
+    assert fit(blank).facts["top1"][0] >= 0.7  # by chance 1 in 7
 
 
 def test_heads_find_nothing_in_noise():
@@ -48,6 +54,7 @@ def test_heads_find_nothing_in_noise():
 def test_lessons_point_ahead():
     said = Said("p", (5, 3, 5, 8), torch.zeros(4, 2))
     found = lessons([said, said], torch.tensor([5, 3]), 2)
+    assert found.drawn_N.tolist() == [0, 1, 0, -1] * 2
     assert found.wanted_NK.tolist() == [[1, 0], [0, -1], [-1, -1], [-1, -1]] * 2 and found.num_tokens == 8
 
 
@@ -71,7 +78,7 @@ def test_heads_of_a_process():
     width = said[0].states_TD.shape[1]
     head = torch.randn(width, 4, generator=DRAWS)
     heads = fit_draft_heads(said, lambda h: h.float() @ head, model_id=checkpoint_of(process.model_id), recipe=HeadsRecipe(num=1, max_epochs=2))
-    assert heads.residual.shape == (1, width, width) and torch.equal(heads.rows, head.T.bfloat16()[heads.ids])
+    assert heads.residual.shape == (1, width, 2 * width) and torch.equal(heads.rows, head.T.bfloat16()[heads.ids])
 
 
 @pytest.mark.parametrize("change", [{"num": 0}, {"rate": 0}, {"decay": -1}, {"batch": 0}])

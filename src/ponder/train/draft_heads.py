@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ponder.accelerate.draft.heads import Heads
+from ponder.accelerate.draft.heads import Heads, scored
 from ponder.core.asks import GREEDY, Extend, Extension, Prefix, Prompt, Sampling
 from ponder.core.errors import BadField, PonderError
 from ponder.core.rng import hash_seed
@@ -75,9 +75,10 @@ def written(
 
 @dataclass(frozen=True)
 class Lessons:
-    """states[i] and, for each head, the place in `ids` of what it must guess there, -1 where that is not known or not among them."""
+    """states[i], the token drawn there and, for each head, the one that it must guess: places in `ids`, -1 where unknown or not among them."""
 
     states_ND: Tensor
+    drawn_N: Tensor
     wanted_NK: Tensor
     num_tokens: int = field(default=0)
 
@@ -85,9 +86,9 @@ class Lessons:
 def lessons(texts: Sequence[Said], ids_S: Tensor, num: int) -> Lessons:
     """Every state of the texts. Head k (from 1) at state i must guess tokens[i + k]; past the end there is nothing to guess."""
     place = {token: at for at, token in enumerate(ids_S.tolist())}
-    wanted = [[place.get(t, -1) for t in (*text.tokens[1:], *([-1] * num))] for text in texts]
-    rows = [[found[i : i + num] for i in range(len(text.tokens))] for text, found in zip(texts, wanted, strict=True)]
-    return Lessons(torch.cat([t.states_TD for t in texts]), torch.tensor([row for found in rows for row in found]), sum(len(t.tokens) for t in texts))
+    known = [[*(place.get(t, -1) for t in text.tokens), *([-1] * num)] for text in texts]
+    rows = torch.tensor([found[i : i + 1 + num] for found in known for i in range(len(found) - num)])
+    return Lessons(torch.cat([t.states_TD for t in texts]), rows[:, 0], rows[:, 1:], len(rows))
 
 
 def fit_draft_heads(
@@ -105,7 +106,7 @@ def fit_draft_heads(
     width = texts[0].states_TD.shape[1]
     rows_SD = logits(torch.eye(width, dtype=texts[0].states_TD.dtype))[:, ids_S].T.contiguous().bfloat16()
     train, stop, unseen = (lessons(part, ids_S, recipe.num) for part in parts)
-    blank = Heads(model_id=model_id, residual=torch.zeros(recipe.num, width, width).bfloat16(), rows=rows_SD, ids=ids_S, facts={})
+    blank = Heads(model_id=model_id, residual=torch.zeros(recipe.num, width, 2 * width).bfloat16(), rows=rows_SD, ids=ids_S, facts={})
     with torch.inference_mode(False), torch.enable_grad():
         heads, num_epochs = descend(blank, train, stop, recipe)
     facts: dict[str, object] = {
@@ -130,7 +131,9 @@ def descend(heads: Heads, train: Lessons, stop: Lessons, recipe: HeadsRecipe) ->
     draws = torch.Generator().manual_seed(recipe.seed)
     # copies: what was computed in inference mode takes no part in a gradient
     residual, rows = heads.residual.float().clone().requires_grad_(), heads.rows.clone()
-    train, stop = (replace(part, states_ND=part.states_ND.clone(), wanted_NK=part.wanted_NK.clone()) for part in (train, stop))
+    train, stop = (
+        replace(part, states_ND=part.states_ND.clone(), drawn_N=part.drawn_N.clone(), wanted_NK=part.wanted_NK.clone()) for part in (train, stop)
+    )
     optimizer = torch.optim.AdamW([residual], lr=recipe.rate, weight_decay=recipe.decay)
     best, best_loss, best_epoch, epoch = residual.detach().clone(), float("inf"), 0, 0
     while epoch < recipe.max_epochs and epoch - best_epoch < recipe.patience:
@@ -147,17 +150,17 @@ def descend(heads: Heads, train: Lessons, stop: Lessons, recipe: HeadsRecipe) ->
     return replace(heads, residual=best.bfloat16()), epoch
 
 
-def loss_of(residual_KDD: Tensor, rows_SD: Tensor, part: Lessons, places: Tensor) -> Tensor:
-    """Mean log loss of what is known at those places. Products in bfloat16, as heads score; sums over tokens in float32."""
-    h_ND, wanted_NK = part.states_ND[places], part.wanted_NK[places]
-    inner_NKD = (h_ND @ residual_KDD.to(h_ND.dtype).flatten(0, 1).T).unflatten(1, residual_KDD.shape[:2])
-    logits_NKS = ((h_ND[:, None] + F.silu(inner_NKD)) @ rows_SD.T).float()
+def loss_of(residual_KDE: Tensor, rows_SD: Tensor, part: Lessons, places: Tensor) -> Tensor:
+    """Mean log loss of what is known at those places, by the products that heads score with."""
+    wanted_NK = part.wanted_NK[places]
+    logits_NKS = scored(residual_KDE, rows_SD, part.states_ND[places], part.drawn_N[places])
     total = F.cross_entropy(logits_NKS.flatten(0, 1), wanted_NK.flatten(), ignore_index=-1, reduction="sum")
     return total / (wanted_NK >= 0).sum().clamp_min(1)
 
 
 def shares(heads: Heads, part: Lessons) -> list[float]:
     """By head, how often its likeliest token comes, among all places that have a token there, scored or not."""
-    found_NK = torch.cat([heads.log_p(rows).argmax(-1) for rows in part.states_ND.split(512)])
+    parts = zip(part.states_ND.split(512), part.drawn_N.split(512))
+    found_NK = torch.cat([scored(heads.residual, heads.rows, states, drawn).argmax(-1) for states, drawn in parts])
     right_K = (found_NK == part.wanted_NK).sum(0)
     return [round(float(right) / max(1, part.num_tokens), 4) for right in right_K]
