@@ -295,14 +295,19 @@ class Acceptor(Protocol):
     @property
     def reads(self) -> Reads: ...
 
+    @property
+    def is_identical(self) -> bool:
+        """Whether answers are plain decoding's, token by token, for every seed; else a model's id names how they were made."""
+        ...
+
     def accept(self, tree: Tree, target: Target, rng: Rng) -> Accepted: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What one step that decoded has cost. num_rows: of the target's pass, drafts included, when prompts are not among them."""
+    """What a step has cost in which every row was of a sequence that decodes."""
 
-    num_rows: int
+    num_rows: int  # of the target's pass, drafts included
     seconds: float  # of the pass, its draws and acceptance
     num_drafted: int
     draft_seconds: float
@@ -319,7 +324,9 @@ class Controlling(Protocol):
         """How many tokens of each tree, from its first, are worth the target's time in a step that has num_rows rows without them."""
         ...
 
-    def learn(self, verified: Sequence[Verified], spent: Spent) -> None: ...
+    def learn(self, verified: Sequence[Verified], spent: Spent | None) -> None:
+        """Told after every step that gave tokens. spent: None where the step read prompts too."""
+        ...
 
     def forget(self, request: int) -> None: ...
 

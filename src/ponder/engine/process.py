@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ponder.core.asks import Answer, Ask, Expand, Extend, Extension, Judge, Prompt, Read
 from ponder.core.budget import Cost
+from ponder.core.draft import Host, Runner, Speculation, Twin
 from ponder.core.errors import BadField, PromptTooLong
 from ponder.core.formats import Tokenizer
 from ponder.core.probe import Probe, checkpoint_of, rows_of
@@ -25,6 +26,7 @@ from ponder.engine.jobs import Count, ExpandJob, ExtendJob, Job, ReadJob, ScoreJ
 from ponder.engine.kv import KVStore, common_len
 from ponder.engine.pages import PAGE, PLAIN, KVFormat, Pool
 from ponder.engine.pages import Sequence as Pages
+from ponder.engine.rounds import Rounds
 from ponder.engine.sampler import Draw, Drawn, LogP, draw, most_likely
 from ponder.models.decoder import Decoder
 
@@ -54,7 +56,10 @@ class Settings:
 class LocalProcess:
     """Role Process (core.roles). Not thread-safe: one driver steps it."""
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, scheduler: Scheduler, settings: Settings | None = None) -> None:
+    def __init__(
+        self, decoder: Decoder, tokenizer: Tokenizer, scheduler: Scheduler, settings: Settings | None = None, *,
+        speculation: Speculation | None = None,
+    ) -> None:  # fmt: skip
         settings = settings or Settings()
         config = decoder.config
         self.decoder, self.tokenizer, self.scheduler = decoder, tokenizer, scheduler
@@ -69,6 +74,8 @@ class LocalProcess:
         self.model_id += self.attention.name  # equal only for equal results, and the kernels round differently
         self.count, self.num_calls = Count(), 0  # counted by the loop, whoever asked
         self.num_preempted = self.num_recomputed = 0  # tracks put back, and tokens computed again for them
+        self.rounds = Rounds(speculation, self._host(), self._take)
+        self.model_id += self.rounds.name
         self.jobs: dict[int, Job] = {}
         self.priorities: dict[int, int] = {}
         self.waiting: list[tuple[Job, Track]] = []
@@ -162,6 +169,11 @@ class LocalProcess:
 
     def _draw(self, hidden_RD: Tensor, wishes: Sequence[Draw]) -> list[Drawn]:
         return draw(self.decoder.logits(hidden_RD), wishes)
+
+    def _draw_shown(self, hidden_RD: Tensor, wishes: Sequence[Draw]) -> tuple[list[Drawn], Tensor]:
+        """What `_draw` draws, and the logits [R, V] on the host."""
+        logits_RV = self.decoder.logits(hidden_RD)
+        return draw(logits_RV, wishes), logits_RV
 
     def _most_likely(self, hidden_RD: Tensor, num: int) -> tuple[list[list[int]], list[list[float]]]:
         return most_likely(self.decoder.logits(hidden_RD), num)
@@ -302,6 +314,23 @@ class LocalProcess:
             self._preempt(latest)
         return True
 
+    def _take(self, pages: Pages, num_tokens: int) -> bool:
+        """Pages for a guess: free ones and those of idle prefixes."""
+        while not pages.reserve(num_tokens):
+            if not self.store.evict():
+                return False
+        return True
+
+    def _runner(self, twin: Twin) -> Runner:
+        raise BadField(f"draft of {twin}: this process runs no other model; open it with one")
+
+    def _host(self) -> Host:
+        decoder = self.decoder
+        return Host(
+            vocab_size=len(self.tokenizer.pieces), eos_ids=self.tokenizer.eos_ids, num_layers=decoder.config.num_layers, dim=decoder.config.dim,
+            runner=self._runner, logits=decoder.logits,
+        )  # fmt: skip
+
     def _preempt(self, track: Track) -> None:
         """Puts a running track back among the waiting; what it computed stays in the store while there is room."""
         job = next(job for job, other in self.running if other is track)
@@ -337,6 +366,7 @@ class LocalProcess:
             else:
                 self._preempt(track)
         spans = [(span, job, track) for span, job, track in spans if track.pages is not None]  # a later one may have taken an earlier one's pages
+        spans = self.rounds.widen(spans)
         if len(spans) == 1:
             return spans
         owners = {span.sequence: (job, track) for span, job, track in spans}
@@ -345,14 +375,11 @@ class LocalProcess:
     def _compute(self, spans: Sequence[tuple[Span, Job, Track]]) -> None:
         if not spans:
             return
-        tokens = [t for span, _, track in spans for t in track.tokens(span.start, span.stop)]
+        tokens = [t for span, _, track in spans for t in self.rounds.tokens(span, track)]
         hidden_TD = self._forward([span for span, _, _ in spans], tokens)
-        at = 0
-        for span, job, track in spans:
-            num = span.stop - span.start
+        for span, job, track, hidden_ND in self.rounds.gathered(spans, hidden_TD):
             self._book(span, job, track)
-            self._keep(span, track, hidden_TD[at : at + num])
-            at += num
+            self._keep(span, track, hidden_ND)
 
     def _book(self, span: Span, job: Job, track: Track) -> None:
         start = max(span.start, min(span.stop, track.num_seen))  # what a preempted track computes again was booked before
@@ -387,22 +414,12 @@ class LocalProcess:
     def _use_hidden(self) -> None:
         """Gives every track whose last token is computed what it waits for."""
         ready = [(job, track) for job, track in self.running if track.hidden and track.num_computed == len(track.key)]
-        self._extend([(job, track) for job, track in ready if isinstance(job, ExtendJob)])
+        extending = [(job, track) for job, track in ready if isinstance(job, ExtendJob)]
+        if extending:
+            self.rounds.extend(self, extending)
         self._expand([(job, track) for job, track in ready if isinstance(job, ExpandJob)])
         self._score([(job, track) for job, track in ready if isinstance(job, ScoreJob)])
         self._read([(job, track) for job, track in ready if isinstance(job, ReadJob)])
-
-    def _extend(self, ready: Sequence[tuple[ExtendJob, Track]]) -> None:
-        if ready:
-            probed = {probe.name: probe for job, _ in ready for probe in job.ask.probes}
-            for name, probe in probed.items():
-                readers = [(job, track) for job, track in ready if name in job.readings]
-                for (job, _), row in zip(readers, rows_of(probe.read(torch.cat([track.hidden[-1] for _, track in readers])))):
-                    job.seen[name] = row
-            drawn = self._draw(_waiting_rows(ready), [job.wish() for job, _ in ready])
-            for (job, _), token in zip(ready, drawn):
-                job.push(token)
-            self.count.generated_tokens += len(ready)
 
     def _expand(self, ready: Sequence[tuple[ExpandJob, Track]]) -> None:
         if ready:
@@ -440,6 +457,7 @@ class LocalProcess:
     def _close(self, ticket: int, job: Job) -> None:
         """Frees all that the job holds."""
         del self.jobs[ticket]
+        self.rounds.forget(ticket)
         mine = [track for owner, track in self.running if owner is job]
         if mine:
             self.running = [(owner, track) for owner, track in self.running if owner is not job]

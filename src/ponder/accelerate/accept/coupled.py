@@ -20,6 +20,7 @@ from ponder.core.rng import Rng
 @dataclass(frozen=True, kw_only=True)
 class Coupled:
     guarantee = Guarantee.EXACT
+    is_identical = True
     reads: Reads = "drawn"
 
     def accept(self, tree: Tree, target: Target, rng: Rng) -> Accepted:

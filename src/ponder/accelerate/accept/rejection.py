@@ -26,6 +26,7 @@ from ponder.core.rng import Rng
 @dataclass(frozen=True, kw_only=True)
 class Rejection:
     guarantee = Guarantee.EXACT
+    is_identical = False
     reads: Reads = "log_p"
 
     def accept(self, tree: Tree, target: Target, rng: Rng) -> Accepted:

@@ -26,6 +26,7 @@ class Typical:
     delta: float = 0.3  # share of exp(-entropy) that is enough
 
     guarantee = Guarantee.BIASED
+    is_identical = False
     reads: Reads = "log_p"
 
     def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ class Fixed:
     def cut(self, requests: Sequence[int], trees: Sequence[Tree], num_rows: int) -> list[int]:
         return [len(tree) for tree in trees]
 
-    def learn(self, verified: Sequence[Verified], spent: Spent) -> None:
+    def learn(self, verified: Sequence[Verified], spent: Spent | None) -> None:
         return None
 
     def forget(self, request: int) -> None:

@@ -37,7 +37,7 @@ class Threshold:
     def cut(self, requests: Sequence[int], trees: Sequence[Tree], num_rows: int) -> list[int]:
         return [self._kept(tree) for tree in trees]
 
-    def learn(self, verified: Sequence[Verified], spent: Spent) -> None:
+    def learn(self, verified: Sequence[Verified], spent: Spent | None) -> None:
         return None
 
     def forget(self, request: int) -> None:
