@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--drafters", default="ngram,copyspec,trie,token_recycling,copy_or_recycle", help="names of the catalogue")
     parser.add_argument("--heads", type=Path, help="medusa heads too: a file that `ponder train-heads` wrote for this model")
     parser.add_argument("--acceptors", default="coupled")
-    parser.add_argument("--controls", default="cost" if "cost" in catalogue.LENGTHS else "fixed", help="length controls of the catalogue")
+    parser.add_argument("--controls", default="expected", help="length controls of the catalogue")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--python", help="interpreter that has the peers; without it none is measured")
     parser.add_argument("--cpu", action="store_true", help="compare CPU time, not the clock's; for ours alone")

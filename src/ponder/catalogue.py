@@ -17,6 +17,7 @@ from ponder.accelerate.draft.medusa import Medusa
 from ponder.accelerate.draft.ngram import Ngram
 from ponder.accelerate.draft.token_recycling import TokenRecycling
 from ponder.accelerate.draft.trie import Trie
+from ponder.accelerate.length.expected import Expected
 from ponder.accelerate.length.fixed import Fixed
 from ponder.accelerate.length.threshold import Threshold
 from ponder.accelerate.schedule.first_come import FirstCome
@@ -34,8 +35,8 @@ from ponder.accelerate.weights.native8 import Native8
 from ponder.collaborate.nudging import Nudging
 from ponder.collaborate.pair import Way
 from ponder.core.asks import AnswerReader, Sampling, WholeText
-from ponder.core.draft import Acceptor, Drafter, LengthControl
-from ponder.core.errors import UnknownName
+from ponder.core.draft import Acceptor, Drafter, LengthControl, Speculation
+from ponder.core.errors import BadField, UnknownName
 from ponder.core.formats import WeightFormat
 from ponder.core.roles import Resampler, StopRule, Strategy, Verifier
 from ponder.core.schedule import Scheduler
@@ -273,6 +274,7 @@ ACCEPTORS: dict[str, Acceptor] = {
 }
 
 LENGTHS: dict[str, LengthControl] = {
+    "expected": Expected(),
     "fixed": Fixed(),
     "threshold": Threshold(),
 }
@@ -328,6 +330,11 @@ PARTS = {  # field of a strategy -> what it may be set to
 }
 
 SPECS = Specs("strategy", STRATEGIES, PARTS)
+DRAFT_SPECS = (
+    Specs("drafter", FilesToo(DRAFTERS, ".safetensors", open_drafter), {}),
+    Specs("acceptor", ACCEPTORS, {}),
+    Specs("length control", LENGTHS, {}),
+)
 
 
 def strategy(spec: str) -> Strategy:
@@ -335,13 +342,26 @@ def strategy(spec: str) -> Strategy:
     return SPECS.read(spec)  # type: ignore[return-value]
 
 
+def speculation(spec: str) -> Speculation:
+    """What DRAFTER, DRAFTER/ACCEPTOR or DRAFTER/ACCEPTOR/LENGTH means, each NAME or NAME:field=value,...; by default coupled and expected.
+    Raises UnknownName or BadField."""
+    given = spec.split("/")
+    if len(given) > 3:
+        raise BadField(
+            f"draft {spec!r}: has {len(given)} parts; write DRAFTER, DRAFTER/ACCEPTOR or DRAFTER/ACCEPTOR/LENGTH, as in ngram/coupled/fixed:num=4"
+        )
+    found = [specs.read(text) for specs, text in zip(DRAFT_SPECS, [*given, *("", "coupled", "expected")[len(given) :]])]
+    return Speculation(drafter=found[0], acceptor=found[1], control=found[2])  # type: ignore[arg-type]
+
+
 def open_model(
     path: Path, weights: str | None = None, threads: int | None = None, *, scheduler: str = "sarathi", kv: str = "plain",
-    settings: Settings | None = None, device: str = "cpu",
+    settings: Settings | None = None, device: str = "cpu", draft: str | Speculation | None = None,
 ) -> LocalProcess:  # fmt: skip
     """The model at `path` as a running process. Raises UnknownName for a format or scheduler, BadModelFile, Unsupported, BadField.
 
     weights: None for "native" on the CPU and "dense" on another device. settings: bounds of the process; `kv` overrides its KV format.
+    draft: how it guesses ahead, an object or as `speculation` reads it; None: not at all.
     """
     for kind, name, table in (("scheduler", scheduler, SCHEDULERS), ("KV format", kv, KV_FORMATS)):
         if name not in table:
@@ -349,7 +369,8 @@ def open_model(
     matrices, head, dtype = formats_of(weights_on(device, weights), device)
     return open_process(
         path, weights=matrices, head=head, dtype=dtype, threads=threads, scheduler=SCHEDULERS[scheduler],
-        settings=replace(settings or Settings(), kv_format=KV_FORMATS[kv]), device=device,
+        settings=replace(settings or Settings(), kv_format=KV_FORMATS[kv], speculation=speculation(draft) if isinstance(draft, str) else draft),
+        device=device,
     )  # fmt: skip
 
 

@@ -83,7 +83,7 @@ class Guessing:
 
 def opened(is_native: bool, settings: Settings = ROOMY, guesser: Guesser | None = None, acceptor: Acceptor | None = None) -> LocalProcess:
     speculation = None if guesser is None else Speculation(drafter=guesser, acceptor=acceptor or Coupled(), control=Fixed(num=12))
-    return LocalProcess(DECODER, ByteTokenizer(), Sarathi(), replace(settings, is_native=is_native), speculation=speculation)
+    return LocalProcess(DECODER, ByteTokenizer(), Sarathi(), replace(settings, is_native=is_native, speculation=speculation))
 
 
 def asks() -> list[Ask]:

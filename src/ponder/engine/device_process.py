@@ -57,6 +57,10 @@ class DeviceProcess(LocalProcess):
     def _draw_on_host(self, hidden_RD: Tensor, wishes: Sequence[Draw]) -> list[Drawn]:
         return draw(self.decoder.logits(hidden_RD).cpu(), wishes)
 
+    def _draw_shown(self, hidden_RD: Tensor, wishes: Sequence[Draw]) -> tuple[list[Drawn], Tensor]:
+        logits_RV = self.decoder.logits(hidden_RD).cpu()
+        return draw(logits_RV, wishes), logits_RV
+
     def _most_likely(self, hidden_RD: Tensor, num: int) -> tuple[list[list[int]], list[list[float]]]:
         return most_likely(self.decoder.logits(hidden_RD).cpu(), num)
 

@@ -46,6 +46,7 @@ class Settings:
     is_native: bool = True  # False: attention by PyTorch even where the compiled kernel can
     is_shared: bool = True  # False: a shared prefix is read again for each who has it
     context_len: int | None = None  # most tokens of a sequence; None: as many as the model usually has
+    speculation: Speculation | None = None  # how it guesses ahead; None: not at all
 
     def __post_init__(self) -> None:
         for name, value in (("max_rows", self.max_rows), ("chunk", self.chunk), ("kv_bytes", self.kv_bytes)):
@@ -56,10 +57,7 @@ class Settings:
 class LocalProcess:
     """Role Process (core.roles). Not thread-safe: one driver steps it."""
 
-    def __init__(
-        self, decoder: Decoder, tokenizer: Tokenizer, scheduler: Scheduler, settings: Settings | None = None, *,
-        speculation: Speculation | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, scheduler: Scheduler, settings: Settings | None = None) -> None:
         settings = settings or Settings()
         config = decoder.config
         self.decoder, self.tokenizer, self.scheduler = decoder, tokenizer, scheduler
@@ -74,7 +72,7 @@ class LocalProcess:
         self.model_id += self.attention.name  # equal only for equal results, and the kernels round differently
         self.count, self.num_calls = Count(), 0  # counted by the loop, whoever asked
         self.num_preempted = self.num_recomputed = 0  # tracks put back, and tokens computed again for them
-        self.rounds = Rounds(speculation, self._host(), self._take)
+        self.rounds = Rounds(settings.speculation, self._host(), self._take)
         self.model_id += self.rounds.name
         self.jobs: dict[int, Job] = {}
         self.priorities: dict[int, int] = {}

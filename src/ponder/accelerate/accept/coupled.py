@@ -11,6 +11,7 @@ Choose     always, unless the drafter draws from a distribution that it cannot c
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ponder.core.draft import ROOT, Accepted, Reads, Target, Tree
 from ponder.core.guarantee import Guarantee
@@ -21,7 +22,7 @@ from ponder.core.rng import Rng
 class Coupled:
     guarantee = Guarantee.EXACT
     is_identical = True
-    reads: Reads = "drawn"
+    reads: ClassVar[Reads] = "drawn"
 
     def accept(self, tree: Tree, target: Target, rng: Rng) -> Accepted:
         at, path = ROOT, []

@@ -9,6 +9,7 @@ Choose     to see what guessing is worth without any luck in it; coupled does th
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ponder.core.draft import ROOT, Accepted, Reads, Target, Tree
 from ponder.core.guarantee import Guarantee
@@ -19,7 +20,7 @@ from ponder.core.rng import Rng
 class GreedyMatch:
     guarantee = Guarantee.EXACT
     is_identical = True
-    reads: Reads = "drawn"
+    reads: ClassVar[Reads] = "drawn"
 
     def accept(self, tree: Tree, target: Target, rng: Rng) -> Accepted:
         at, path = ROOT, []

@@ -14,6 +14,7 @@ Differs    where p = q up to rounding nothing is left of p: the child is accepte
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from ponder.core.rng import Rng
 class Rejection:
     guarantee = Guarantee.EXACT
     is_identical = False
-    reads: Reads = "log_p"
+    reads: ClassVar[Reads] = "log_p"
 
     def accept(self, tree: Tree, target: Target, rng: Rng) -> Accepted:
         at, path = ROOT, []

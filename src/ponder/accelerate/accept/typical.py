@@ -11,6 +11,7 @@ Choose     where any plausible text will do and speed matters most; never where 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -27,7 +28,7 @@ class Typical:
 
     guarantee = Guarantee.BIASED
     is_identical = False
-    reads: Reads = "log_p"
+    reads: ClassVar[Reads] = "log_p"
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon <= 1 or not self.delta > 0:

@@ -11,6 +11,7 @@ Choose     answers that quote: summaries, edits, extraction, code, arithmetic wr
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from ponder.core.draft import EMPTY, Context, Host, Needs, Scope, Tree, Verified, chain
 from ponder.core.errors import BadField
@@ -24,7 +25,7 @@ class Ngram:
     num: int = 10  # most tokens of a draft
 
     guarantee = Guarantee.EXACT
-    scope: Scope = "request"
+    scope: ClassVar[Scope] = "request"
     needs = Needs()
 
     def __post_init__(self) -> None:
