@@ -6,7 +6,8 @@
     python benchmarks/spec_bench.py --write-lessons FILE.jsonl             # prompts for `ponder train-heads --prompts FILE.jsonl`
 
 For every category and number of sequences: the prompts are read once, then each setting answers them, round after round, plain decoding
-among them; a speed-up is that of the same round. Rows go to benchmarks/results/speculation.jsonl, `python -m speculation.page` (in
+among them; a speed-up is that of the same round. Drafters begin each turn anew; those of scope session with what they learned from
+other questions. Rows go to benchmarks/results/speculation.jsonl, `python -m speculation.page` (in
 benchmarks/) makes docs/speculation.md of them. Speeds count CPU time with --cpu, for a machine that others use, too.
 """
 
@@ -23,17 +24,18 @@ from pathlib import Path
 from lib import rows as evidence
 from speculation.ours import Ours, Turn
 from speculation.peers import Peers
-from speculation.questions import CATEGORIES, Question, lessons, questions
+from speculation.questions import CATEGORIES, KEPT_BACK, Question, lessons, questions
 
 import ponder
 from ponder import catalogue
 from ponder.core.asks import Prompt, Sampling
-from ponder.core.draft import Drafter
+from ponder.core.draft import Drafter, Drafting
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = "plain"
 FIRST_TURN = 96  # tokens of the answer that a follow-up is about
 WIDTHS = (1, 2, 3, 5, 9, 17)
+NUM_WARM = 3  # questions of each category that drafters of scope session have heard before
 
 
 def arguments() -> argparse.Namespace:
@@ -47,7 +49,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--new", type=int, default=64, help="most tokens of an answer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=6.0, help="no new turn after this long")
-    parser.add_argument("--drafters", default="ngram,copyspec,trie,token_recycling,copy_or_recycle", help="names of the catalogue")
+    parser.add_argument(
+        "--drafters", default="ngram;copyspec;trie;token_recycling;token_recycling:over=session;copy_or_recycle", help="specs, ; between"
+    )
     parser.add_argument("--heads", type=Path, help="medusa heads too: a file that `ponder train-heads` wrote for this model")
     parser.add_argument("--acceptors", default="coupled")
     parser.add_argument("--controls", default="expected", help="length controls of the catalogue")
@@ -59,7 +63,7 @@ def arguments() -> argparse.Namespace:
 
 
 def drafters_of(args: argparse.Namespace) -> dict[str, Drafter]:
-    found = {name: catalogue.DRAFTERS[name] for name in filter(None, args.drafters.split(","))}
+    found: dict[str, Drafter] = dict(catalogue.DRAFT_SPECS[0].read_many(args.drafters))
     if args.heads is not None:
         heads = catalogue.open_drafter(args.heads)
         found |= {"medusa": heads, "copy_or_medusa": catalogue.First(drafters=(catalogue.CopySpec(), heads))}
@@ -79,6 +83,7 @@ class Bench:
                     self.settings[f"{name} / {acceptor} / {control}"] = (drafter, acceptor, control)
         self.peers = Peers(Path(ponder.pull(args.model)), args.python, args.threads, ROOT / "out/bench")
         self.sampling = Sampling(temperature=args.temperature)
+        self.learned = {name: self.warmed(setting[0]) for name, setting in self.settings.items() if setting[0] is not None}
         self.rows: list[dict[str, object]] = []
 
     @property
@@ -93,6 +98,14 @@ class Bench:
             for num in sequences:
                 yield category, num, [[p] for p in found[: self.args.num]] if num == 1 else [found[:num]]
 
+    def warmed(self, drafter: Drafter) -> Drafting | None:
+        """What a drafter of scope session has learned from NUM_WARM questions of each category, which are not measured; else None."""
+        if drafter.scope != "session":
+            return None
+        asked = [q for name in CATEGORIES if name != "followup" for q in questions(name, KEPT_BACK)[-NUM_WARM:]]
+        prompts = [Prompt(messages=q.messages, max_tokens=self.args.new) for q in asked]
+        return self.ours.learned(drafter, catalogue.ACCEPTORS["coupled"], catalogue.LENGTHS["fixed"], prompts)
+
     def prompts(self, found: Sequence[Question]) -> list[Prompt]:
         first = [q for q in found if q.change]
         if first:  # the model's own answer becomes a part of the question
@@ -103,7 +116,8 @@ class Bench:
 
     def turn(self, name: str, prompts: Sequence[Prompt], sampling: Sampling | None = None) -> Turn:
         drafter, acceptor, control = self.settings[name]
-        tally = self.ours.use(drafter, catalogue.ACCEPTORS[acceptor], catalogue.LENGTHS[control])
+        learned = self.learned.get(name)
+        tally = self.ours.use(drafter, catalogue.ACCEPTORS[acceptor], catalogue.LENGTHS[control], learned=learned)
         return self.ours.answer(prompts, sampling or self.sampling, tally)
 
     def measure(self) -> None:

@@ -3,6 +3,7 @@
 A turn answers some prompts at once. Its speed is that of the tokens after every sequence has its first one, so that no prompt is in it.
 """
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -103,13 +104,20 @@ class Ours:
     def __init__(self, process: LocalProcess) -> None:
         self.process = process
 
-    def use(self, drafter: Drafter | None, acceptor: Acceptor, control: LengthControl) -> Tally:
-        """Begins a setting: whatever was learned before is gone, stored prefixes stay."""
+    def use(self, drafter: Drafter | None, acceptor: Acceptor, control: LengthControl, *, learned: Drafting | None = None) -> Tally:
+        """Begins a setting: what was learned before is gone but for a copy of `learned`, stored prefixes stay."""
         watched = Watched(inner=control)
         speculation = None if drafter is None else Speculation(drafter=drafter, acceptor=acceptor, control=watched)
         process = self.process
         process.rounds = Rounds(speculation, process._host(), process._take)
+        if learned is not None:
+            process.rounds.drafting = copy.deepcopy(learned)
         return watched.tally
+
+    def learned(self, drafter: Drafter, acceptor: Acceptor, control: LengthControl, prompts: Sequence[Prompt]) -> Drafting:
+        """The drafter after answers to those prompts."""
+        self.answer(prompts, Sampling(temperature=0.0), self.use(drafter, acceptor, control))
+        return self.process.rounds.drafting
 
     def answer(self, prompts: Sequence[Prompt], sampling: Sampling, tally: Tally, seed: int = 0) -> Turn:
         asks = [Extend(prefix=Prefix(prompt), seed=seed + i, sampling=sampling) for i, prompt in enumerate(prompts)]

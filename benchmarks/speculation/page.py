@@ -20,7 +20,8 @@ Written by `python -m speculation.page` (in benchmarks/) from the rows of benchm
 A setting is drafter / acceptor / length control. Questions come in the manner of Spec-Bench, from data that can be installed: summaries
 and questions over documents, answers from retrieved passages, edits of programs, follow-ups that ask for an answer again with one change (as
 MT-Redundant does), word problems. Settings take turns with plain decoding on the same prompts, whose reading is not counted; a speed-up is
-the median over rounds of tokens a second beside plain decoding's in the same round. Drafters begin every turn cold, whatever their scope.
+the median over rounds of tokens a second beside plain decoding's in the same round. Drafters begin every turn cold; those that say
+over=session begin it warm, with what they learned from three other questions of each category.
 """
 
 

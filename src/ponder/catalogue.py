@@ -345,7 +345,9 @@ def strategy(spec: str) -> Strategy:
 def speculation(spec: str) -> Speculation:
     """What DRAFTER, DRAFTER/ACCEPTOR or DRAFTER/ACCEPTOR/LENGTH means, each NAME or NAME:field=value,...; by default coupled and expected.
     Raises UnknownName or BadField."""
-    given = spec.split("/")
+    file, suffix, rest = spec.rpartition(".safetensors")  # a file of trained heads, whose path may have slashes
+    given = (rest if suffix else spec).split("/")
+    given[0] = file + suffix + given[0]
     if len(given) > 3:
         raise BadField(
             f"draft {spec!r}: has {len(given)} parts; write DRAFTER, DRAFTER/ACCEPTOR or DRAFTER/ACCEPTOR/LENGTH, as in ngram/coupled/fixed:num=4"
