@@ -36,7 +36,7 @@ SHARED = {  # technique folder -> files in it that are shared parts of the room,
     },
     "accelerate/schedule": {"__init__"},
     "accelerate/weights": {"__init__", "codes"},
-    "accelerate/draft": {"__init__"},
+    "accelerate/draft": {"__init__", "chains"},
     "accelerate/accept": {"__init__"},
     "accelerate/length": {"__init__"},
 }  # fmt: skip
