@@ -37,7 +37,7 @@ SHARED = {  # technique folder -> files in it that are shared parts of the room,
     "accelerate/schedule": {"__init__"},
     "collaborate": {"__init__", "pair"},
     "accelerate/weights": {"__init__", "codes"},
-    "accelerate/draft": {"__init__", "stretches", "heads"},
+    "accelerate/draft": {"__init__", "chains", "heads", "stretches"},
     "accelerate/accept": {"__init__"},
     "accelerate/length": {"__init__"},
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """Names and the objects they stand for. The only place where strings become techniques; one dict literal per role."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,8 +12,10 @@ from ponder.accelerate.accept.greedy import GreedyMatch
 from ponder.accelerate.accept.rejection import Rejection
 from ponder.accelerate.accept.typical import Typical
 from ponder.accelerate.draft.copyspec import CopySpec
+from ponder.accelerate.draft.draft_model import DraftModel
 from ponder.accelerate.draft.first import First
 from ponder.accelerate.draft.heads import load_heads
+from ponder.accelerate.draft.layer_skip import LayerSkip
 from ponder.accelerate.draft.medusa import Medusa
 from ponder.accelerate.draft.ngram import Ngram
 from ponder.accelerate.draft.token_recycling import TokenRecycling
@@ -35,14 +38,14 @@ from ponder.accelerate.weights.native8 import Native8
 from ponder.collaborate.nudging import Nudging
 from ponder.collaborate.pair import Way
 from ponder.core.asks import AnswerReader, Sampling, WholeText
-from ponder.core.draft import Acceptor, Drafter, LengthControl, Speculation
+from ponder.core.draft import Acceptor, Drafter, LengthControl, Speculation, Twin
 from ponder.core.errors import BadField, UnknownName
-from ponder.core.formats import WeightFormat
+from ponder.core.formats import Tokenizer, WeightFormat
 from ponder.core.roles import Resampler, StopRule, Strategy, Verifier
 from ponder.core.schedule import Scheduler
 from ponder.core.votes import by_path_probability, by_verdict, one_each
 from ponder.engine.device import find_device
-from ponder.engine.open import open_process
+from ponder.engine.open import open_process, open_twin
 from ponder.engine.pages import INT8, PLAIN, KVFormat
 from ponder.engine.process import LocalProcess, Settings
 from ponder.infer.ab_mcts import AbMcts, beta, gaussian, mixed
@@ -92,6 +95,8 @@ from ponder.infer.tree import Steps
 from ponder.infer.tree_of_thoughts import TreeOfThoughts, bfs, dfs
 from ponder.infer.until_accepted import UntilAccepted
 from ponder.infer.zero_order import ZeroOrder
+from ponder.models.decoder import Decoder
+from ponder.models.fetch import resolve
 from ponder.remote.dialect import Dialect
 from ponder.remote.llama_cpp import LlamaCpp
 from ponder.remote.openai import OpenAI
@@ -256,6 +261,8 @@ SCHEDULERS: dict[str, Scheduler] = {
 }
 
 DRAFTERS: dict[str, Drafter] = {
+    "draft_model": DraftModel(weights="int4"),
+    "layer_skip": LayerSkip(),
     "ngram": Ngram(),
     "copyspec": CopySpec(),
     "trie": Trie(),
@@ -369,11 +376,19 @@ def open_model(
         if name not in table:
             raise UnknownName(kind, name, table)  # type: ignore[arg-type]
     matrices, head, dtype = formats_of(weights_on(device, weights), device)
-    return open_process(
-        path, weights=matrices, head=head, dtype=dtype, threads=threads, scheduler=SCHEDULERS[scheduler],
-        settings=replace(settings or Settings(), kv_format=KV_FORMATS[kv], speculation=speculation(draft) if isinstance(draft, str) else draft),
-        device=device,
+    settings = replace(
+        settings or Settings(), kv_format=KV_FORMATS[kv], speculation=speculation(draft) if isinstance(draft, str) else draft,
+        twins=partial(twin_of, path),
     )  # fmt: skip
+    return open_process(
+        path, weights=matrices, head=head, dtype=dtype, threads=threads, scheduler=SCHEDULERS[scheduler], settings=settings, device=device,
+    )  # fmt: skip
+
+
+def twin_of(path: Path, twin: Twin) -> tuple[Decoder, Tokenizer]:
+    """The model that guesses for the one at `path`. Raises UnknownName, BadModelFile, PonderError for one that is not in the cache."""
+    matrices, head, dtype = formats_of(weights_on("cpu", twin.weights), "cpu")
+    return open_twin(path if twin.model is None else resolve(twin.model), matrices, head, dtype)
 
 
 def weights_on(device: str, name: str | None) -> str:

@@ -201,9 +201,10 @@ class Guess:
 class Runner(Protocol):
     """A model that a drafter runs. It keeps keys of what it read for each request; nothing of it is seen by anybody else."""
 
-    def guess(self, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool = False) -> list[Guess]:
+    def guess(self, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool = False) -> list[Guess | None]:
         """The next token after contexts[i].tokens and drafts[i], one forward pass for all: what plain decoding of this model would
-        draw there with the context's seed, sampling and drift, so that it equals the target's own draw as often as the two agree."""
+        draw there with the context's seed, sampling and drift, so that it equals the target's own draw as often as the two agree.
+        A draft is followed by one that begins with it, or by a later context. None: no room for that one, now or ever."""
         ...
 
     def forget(self, request: int) -> None: ...

@@ -7,7 +7,7 @@ the latest track is put back among the waiting, and what it loses is computed ag
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ponder.core.asks import Answer, Ask, Expand, Extend, Extension, Judge, Prompt, Read
 from ponder.core.budget import Cost
-from ponder.core.draft import Host, Runner, Speculation, Twin
+from ponder.core.draft import Speculation, Twin
 from ponder.core.errors import BadField, PromptTooLong
 from ponder.core.formats import Tokenizer
 from ponder.core.probe import Probe, checkpoint_of, rows_of
@@ -27,6 +27,7 @@ from ponder.engine.kv import KVStore, common_len
 from ponder.engine.pages import PAGE, PLAIN, KVFormat, Pool
 from ponder.engine.pages import Sequence as Pages
 from ponder.engine.rounds import Rounds
+from ponder.engine.runners import Lender
 from ponder.engine.sampler import Draw, Drawn, LogP, draw, most_likely
 from ponder.models.decoder import Decoder
 
@@ -47,6 +48,7 @@ class Settings:
     is_shared: bool = True  # False: a shared prefix is read again for each who has it
     context_len: int | None = None  # most tokens of a sequence; None: as many as the model usually has
     speculation: Speculation | None = None  # how it guesses ahead; None: not at all
+    twins: Callable[[Twin], tuple[Decoder, Tokenizer]] | None = None  # opens other models that guess
 
     def __post_init__(self) -> None:
         for name, value in (("max_rows", self.max_rows), ("chunk", self.chunk), ("kv_bytes", self.kv_bytes)):
@@ -72,14 +74,15 @@ class LocalProcess:
         self.model_id += self.attention.name  # equal only for equal results, and the kernels round differently
         self.count, self.num_calls = Count(), 0  # counted by the loop, whoever asked
         self.num_preempted = self.num_recomputed = 0  # tracks put back, and tokens computed again for them
-        self.rounds = Rounds(settings.speculation, self._host(), self._take)
-        self.model_id += self.rounds.name
         self.jobs: dict[int, Job] = {}
         self.priorities: dict[int, int] = {}
         self.waiting: list[tuple[Job, Track]] = []
         self.running: list[tuple[Job, Track]] = []
         self.num_added = 0
         self.rendered: OrderedDict[object, list[int]] = OrderedDict()
+        lender = Lender(decoder, tokenizer, self.attention, take=self._take, pages_of=self._pages_of, twins=settings.twins)
+        self.rounds = Rounds(settings.speculation, lender.host(), self._take)
+        self.model_id += self.rounds.name
 
     @property
     def totals(self) -> Cost:
@@ -319,15 +322,8 @@ class LocalProcess:
                 return False
         return True
 
-    def _runner(self, twin: Twin) -> Runner:
-        raise BadField(f"draft of {twin}: this process runs no other model; open it with one")
-
-    def _host(self) -> Host:
-        decoder = self.decoder
-        return Host(
-            vocab_size=len(self.tokenizer.pieces), eos_ids=self.tokenizer.eos_ids, num_layers=decoder.config.num_layers, dim=decoder.config.dim,
-            runner=self._runner, logits=decoder.logits,
-        )  # fmt: skip
+    def _pages_of(self, request: int) -> Pages | None:
+        return next((track.pages for _, track in self.running if track.order[1] == request), None)
 
     def _preempt(self, track: Track) -> None:
         """Puts a running track back among the waiting; what it computed stays in the store while there is room."""

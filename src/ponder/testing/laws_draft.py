@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ponder.core.draft import EMPTY, ROOT, Acceptor, Context, Drafter, Host, LengthControl, Spent, Target, Tree, Verified, chain, is_path
+from ponder.core.draft import EMPTY, ROOT, Acceptor, Context, Drafter, Guess, Host, LengthControl, Spent, Target, Tree, Verified, chain, is_path
 from ponder.core.rng import EnumeratingRng, Rng, TorchRng, enumerate_paths
 from ponder.testing.exact import TOLERANCE, Measure, added, require
 
@@ -266,7 +266,22 @@ def law_counts_are_counts(control: LengthControl) -> None:
             controlling.forget(turn % 3)
 
 
+class EchoRunner:
+    """A model that says the last token but one again."""
+
+    def guess(self, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool = False) -> list[Guess | None]:
+        found: list[Guess | None] = []
+        for context, draft in zip(contexts, drafts, strict=True):
+            said = [*context.tokens[-2:], *draft]
+            log_q = torch.nn.functional.one_hot(torch.tensor(said[-2]), 7).double().log() if with_log_q else None
+            found.append(Guess(said[-2], 0.9, log_q))
+        return found
+
+    def forget(self, request: int) -> None:
+        return None
+
+
 PLAIN_HOST = Host(
-    vocab_size=7, eos_ids=frozenset({6}), num_layers=2, dim=4, runner=lambda twin: (_ for _ in ()).throw(AssertionError("no model here")),
+    vocab_size=7, eos_ids=frozenset({6}), num_layers=12, dim=4, runner=lambda twin: EchoRunner(),
     logits=lambda hidden_ND: torch.nn.functional.one_hot(hidden_ND[:, 0].long() % 7, 7).float(),
 )  # fmt: skip

@@ -13,6 +13,7 @@ Differs    a copy that reaches the context's end goes on with itself, so that a 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from ponder.core.draft import EMPTY, Context, Host, Needs, Scope, Tree, Verified, chain
 from ponder.core.errors import BadField
@@ -25,7 +26,7 @@ class CopySpec:
     num_copied: int = 10  # most tokens of a draft
 
     guarantee = Guarantee.EXACT
-    scope: Scope = "request"
+    scope: ClassVar[Scope] = "request"
     needs = Needs()
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ Differs    the tree is made anew for every state out of the `num_tokens` likelie
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class Medusa:
     branches: int = 6  # of each head's tokens, the likeliest that count
 
     guarantee = Guarantee.EXACT
-    scope: Scope = "request"
+    scope: ClassVar[Scope] = "request"
     needs = Needs(hidden=True)
 
     def __post_init__(self) -> None:

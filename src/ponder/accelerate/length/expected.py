@@ -18,6 +18,7 @@ from ponder.core.draft import Spent, Tree, Verified
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
 
+LARGER, SMALLER = 0.1, 0.4  # how fast a cost follows one that is larger, and one that is smaller: what else the machine does only adds
 DEPTHS = 32  # beyond, depths count as this one
 CHEAP = 0.02  # of a step: drafts that cost less are always made
 NUM_PROBED = 3  # tokens of a draft that is only to find out
@@ -119,7 +120,8 @@ class Weighing:
     def learn(self, verified: Sequence[Verified], spent: Spent | None) -> None:
         if spent is not None:
             before = self.costs.get(spent.num_rows)
-            self.costs[spent.num_rows] = spent.seconds if before is None else 0.8 * before + 0.2 * min(spent.seconds, 4 * before)
+            share = 0.0 if before is None else LARGER if spent.seconds > before else SMALLER
+            self.costs[spent.num_rows] = spent.seconds if before is None else before + share * (min(spent.seconds, 4 * before) - before)
             if spent.num_drafted:
                 self.draft_cost = 0.8 * self.draft_cost + 0.2 * spent.draft_seconds
         for new in verified:
