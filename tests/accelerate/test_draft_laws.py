@@ -164,3 +164,16 @@ def test_lengths():
 def test_bad_settings(make):
     with pytest.raises(BadField, match=r"must be|at least"):
         make()
+
+
+def test_chances_are_believed_as_far_as_they_came_true():
+    """A drafter whose chances come true keeps its likely tokens and loses the others; one that always promises too much is not believed."""
+    tree = Tree((1, 2, 3), (-1, 0, -1), chances=(0.9, 0.9, 0.05))
+    for path, wanted in (((0, 1), 2), ((), 0)):
+        control = Expected().open()
+        for num_rows in (1, 2, 3, 4):  # a row more costs a tenth of a step
+            spent = Spent(num_rows=num_rows, seconds=0.01 * (1 + 0.1 * (num_rows - 1)), num_drafted=num_rows - 1, draft_seconds=0.0)
+            for _ in range(20):
+                seen = Verified(request=1, tree=tree, path=path, tokens=(1,) * (1 + len(path)))
+                control.learn([seen], spent)
+        assert control.cut([1], [tree], 1) == [wanted]

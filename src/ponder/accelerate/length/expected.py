@@ -3,12 +3,12 @@
 Paper      none; the objective is that of Leviathan, Kalman, Matias 2023, arXiv:2211.17192, section 3.3, with costs measured, not assumed
 Equation   tokens(m) = num + sum over trees of the chance that each of its first tokens is reached; chance of depth d = prod_{e<=d} a_e, with
            a_e the share of tokens of depth e that was accepted once their parents were; choose the m that maximises
-           tokens(m) / (C(num_rows + m) + D), D what drafting takes
+           tokens(m) / (C(num_rows + m) + D), D what drafting takes. With a drafter's chances, a_e is a token's, by how true they came.
 Shapes     requests, trees -> one count each
 Guarantee  exact: no answer changes, only what it costs
 Cost       a few numbers per request; where drafts do not pay, three rows more in one step of `probe_every`, then ever rarer
 Choose     the default: it gives up where drafts do not pay and never costs more than its probes.
-Differs    acceptance is a request's own, with the mean of all requests as its prior of `weight` tokens; both forget, by `memory`
+Differs    acceptance is a request's own, with the mean of all as its prior of `weight` tokens; both forget, by `memory`
 """
 
 from collections.abc import Sequence
@@ -48,9 +48,9 @@ class Shares:
     tried: list[float] = field(default_factory=lambda: [0.0] * (DEPTHS + 1))
     taken: list[float] = field(default_factory=lambda: [0.0] * (DEPTHS + 1))
 
-    def add(self, depth: int, num: float, memory: float) -> None:
+    def add(self, depth: int, num: float, memory: float, promised: float = 1.0) -> None:
         depth = min(depth, DEPTHS)
-        self.tried[depth] = memory * self.tried[depth] + 1
+        self.tried[depth] = memory * self.tried[depth] + promised
         self.taken[depth] = memory * self.taken[depth] + num
 
     def share(self, depth: int, prior: float, weight: float) -> float:
@@ -131,19 +131,20 @@ class Weighing:
         self.own.pop(request, None)
 
     def _count(self, new: Verified) -> None:
-        """Depth by depth: whether any of the children that were offered there was taken."""
-        own = self.own.setdefault(new.request, Shares())
+        """Depth by depth: whether any of the children that were offered there was taken, against what their chances promised."""
+        own, chances = self.own.setdefault(new.request, Shares()), new.tree.chances
         for depth, at in enumerate((-1, *new.path), 1):
             if not new.tree.children[at]:
                 break
             for shares in (own, self.all):
-                shares.add(depth, float(len(new.path) >= depth), self.settings.memory)
+                promised = 1.0 if chances is None else sum(chances[i] for i in new.tree.children[at])
+                shares.add(depth, float(len(new.path) >= depth), self.settings.memory, promised)
 
     def _reached(self, request: int, tree: Tree) -> list[float]:
-        """For every token the chance that it is accepted with all before it; siblings share what their depth gets."""
-        own, settings = self.own.get(request, Shares()), self.settings
-        found: list[float] = []
-        for parent, depth in zip(tree.parents, tree.depths):
-            share = own.share(depth, self.all.share(depth, 0.7, 1.0), settings.weight) / len(tree.children[parent])
+        """For every token the chance that it is accepted with all before it; siblings without chances share what their depth gets."""
+        own, settings, chances, found = self.own.get(request, Shares()), self.settings, tree.chances, list[float]()
+        for i, (parent, depth) in enumerate(zip(tree.parents, tree.depths)):
+            share = own.share(depth, self.all.share(depth, 0.7 if chances is None else 1.0, 1.0), settings.weight)
+            share = share / len(tree.children[parent]) if chances is None else min(1.0, share * chances[i])
             found.append(min(share * (found[parent] if parent >= 0 else 1.0), found[-1] if found else 1.0))
         return found
