@@ -63,6 +63,10 @@ class Span:
     def is_single(self) -> bool:
         return self.stop - self.start == 1 and self.start >= self.num_prompt and self.parents is None
 
+    def singles(self) -> "list[Span]":
+        """Its tokens one by one: each sees those before it all the same, once all are written."""
+        return [self] if self.is_single else [Span(self.sequence, at, at + 1, self.num_prompt) for at in range(self.start, self.stop)]
+
     def sees(self) -> np.ndarray:
         """bool [n, n]: which of a tree's tokens each of them sees (ancestors and itself)."""
         assert self.parents is not None

@@ -1,8 +1,8 @@
 """LocalProcess on another device: weights, pages, logits and draws stay there; tables, the prefix tree and all decisions on the host.
 
-A step in which every sequence generates is one forward pass of fixed shape and one draw, both replayed (engine.graphs); what comes back
-is a few numbers per row, with one wait. Other steps issue the same operations one by one. Wishes that move or truncate the distribution
-send their rows of logits to the host's sampler, as do the lists of the most likely tokens.
+A step in which every sequence generates, chains of guessed tokens included, is one forward pass of fixed shape and one draw, both
+replayed (engine.graphs); what comes back is a few numbers per row, with one wait. Other steps issue the same operations one by one.
+Wishes that move or truncate the distribution send their rows of logits to the host's sampler, as do the lists of the most likely tokens.
 
 Everything runs on the CPU too, from the same code: that is how it is tested where there is no card.
 """
@@ -39,8 +39,8 @@ class DeviceProcess(LocalProcess):
         )  # fmt: skip
 
     def _forward(self, spans: Sequence[Span], tokens: list[int]) -> Tensor:
-        if all(span.is_single for span in spans):
-            return self.decode.run(spans, tokens)
+        if all(span.is_single or (span.start >= span.num_prompt and span.parents is None and not span.copies) for span in spans):
+            return self.decode.run([single for span in spans for single in span.singles()], tokens)
         plan = self.attention.plan(spans)
         return self.decoder.forward(torch.tensor(tokens, device=self.decoder.device), plan.positions, plan.attend, plan.prompts)
 

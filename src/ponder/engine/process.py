@@ -81,7 +81,7 @@ class LocalProcess:
         self.num_added = 0
         self.rendered: OrderedDict[object, list[int]] = OrderedDict()
         lender = Lender(decoder, tokenizer, self.attention, take=self._take, pages_of=self._pages_of, twins=settings.twins)
-        self.rounds = Rounds(settings.speculation, lender.host(), self._take)
+        self.rounds = Rounds(settings.speculation, lender.host(), self._take, self.max_rows)
         self.model_id += self.rounds.name
 
     @property

@@ -114,10 +114,14 @@ class Round:
 
 
 class Rounds:
-    """The rounds of a process. `take(pages, num)`: makes room for num tokens in all, at the cost of idle prefixes alone."""
+    """The rounds of a process, of at most max_rows sequences at once, branches included.
 
-    def __init__(self, speculation: Speculation | None, host: Host, take: Callable[[Pages, int], bool]) -> None:
-        self.host, self.take = host, take
+    take(pages, num): makes room for num tokens in all, at the cost of idle prefixes alone.
+    """
+
+    def __init__(self, speculation: Speculation | None, host: Host, take: Callable[[Pages, int], bool], max_rows: int) -> None:
+        self.host, self.take, self.max_rows = host, take, max_rows
+        self.num_spare = 0  # branches that this step may still have
         self.running: dict[Pages, Round] = {}  # of this step, by the pages of each stem
         self.told: dict[int, list[int]] = {}  # request -> prompt and completion
         self.began = self.draft_seconds = 0.0
@@ -151,7 +155,7 @@ class Rounds:
             return works
         began = time.perf_counter()
         self.running.clear()
-        num_rows = sum(span.stop - span.start for span, _, _ in works)
+        num_rows, self.num_spare = sum(span.stop - span.start for span, _, _ in works), self.max_rows - len(works)
         self.num_rows = num_rows if all(span.is_single for span, _, _ in works) else None
         able = [(span, job, track) for span, job, track in works if isinstance(job, ExtendJob) and span.is_single and span.stop == len(track.key)]
         rounds = self._drafted([Round(job, track, span.start) for span, job, track in able if job.num_left > 1], num_rows)
@@ -215,16 +219,18 @@ class Rounds:
         if not self.take(own, round.start + 1 + len(stems[0])):
             return False
         round.stems = [(own, stems[0])]
-        for places in stems[1:]:
-            twig = own.branch()
-            round.stems.append((twig, places))
-            if not self.take(twig, round.start + 1 + round.tree.depths[places[-1]]):
-                for pages, _ in round.stems[1:]:
-                    pages.release()
-                round.matchers = [round.matchers[i + 1] for i in (ROOT, *stems[0])]
-                round.tree = round.tree.pruned(stems[0].__contains__)
-                round.stems = [(own, tuple(range(len(round.tree))))]
-                break
+        twigs = [own.branch() for _ in stems[1:]] if len(stems) - 1 <= self.num_spare else []
+        if len(twigs) == len(stems) - 1 and all(
+            self.take(twig, round.start + 1 + round.tree.depths[places[-1]]) for twig, places in zip(twigs, stems[1:])
+        ):  # fmt: skip
+            round.stems += zip(twigs, stems[1:])
+            self.num_spare -= len(twigs)
+        else:
+            for twig in twigs:
+                twig.release()
+            round.matchers = [round.matchers[i + 1] for i in (ROOT, *stems[0])]
+            round.tree = round.tree.pruned(stems[0].__contains__)
+            round.stems = [(own, tuple(range(len(round.tree))))]
         self.running.update((pages, round) for pages, _ in round.stems)
         return True
 
