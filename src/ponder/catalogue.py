@@ -1,10 +1,28 @@
 """Names and the objects they stand for. The only place where strings become techniques; one dict literal per role."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from ponder.accelerate.accept.bild import BigLittle
+from ponder.accelerate.accept.coupled import Coupled
+from ponder.accelerate.accept.greedy import GreedyMatch
+from ponder.accelerate.accept.rejection import Rejection
+from ponder.accelerate.accept.typical import Typical
+from ponder.accelerate.draft.copyspec import CopySpec
+from ponder.accelerate.draft.draft_model import DraftModel
+from ponder.accelerate.draft.first import First
+from ponder.accelerate.draft.heads import load_heads
+from ponder.accelerate.draft.layer_skip import LayerSkip
+from ponder.accelerate.draft.medusa import Medusa
+from ponder.accelerate.draft.ngram import Ngram
+from ponder.accelerate.draft.token_recycling import TokenRecycling
+from ponder.accelerate.draft.trie import Trie
+from ponder.accelerate.length.expected import Expected
+from ponder.accelerate.length.fixed import Fixed
+from ponder.accelerate.length.threshold import Threshold
 from ponder.accelerate.schedule.first_come import FirstCome
 from ponder.accelerate.schedule.prefill_first import PrefillFirst
 from ponder.accelerate.schedule.sarathi import Sarathi
@@ -17,14 +35,17 @@ from ponder.accelerate.weights.mixed import Mixed
 from ponder.accelerate.weights.native import Native, NativeHead
 from ponder.accelerate.weights.native4 import Native4
 from ponder.accelerate.weights.native8 import Native8
+from ponder.collaborate.nudging import Nudging
+from ponder.collaborate.pair import Way
 from ponder.core.asks import AnswerReader, Sampling, WholeText
-from ponder.core.errors import UnknownName
-from ponder.core.formats import WeightFormat
+from ponder.core.draft import Acceptor, Drafter, LengthControl, Speculation, Twin
+from ponder.core.errors import BadField, UnknownName
+from ponder.core.formats import Tokenizer, WeightFormat
 from ponder.core.roles import Resampler, StopRule, Strategy, Verifier
 from ponder.core.schedule import Scheduler
 from ponder.core.votes import by_path_probability, by_verdict, one_each
 from ponder.engine.device import find_device
-from ponder.engine.open import open_process
+from ponder.engine.open import open_process, open_twin
 from ponder.engine.pages import INT8, PLAIN, KVFormat
 from ponder.engine.process import LocalProcess, Settings
 from ponder.infer.ab_mcts import AbMcts, beta, gaussian, mixed
@@ -74,6 +95,8 @@ from ponder.infer.tree import Steps
 from ponder.infer.tree_of_thoughts import TreeOfThoughts, bfs, dfs
 from ponder.infer.until_accepted import UntilAccepted
 from ponder.infer.zero_order import ZeroOrder
+from ponder.models.decoder import Decoder
+from ponder.models.fetch import resolve
 from ponder.remote.dialect import Dialect
 from ponder.remote.llama_cpp import LlamaCpp
 from ponder.remote.openai import OpenAI
@@ -237,6 +260,34 @@ SCHEDULERS: dict[str, Scheduler] = {
     "prefill_first": PrefillFirst(),
 }
 
+DRAFTERS: dict[str, Drafter] = {
+    "draft_model": DraftModel(weights="int4"),
+    "layer_skip": LayerSkip(),
+    "ngram": Ngram(),
+    "copyspec": CopySpec(),
+    "trie": Trie(),
+    "token_recycling": TokenRecycling(),
+    "copy_or_recycle": First(drafters=(CopySpec(), TokenRecycling())),
+}
+
+TRAINED_DRAFTERS = {"medusa": Medusa}  # those that hold trained heads (`ponder train-heads`)
+
+ACCEPTORS: dict[str, Acceptor] = {
+    "coupled": Coupled(),
+    "greedy": GreedyMatch(),
+    "rejection": Rejection(),
+    "typical": Typical(),
+    "bild": BigLittle(),
+}
+
+LENGTHS: dict[str, LengthControl] = {
+    "expected": Expected(),
+    "fixed": Fixed(),
+    "threshold": Threshold(),
+}
+
+COLLABORATIONS: dict[str, Way] = {"nudging": Nudging()}  # ways in which two processes answer as one (collaborate/pair)
+
 KV_FORMATS: dict[str, KVFormat] = {"plain": PLAIN, "int8": INT8}
 
 DIALECTS: dict[str, Dialect] = {  # of servers, by the name that they give themselves; any other one is plain OpenAI
@@ -264,6 +315,11 @@ def open_verifier(path: Path) -> Verifier:
     return TRAINED[head.place](head=head)  # type: ignore[no-any-return]
 
 
+def open_drafter(path: Path) -> Drafter:
+    """Medusa with the heads in that file. Raises BadField, StoreError."""
+    return TRAINED_DRAFTERS["medusa"](heads=load_heads(path))
+
+
 PARTS = {  # field of a strategy -> what it may be set to
     "verifier": FilesToo(VERIFIERS, ".safetensors", open_verifier),
     "resampler": RESAMPLERS,
@@ -281,6 +337,11 @@ PARTS = {  # field of a strategy -> what it may be set to
 }
 
 SPECS = Specs("strategy", STRATEGIES, PARTS)
+DRAFT_SPECS = (
+    Specs("drafter", FilesToo(DRAFTERS, ".safetensors", open_drafter), {}),
+    Specs("acceptor", ACCEPTORS, {}),
+    Specs("length control", LENGTHS, {}),
+)
 
 
 def strategy(spec: str) -> Strategy:
@@ -288,22 +349,46 @@ def strategy(spec: str) -> Strategy:
     return SPECS.read(spec)  # type: ignore[return-value]
 
 
+def speculation(spec: str) -> Speculation:
+    """What DRAFTER, DRAFTER/ACCEPTOR or DRAFTER/ACCEPTOR/LENGTH means, each NAME or NAME:field=value,...; by default coupled and expected.
+    Raises UnknownName or BadField."""
+    file, suffix, rest = spec.rpartition(".safetensors")  # a file of trained heads, whose path may have slashes
+    given = (rest if suffix else spec).split("/")
+    given[0] = file + suffix + given[0]
+    if len(given) > 3:
+        raise BadField(
+            f"draft {spec!r}: has {len(given)} parts; write DRAFTER, DRAFTER/ACCEPTOR or DRAFTER/ACCEPTOR/LENGTH, as in ngram/coupled/fixed:num=4"
+        )
+    found = [specs.read(text) for specs, text in zip(DRAFT_SPECS, [*given, *("", "coupled", "expected")[len(given) :]])]
+    return Speculation(drafter=found[0], acceptor=found[1], control=found[2])  # type: ignore[arg-type]
+
+
 def open_model(
     path: Path, weights: str | None = None, threads: int | None = None, *, scheduler: str = "sarathi", kv: str = "plain",
-    settings: Settings | None = None, device: str = "cpu",
+    settings: Settings | None = None, device: str = "cpu", draft: str | Speculation | None = None,
 ) -> LocalProcess:  # fmt: skip
     """The model at `path` as a running process. Raises UnknownName for a format or scheduler, BadModelFile, Unsupported, BadField.
 
     weights: None for "native" on the CPU and "dense" on another device. settings: bounds of the process; `kv` overrides its KV format.
+    draft: how it guesses ahead, an object or as `speculation` reads it; None: not at all.
     """
     for kind, name, table in (("scheduler", scheduler, SCHEDULERS), ("KV format", kv, KV_FORMATS)):
         if name not in table:
             raise UnknownName(kind, name, table)  # type: ignore[arg-type]
     matrices, head, dtype = formats_of(weights_on(device, weights), device)
-    return open_process(
-        path, weights=matrices, head=head, dtype=dtype, threads=threads, scheduler=SCHEDULERS[scheduler],
-        settings=replace(settings or Settings(), kv_format=KV_FORMATS[kv]), device=device,
+    settings = replace(
+        settings or Settings(), kv_format=KV_FORMATS[kv], speculation=speculation(draft) if isinstance(draft, str) else draft,
+        twins=partial(twin_of, path),
     )  # fmt: skip
+    return open_process(
+        path, weights=matrices, head=head, dtype=dtype, threads=threads, scheduler=SCHEDULERS[scheduler], settings=settings, device=device,
+    )  # fmt: skip
+
+
+def twin_of(path: Path, twin: Twin) -> tuple[Decoder, Tokenizer]:
+    """The model that guesses for the one at `path`. Raises UnknownName, BadModelFile, PonderError for one that is not in the cache."""
+    matrices, head, dtype = formats_of(weights_on("cpu", twin.weights), "cpu")
+    return open_twin(path if twin.model is None else resolve(twin.model), matrices, head, dtype)
 
 
 def weights_on(device: str, name: str | None) -> str:

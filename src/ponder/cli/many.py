@@ -34,10 +34,13 @@ class Opening:
     context: int | None = None
     ray: str | None = None
     replicas: int | None = None
+    draft: str | None = None
 
     def __post_init__(self) -> None:
         """What can be refused is refused before a task is read."""
-        check_settings(self.model, weights=self.weights, device=self.device, threads=self.threads, context=self.context, ray=self.ray)
+        check_settings(
+            self.model, weights=self.weights, device=self.device, threads=self.threads, context=self.context, ray=self.ray, draft=self.draft
+        )  # fmt: skip
         if self.ray is None and self.replicas is not None:
             raise BadField(f"replicas={self.replicas}: only with --ray, which says on which cluster")
         if self.ray is None or self.device == "cpu":
@@ -70,7 +73,9 @@ def answering(opening: Opening, here: Callable[[], Process], prompt: Prompt) -> 
     pooling = cluster("pool")
     with cluster("address").joined(opening.ray):
         threads = opening.threads or pooling.smallest()
-        opener = partial(open_by_name, opening.model, opening.weights, threads, device=opening.device, context_len=opening.context)
+        opener = partial(
+            open_by_name, opening.model, opening.weights, threads, device=opening.device, context_len=opening.context, draft=opening.draft
+        )  # fmt: skip
         pool = pooling.Pool(opener, opening.want())
         try:
             with show.waiting(f"opening {opening.model} on {pooling.describe_cluster()}"):

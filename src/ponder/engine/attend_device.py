@@ -223,6 +223,8 @@ class DevicePlan(StepPlan):
             self.longs.append(Long(span, lo, hi, self.pool.on_device(span.sequence.table[:, :, : -(-span.stop // PAGE)])))
             lo = hi
         self.slots = None if not self.longs else self.pool.on_device(np.concatenate([slots_of(long.span) for long in self.longs], 1))
+        self.copied = None if not len(self.copies) else self.pool.on_device(self.copies[:, 0])  # flat tokens that are written elsewhere too
+        self.copy_to = None if self.copied is None else self.pool.on_device(self.copy_slots())
 
     def attend(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
         return self.attend_with_lse(layer, q_THE, k_TKE, v_TKE, has_lse=False)[0]
@@ -236,6 +238,10 @@ class DevicePlan(StepPlan):
         if self.slots is not None:
             positions = self.positions[num:, None].expand(-1, k_TKE.shape[1]).reshape(-1)
             self.pool.write(self.slots[layer].reshape(-1), k_TKE[num:].reshape(-1, width), v_TKE[num:].reshape(-1, width), positions)
+        if self.copied is not None and self.copy_to is not None:
+            positions = self.positions[self.copied, None].expand(-1, k_TKE.shape[1]).reshape(-1)
+            k, v = k_TKE[self.copied].reshape(-1, width), v_TKE[self.copied].reshape(-1, width)
+            self.pool.write(self.copy_to[layer].reshape(-1), k, v, positions)
         if self.batch is not None:
             found.append(self.attention.read(self.batch, layer, q_THE[:num], self.num_pages))
         found += [self._long(long, layer, q_THE[long.lo : long.hi], has_lse) for long in self.longs]

@@ -1,8 +1,8 @@
 """LocalProcess on another device: weights, pages, logits and draws stay there; tables, the prefix tree and all decisions on the host.
 
-A step in which every sequence generates is one forward pass of fixed shape and one draw, both replayed (engine.graphs); what comes back
-is a few numbers per row, with one wait. Other steps issue the same operations one by one. Wishes that move or truncate the distribution
-send their rows of logits to the host's sampler, as do the lists of the most likely tokens.
+A step in which every sequence generates, chains of guessed tokens included, is one forward pass of fixed shape and one draw, both
+replayed (engine.graphs); what comes back is a few numbers per row, with one wait. Other steps issue the same operations one by one.
+Wishes that move or truncate the distribution send their rows of logits to the host's sampler, as do the lists of the most likely tokens.
 
 The device never waits for the host: before a draw is read, the next tokens' forward pass is queued behind it, its tokens taken from where they
 were drawn. The step that asks for those rows finds them computed; rows of sequences that ended meanwhile are nobody's.
@@ -90,8 +90,8 @@ class DeviceProcess(LocalProcess):
         return hidden_TD
 
     def _forward_now(self, spans: Sequence[Span], tokens: list[int]) -> Tensor:
-        if all(span.is_single for span in spans):
-            return self.decode.run(spans, tokens)
+        if all(span.is_single or (span.start >= span.num_prompt and span.parents is None and not span.copies) for span in spans):
+            return self.decode.run([single for span in spans for single in span.singles()], tokens)
         plan = self.attention.plan(spans)
         return self.decoder.forward(torch.tensor(tokens, device=self.decoder.device), plan.positions, plan.attend, plan.prompts)
 
@@ -111,8 +111,8 @@ class DeviceProcess(LocalProcess):
         self.drawing = ()
 
     def _look_ahead(self, drawn_R4: Tensor) -> None:
-        """Queues the forward pass of the tokens just drawn, for those who go on and whose next page is there."""
-        if not self.looks_ahead:
+        """Queues the forward pass of the tokens just drawn, for those who go on and whose next page is there. Not where tokens are guessed."""
+        if not self.looks_ahead or self.rounds.speculation is not None:
             return
         rows, spans = {}, []
         for row, (job, track) in enumerate(self.drawing):
@@ -129,6 +129,10 @@ class DeviceProcess(LocalProcess):
 
     def _draw_on_host(self, hidden_RD: Tensor, wishes: Sequence[Draw]) -> list[Drawn]:
         return draw(self.decoder.logits(hidden_RD).cpu(), wishes)
+
+    def _draw_shown(self, hidden_RD: Tensor, wishes: Sequence[Draw]) -> tuple[list[Drawn], Tensor]:
+        logits_RV = self.decoder.logits(hidden_RD).cpu()
+        return draw(logits_RV, wishes), logits_RV
 
     def _most_likely(self, hidden_RD: Tensor, num: int) -> tuple[list[list[int]], list[list[float]]]:
         return most_likely(self.decoder.logits(hidden_RD).cpu(), num)

@@ -4,14 +4,20 @@ from pathlib import Path
 
 import torch
 
-from ponder.core.formats import WeightFormat
+from ponder.core.formats import Tokenizer, WeightFormat
 from ponder.core.schedule import Scheduler
 from ponder.engine.device import find_device
 from ponder.engine.device_process import DeviceProcess
 from ponder.engine.process import LocalProcess, Settings
-from ponder.models.decoder import load
+from ponder.models.decoder import Decoder, load
 from ponder.models.place import place
 from ponder.models.tokenizer import open_model
+
+
+def open_twin(path: Path, weights: WeightFormat, head: WeightFormat, dtype: torch.dtype) -> tuple[Decoder, Tokenizer]:
+    """Weights and tokens of a model that guesses for another, on the CPU. Raises BadModelFile, Unsupported."""
+    checkpoint, tokenizer = open_model(path)
+    return load(checkpoint, weights, head, dtype), tokenizer
 
 
 def open_process(

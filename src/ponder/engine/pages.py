@@ -229,6 +229,10 @@ class Sequence:
         self.pool.share(self.table[self._is_held()])
         return other
 
+    def branch(self) -> "Sequence":
+        """A fork that shares nothing but the pages of what was written: what either writes next never meets the other."""
+        return Sequence(self.pool, self.table[:, :, : -(-self.num_tokens // PAGE)], self.num_tokens)
+
     def keep(self, layer: int, head: int, places: Ids) -> bool:
         """Keeps only the keys at `places` (ascending indices among those the head holds) and frees the rest.
 

@@ -7,7 +7,7 @@ the latest track is put back among the waiting, and what it loses is computed ag
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ponder.core.asks import Answer, Ask, Expand, Extend, Extension, Judge, Prompt, Read
 from ponder.core.budget import Cost
+from ponder.core.draft import Speculation, Twin
 from ponder.core.errors import BadField, PromptTooLong
 from ponder.core.formats import Tokenizer
 from ponder.core.probe import Probe, checkpoint_of, rows_of
@@ -25,6 +26,8 @@ from ponder.engine.jobs import Count, ExpandJob, ExtendJob, Job, ReadJob, ScoreJ
 from ponder.engine.kv import KVStore, common_len
 from ponder.engine.pages import PAGE, PLAIN, KVFormat, Pool
 from ponder.engine.pages import Sequence as Pages
+from ponder.engine.rounds import Rounds
+from ponder.engine.runners import Lender
 from ponder.engine.sampler import Draw, Drawn, LogP, draw, most_likely
 from ponder.models.decoder import Decoder
 
@@ -44,6 +47,8 @@ class Settings:
     is_native: bool = True  # False: attention by PyTorch even where the compiled kernel can
     is_shared: bool = True  # False: a shared prefix is read again for each who has it
     context_len: int | None = None  # most tokens of a sequence; None: as many as the model usually has
+    speculation: Speculation | None = None  # how it guesses ahead; None: not at all
+    twins: Callable[[Twin], tuple[Decoder, Tokenizer]] | None = None  # opens other models that guess
 
     def __post_init__(self) -> None:
         for name, value in (("max_rows", self.max_rows), ("chunk", self.chunk), ("kv_bytes", self.kv_bytes)):
@@ -75,6 +80,9 @@ class LocalProcess:
         self.running: list[tuple[Job, Track]] = []
         self.num_added = 0
         self.rendered: OrderedDict[object, list[int]] = OrderedDict()
+        lender = Lender(decoder, tokenizer, self.attention, take=self._take, pages_of=self._pages_of, twins=settings.twins)
+        self.rounds = Rounds(settings.speculation, lender.host(), self._take, self.max_rows)
+        self.model_id += self.rounds.name
 
     @property
     def totals(self) -> Cost:
@@ -162,6 +170,11 @@ class LocalProcess:
 
     def _draw(self, hidden_RD: Tensor, wishes: Sequence[Draw]) -> list[Drawn]:
         return draw(self.decoder.logits(hidden_RD), wishes)
+
+    def _draw_shown(self, hidden_RD: Tensor, wishes: Sequence[Draw]) -> tuple[list[Drawn], Tensor]:
+        """What `_draw` draws, and the logits [R, V] on the host."""
+        logits_RV = self.decoder.logits(hidden_RD)
+        return draw(logits_RV, wishes), logits_RV
 
     def _most_likely(self, hidden_RD: Tensor, num: int) -> tuple[list[list[int]], list[list[float]]]:
         return most_likely(self.decoder.logits(hidden_RD), num)
@@ -302,6 +315,16 @@ class LocalProcess:
             self._preempt(latest)
         return True
 
+    def _take(self, pages: Pages, num_tokens: int) -> bool:
+        """Pages for a guess: free ones and those of idle prefixes."""
+        while not pages.reserve(num_tokens):
+            if not self.store.evict():
+                return False
+        return True
+
+    def _pages_of(self, request: int) -> Pages | None:
+        return next((track.pages for _, track in self.running if track.order[1] == request), None)
+
     def _preempt(self, track: Track) -> None:
         """Puts a running track back among the waiting; what it computed stays in the store while there is room."""
         job = next(job for job, other in self.running if other is track)
@@ -337,6 +360,7 @@ class LocalProcess:
             else:
                 self._preempt(track)
         spans = [(span, job, track) for span, job, track in spans if track.pages is not None]  # a later one may have taken an earlier one's pages
+        spans = self.rounds.widen(spans)
         if len(spans) == 1:
             return spans
         owners = {span.sequence: (job, track) for span, job, track in spans}
@@ -345,14 +369,11 @@ class LocalProcess:
     def _compute(self, spans: Sequence[tuple[Span, Job, Track]]) -> None:
         if not spans:
             return
-        tokens = [t for span, _, track in spans for t in track.tokens(span.start, span.stop)]
+        tokens = [t for span, _, track in spans for t in self.rounds.tokens(span, track)]
         hidden_TD = self._forward([span for span, _, _ in spans], tokens)
-        at = 0
-        for span, job, track in spans:
-            num = span.stop - span.start
+        for span, job, track, hidden_ND in self.rounds.gathered(spans, hidden_TD):
             self._book(span, job, track)
-            self._keep(span, track, hidden_TD[at : at + num])
-            at += num
+            self._keep(span, track, hidden_ND)
 
     def _book(self, span: Span, job: Job, track: Track) -> None:
         start = max(span.start, min(span.stop, track.num_seen))  # what a preempted track computes again was booked before
@@ -387,22 +408,15 @@ class LocalProcess:
     def _use_hidden(self) -> None:
         """Gives every track whose last token is computed what it waits for."""
         ready = [(job, track) for job, track in self.running if track.hidden and track.num_computed == len(track.key)]
-        self._extend([(job, track) for job, track in ready if isinstance(job, ExtendJob)])
+        extending = [(job, track) for job, track in ready if isinstance(job, ExtendJob)]
+        if extending:
+            self._extend(extending)
         self._expand([(job, track) for job, track in ready if isinstance(job, ExpandJob)])
         self._score([(job, track) for job, track in ready if isinstance(job, ScoreJob)])
         self._read([(job, track) for job, track in ready if isinstance(job, ReadJob)])
 
     def _extend(self, ready: Sequence[tuple[ExtendJob, Track]]) -> None:
-        if ready:
-            probed = {probe.name: probe for job, _ in ready for probe in job.ask.probes}
-            for name, probe in probed.items():
-                readers = [(job, track) for job, track in ready if name in job.readings]
-                for (job, _), row in zip(readers, rows_of(probe.read(torch.cat([track.hidden[-1] for _, track in readers])))):
-                    job.seen[name] = row
-            drawn = self._draw(_waiting_rows(ready), [job.wish() for job, _ in ready])
-            for (job, _), token in zip(ready, drawn):
-                job.push(token)
-            self.count.generated_tokens += len(ready)
+        self.rounds.extend(self, ready)
 
     def _expand(self, ready: Sequence[tuple[ExpandJob, Track]]) -> None:
         if ready:
@@ -440,6 +454,7 @@ class LocalProcess:
     def _close(self, ticket: int, job: Job) -> None:
         """Frees all that the job holds."""
         del self.jobs[ticket]
+        self.rounds.forget(ticket)
         mine = [track for owner, track in self.running if owner is job]
         if mine:
             self.running = [(owner, track) for owner, track in self.running if owner is not job]

@@ -52,12 +52,14 @@ class Decoder:
         packed = sum(linear.nbytes for layer in self.layers for linear in linears(layer))
         return packed + self.head.nbytes + self.embed.nbytes
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, prompts: Sequence[tuple[int, int]] = ()) -> Tensor:
+    def forward(
+        self, tokens: Tensor, positions: Tensor, attend: Attend, prompts: Sequence[tuple[int, int]] = (), *, skips: frozenset[int] = frozenset()
+    ) -> Tensor:
         """Hidden rows after the final norm, [T, D] in `dtype`, of tokens [T] at absolute positions [T] (int64).
 
         `attend` is called once per layer, in order, with rotated q and k. Row i depends on token i, on what `attend` returns
         for it, and on whether it is of a prompt, alone, bit for bit where the weight format keeps that promise.
-        prompts: ascending (start, stop) of rows whose tokens are of prompts.
+        prompts: ascending (start, stop) of rows whose tokens are of prompts. skips: layers that are left out.
         """
         x_TD = self.embed.rows(tokens)
         if self.config.embed_scale != 1:
@@ -65,6 +67,8 @@ class Decoder:
         angles = [table.at(positions) for table in self.tables]
         runs = kinds_of_rows(len(tokens), prompts)
         for index, body in enumerate(self.bodies):
+            if index in skips:
+                continue
             q_THE, k_TKE, v_TKE = before(body, runs, x_TD, angles[self.table_of[index]])
             x_TD = after(body, runs, x_TD, attend(index, q_THE, k_TKE, v_TKE))
         return rms_norm(x_TD, self.norm, self.config.norm_eps, self.dtype)

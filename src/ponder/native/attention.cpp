@@ -19,7 +19,7 @@ extern "C" {
 
 // One step. Tokens are flat; sequences are numbered; groups are ranges of tokens that share the pages of a block range.
 struct Step {
-    int32_t num_tokens, num_heads, num_kv_heads, num_groups, tail_words, num_threads;
+    int32_t num_tokens, num_heads, num_kv_heads, num_groups, tail_words, num_threads, num_copies;
     const int32_t *sequence;       // [T] which sequence a token belongs to
     const int32_t *index;          // [T] its place among the keys of its sequence
     const int32_t *limit;          // [T] keys it sees: those of index below this ...
@@ -29,6 +29,7 @@ struct Step {
     const int64_t *capacity;       // per sequence
     const int32_t *const *dropped; // per sequence: [L, K] keys that a head no longer holds, or null
     const int32_t *groups;         // [num_groups, 6]: first token, last token, sequence, first block, last block or -1, level
+    const int32_t *copies;         // [num_copies, 3]: a token that is written to that sequence too, at that place
 };
 
 }
@@ -283,12 +284,14 @@ void run_all(const Call &call, const uint16_t *k, int64_t k_stride, const uint16
         const ponder::Tiles tiles;
 #endif
 #pragma omp for schedule(static)
-        for (int token = 0; token < step.num_tokens; ++token) {
-            const int sequence = step.sequence[token];
+        for (int i = 0; i < step.num_tokens + step.num_copies; ++i) {
+            const int32_t *copy = step.copies + (i - step.num_tokens) * 3;
+            const bool is_copy = i >= step.num_tokens;
+            const int token = is_copy ? copy[0] : i, sequence = is_copy ? copy[1] : step.sequence[i], place = is_copy ? copy[2] : step.index[i];
             for (int head = 0; head < step.num_kv_heads; ++head) {
                 const int64_t row = static_cast<int64_t>(call.layer) * step.num_kv_heads + head;
                 const int32_t *gone = step.dropped ? step.dropped[sequence] : nullptr;
-                const int at = step.index[token] - (gone ? gone[row] : 0);
+                const int at = place - (gone ? gone[row] : 0);
                 const int64_t page = step.pages[sequence][row * step.capacity[sequence] + at / PAGE];
                 write_slot(*call.pool, page * PAGE + at % PAGE, k + token * k_stride + head * E, v + token * v_stride + head * E, step.position[token]);
             }
