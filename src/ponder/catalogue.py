@@ -5,6 +5,18 @@ from pathlib import Path
 
 import torch
 
+from ponder.accelerate.cache.adakv import AdaKV
+from ponder.accelerate.cache.after_prompt import AfterPrompt
+from ponder.accelerate.cache.drop import Drop
+from ponder.accelerate.cache.every import Every
+from ponder.accelerate.cache.h2o import H2O
+from ponder.accelerate.cache.knorm import Knorm
+from ponder.accelerate.cache.over_budget import OverBudget
+from ponder.accelerate.cache.pyramid import Pyramid
+from ponder.accelerate.cache.snapkv import SnapKV
+from ponder.accelerate.cache.streaming_llm import StreamingLLM
+from ponder.accelerate.cache.tova import Tova
+from ponder.accelerate.cache.uniform import Uniform
 from ponder.accelerate.schedule.first_come import FirstCome
 from ponder.accelerate.schedule.prefill_first import PrefillFirst
 from ponder.accelerate.schedule.sarathi import Sarathi
@@ -20,6 +32,7 @@ from ponder.accelerate.weights.native8 import Native8
 from ponder.core.asks import AnswerReader, Sampling, WholeText
 from ponder.core.errors import UnknownName
 from ponder.core.formats import WeightFormat
+from ponder.core.keeping import Policy
 from ponder.core.roles import Resampler, StopRule, Strategy, Verifier
 from ponder.core.schedule import Scheduler
 from ponder.core.votes import by_path_probability, by_verdict, one_each
@@ -237,6 +250,22 @@ SCHEDULERS: dict[str, Scheduler] = {
     "prefill_first": PrefillFirst(),
 }
 
+CACHES: dict[str, Policy] = {
+    "snapkv": Policy(name="snapkv", scorer=SnapKV(), allocator=Uniform(), evictor=Drop(), trigger=AfterPrompt()),
+    "pyramidkv": Policy(name="pyramidkv", scorer=SnapKV(), allocator=Pyramid(), evictor=Drop(), trigger=AfterPrompt()),
+    "adakv": Policy(name="adakv", scorer=SnapKV(), allocator=AdaKV(), evictor=Drop(), trigger=AfterPrompt()),
+    "streaming": Policy(name="streaming", scorer=StreamingLLM(), allocator=Uniform(), evictor=Drop(), trigger=OverBudget()),
+    "h2o": Policy(name="h2o", scorer=H2O(), allocator=Uniform(), evictor=Drop(), trigger=OverBudget()),
+    "tova": Policy(name="tova", scorer=Tova(), allocator=Uniform(), evictor=Drop(), trigger=OverBudget()),
+    "knorm": Policy(name="knorm", scorer=Knorm(), allocator=Uniform(), evictor=Drop(), trigger=AfterPrompt()),
+}
+
+CACHE_PARTS = {  # field of a cache policy -> what it may be set to
+    "allocator": {"uniform": Uniform(), "pyramid": Pyramid(), "adakv": AdaKV()},
+    "evictor": {"drop": Drop()},
+    "trigger": {"after_prompt": AfterPrompt(), "every": Every(every=16), "over_budget": OverBudget()},
+}
+
 KV_FORMATS: dict[str, KVFormat] = {"plain": PLAIN, "int8": INT8}
 
 DIALECTS: dict[str, Dialect] = {  # of servers, by the name that they give themselves; any other one is plain OpenAI
@@ -288,13 +317,21 @@ def strategy(spec: str) -> Strategy:
     return SPECS.read(spec)  # type: ignore[return-value]
 
 
+def cache_policy(spec: str) -> Policy:
+    """The cache policy that NAME, NAME:SHARE or NAME:keep=SHARE,field=value,... means. Raises UnknownName or BadField."""
+    name, colon, rest = spec.partition(":")
+    is_bare = bool(rest) and "=" not in rest.partition(",")[0]
+    return Specs("cache policy", CACHES, CACHE_PARTS).read(f"{name}{colon}keep={rest}" if is_bare else spec)  # type: ignore[return-value]
+
+
 def open_model(
     path: Path, weights: str | None = None, threads: int | None = None, *, scheduler: str = "sarathi", kv: str = "plain",
-    settings: Settings | None = None, device: str = "cpu",
+    cache: str | None = None, settings: Settings | None = None, device: str = "cpu",
 ) -> LocalProcess:  # fmt: skip
     """The model at `path` as a running process. Raises UnknownName for a format or scheduler, BadModelFile, Unsupported, BadField.
 
-    weights: None for "native" on the CPU and "dense" on another device. settings: bounds of the process; `kv` overrides its KV format.
+    weights: None for "native" on the CPU and "dense" on another device. settings: bounds of the process; `kv` and `cache` override
+    its KV format and cache policy.
     """
     for kind, name, table in (("scheduler", scheduler, SCHEDULERS), ("KV format", kv, KV_FORMATS)):
         if name not in table:
@@ -302,7 +339,7 @@ def open_model(
     matrices, head, dtype = formats_of(weights_on(device, weights), device)
     return open_process(
         path, weights=matrices, head=head, dtype=dtype, threads=threads, scheduler=SCHEDULERS[scheduler],
-        settings=replace(settings or Settings(), kv_format=KV_FORMATS[kv]), device=device,
+        settings=replace(settings or Settings(), kv_format=KV_FORMATS[kv], cache=None if cache is None else cache_policy(cache)), device=device,
     )  # fmt: skip
 
 

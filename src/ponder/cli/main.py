@@ -43,6 +43,9 @@ Context = Annotated[
     typer.Option("--context", help="Most tokens of prompt and answer; default: what the model usually has. Some models allow more than that."),
 ]
 
+Cache = Annotated[
+    str | None, typer.Option(help="Which keys long prompts go on with: NAME:SHARE, as in snapkv:0.25, or NAME:field=value,...; default: all.")
+]
 Ray = Annotated[str | None, typer.Option("--ray", help="Spread the questions over a Ray cluster: 'auto', 'local' or HOST:PORT of its head.")]
 Replicas = Annotated[int | None, typer.Option(help="With --ray: models at once, each with --threads CPUs; default: as many as the cluster holds.")]
 
@@ -64,11 +67,12 @@ def ask(
     strict: Strict = False,
     threads: Threads = None,
     context: Context = None,
+    cache: Cache = None,
     trace: Annotated[Path | None, typer.Option(help="Write every ask, answer and cost to this file, a JSON line each.")] = None,
 ) -> None:
     """Answer one question: the answer, how sure it is, what it cost and why it stopped."""
     _verb("ask", question=question, model=model, strategy=strategy, budget=budget, answer=answer, form=form, max_tokens=max_tokens,
-          weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context, trace=trace)  # fmt: skip
+          weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context, cache=cache, trace=trace)  # fmt: skip
 
 
 @app.command()
