@@ -260,7 +260,7 @@ CACHES: dict[str, Policy] = {
     "knorm": Policy(name="knorm", scorer=Knorm(), allocator=Uniform(), evictor=Drop(), trigger=AfterPrompt()),
 }
 
-CACHE_PARTS = {  # field of a cache policy -> what it may be set to
+CACHE_PARTS: dict[str, dict[str, object]] = {  # field of a cache policy -> what it may be set to
     "allocator": {"uniform": Uniform(), "pyramid": Pyramid(), "adakv": AdaKV()},
     "evictor": {"drop": Drop()},
     "trigger": {"after_prompt": AfterPrompt(), "every": Every(every=16), "over_budget": OverBudget()},

@@ -121,7 +121,8 @@ def test_keys_that_stay_are_unchanged_at_their_positions(name: str):
     whole = plain.store.pages(plain.store.find(tuple(ByteTokenizer().render((("user", text),)))))
     for layer in range(3):
         keys, values = plain.pool.read(torch.from_numpy(whole[layer].astype(np.int64)))
-        mine, my_values, positions = process.keeper._slots(shelved(process), layer, num)
+        positions, read = process.keeper._slots(shelved(process), layer, num)
+        mine, my_values = read()
         for head in range(2):
             at = positions[head][positions[head] >= 0]
             assert (at.diff() > 0).all()
@@ -153,3 +154,12 @@ def test_policies_by_name():
     ):  # fmt: skip
         with pytest.raises(error, match=message):
             cache_policy(spec)
+
+
+@pytest.mark.parametrize("name", ["snapkv", "h2o", "streaming"])
+def test_without_the_compiled_kernel(name: str):
+    chosen, asks = policy(name, 0.4), mixed_asks(1, [Prefix(chat("y" * 50 + "x" * n, max_tokens=24)) for n in (1, 60)])
+    crowd = keeping(chosen, is_native=False, chunk=9)
+    alone = [answers(keeping(chosen, is_native=False), [ask])[0] for ask in asks]
+    assert [bare(a) for a in answers(crowd, asks)] == [bare(a) for a in alone]
+    assert crowd.keeper.kept.num_times > 0

@@ -50,9 +50,9 @@ def inputs(num: int, layer: int) -> tuple[Tensor, Tensor]:
 def view_of(q: Tensor, k: Tensor, needs: Needs, layer: int = 0) -> View:
     num = len(q)
     positions = torch.arange(num).expand(len(k), num)
-    columns = columns_of(q, k, positions, 0) if needs.has_columns else None
-    queries = q[-needs.num_rows :] if needs.num_rows else None
-    return View(layer=layer, num_layers=L, num_tokens=num, keys=k, values=k, positions=positions, queries=queries, columns=columns)
+    first = needs.first_row(num)
+    columns = columns_of(q[first:], k, positions, first) if needs.has_columns else None
+    return View(layer=layer, num_layers=L, num_tokens=num, positions=positions, read=lambda: (k, k), columns=columns)
 
 
 def kept_of(scorer, allocator, num: int, budget: int) -> list[list[list[int]]]:
@@ -160,7 +160,7 @@ def test_the_engine_keeps_what_the_reference_says(name: str, chunk: int):
     pages = shelved(process)
     budget = int(0.3 * pages.num_tokens)
     q, k = rows_in_engine(text)[0]
-    _, _, positions = process.keeper._slots(pages, 0, pages.num_tokens)
+    positions, _ = process.keeper._slots(pages, 0, pages.num_tokens)
     assert positions.tolist() == reference(name, q, k, budget)
 
 
@@ -197,11 +197,11 @@ def test_decayed_columns_in_the_engine_do_not_depend_on_chunks():
         process = keeping(cache_policy("h2o:0.3,decay=0.9,recent=0"), chunk=chunk)
         read_prompt(process, text)
         pages = shelved(process)
-        found.append([process.keeper._slots(pages, layer, pages.num_tokens)[2].tolist() for layer in range(3)])
+        found.append([process.keeper._slots(pages, layer, pages.num_tokens)[0].tolist() for layer in range(3)])
     assert found[0] == found[1] == found[2]
     undecayed = keeping(cache_policy("h2o:0.3,recent=0"))
     read_prompt(undecayed, text)
-    assert undecayed.keeper._slots(shelved(undecayed), 0, shelved(undecayed).num_tokens)[2].tolist() != found[0][0]
+    assert undecayed.keeper._slots(shelved(undecayed), 0, shelved(undecayed).num_tokens)[0].tolist() != found[0][0]
 
 
 @pytest.mark.parametrize("allocator", [Uniform(), Pyramid(least=2), AdaKV()])
@@ -222,7 +222,7 @@ def test_allocators_give_out_the_whole_budget(allocator):
 
 def test_bad_settings():
     assert set(SPECS) == set(CACHES)
-    with pytest.raises(BadField, match="choose one"):
-        Needs(num_rows=3, has_columns=True)
+    with pytest.raises(BadField, match="num_rows=0"):
+        Needs(has_columns=True, num_rows=0)
     with pytest.raises(BadField, match="shares sum to 9"):
         largest_remainders(torch.full((3,), 3.0), torch.full((3,), 3), 5)

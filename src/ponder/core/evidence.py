@@ -1,8 +1,8 @@
 """What a cache policy may see of a sequence, one layer at a time, and how it is computed again from queries and keys.
 
 Attention kernels do not hand out their weights. A policy says what it must see (`Needs`); the engine keeps the queries of those rows
-alone, or sums columns while a prompt is read, and `rows_of` and `columns_of` compute the weights again: exactly, in blocks, and
-nothing that nobody asked for.
+alone, or sums their weights while a prompt is read. The weights are computed again, exactly, in blocks, and nothing that nobody asked
+for: from queries, keys and the kernel's log-sum-exp where it is compiled (native/columns.cpp), else by `columns_of`.
 
 Column sums are sums of whole multiples of QUANTUM, which float64 adds without rounding. So they are the same, bit for bit, however
 a prompt was cut into chunks.
@@ -11,7 +11,9 @@ Shapes: K key heads, H query heads, G = H / K, N slots of a head, E head width, 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -27,17 +29,19 @@ ROWS = 64  # rows whose weights are computed together; aligned by place
 class Needs:
     """What a policy must see, beside keys, values and positions, which lie in their pages. The default is nothing."""
 
-    num_rows: int = 0  # attention rows of the last so many tokens
-    has_columns: bool = False  # how much attention each key has received
-    decay: float = 1.0  # of a column sum, per row that came later
+    has_columns: bool = False  # how much attention each key received ...
+    num_rows: int | None = None  # ... from the last so many tokens; None: from all
+    decay: float = 1.0  # of what it received, per row that came later
 
     def __post_init__(self) -> None:
-        if self.num_rows and self.has_columns:
-            raise BadField(f"a policy that needs {self.num_rows} rows and columns: choose one, rows are summed into columns and then gone")
+        if (self.num_rows is not None and self.num_rows < 1) or not 0 < self.decay <= 1:
+            raise BadField(f"evidence num_rows={self.num_rows}, decay={self.decay}: num_rows must be at least 1 or None, decay in (0, 1]")
 
-    @property
-    def is_nothing(self) -> bool:
-        return not self.num_rows and not self.has_columns
+    def first_row(self, stop: int) -> int:
+        """The first of the rows before `stop` that must be seen."""
+        if not self.has_columns:
+            return stop
+        return 0 if self.num_rows is None else max(0, stop - self.num_rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,24 +51,28 @@ class View:
     layer: int
     num_layers: int
     num_tokens: int  # computed so far: the next position
-    keys: Tensor  # [K, N, E], rotated; whatever, behind a head's last
-    values: Tensor  # [K, N, E]
     positions: Tensor  # int64 [K, N]; -1 behind a head's last
-    queries: Tensor | None = None  # [R, H, E] of the last rows, where num_rows asks for them; fewer when there are not so many
-    columns: Tensor | None = None  # float64 [K, N], summed over rows and the group, where has_columns asks
-    window: int | None = None  # a row at p sees positions above p - window
-    softcap: float | None = None
+    read: Callable[[], tuple[Tensor, Tensor]]  # keys and values, for who looks at them
+    columns: Tensor | None = None  # float64 [K, N], summed over rows and group, where has_columns asks
 
     @property
     def held(self) -> Tensor:
         """bool [K, N]: slots that hold a key."""
         return self.positions >= 0
 
-    def rows(self) -> Tensor:
-        """float32 [H, R, N]: attention weights of the last rows; zero for what a row does not see."""
-        assert self.queries is not None, "the policy did not ask for rows"
-        at = torch.arange(self.num_tokens - len(self.queries), self.num_tokens)
-        return weights_of(scores_of(self.queries, self.keys, self.positions, at, window=self.window, softcap=self.softcap)).flatten(0, 1)
+    @property
+    def keys(self) -> Tensor:
+        """[K, N, E], rotated; whatever, behind a head's last."""
+        return self._pair[0]
+
+    @property
+    def values(self) -> Tensor:
+        """[K, N, E]"""
+        return self._pair[1]
+
+    @cached_property
+    def _pair(self) -> tuple[Tensor, Tensor]:
+        return self.read()
 
 
 def scores_of(

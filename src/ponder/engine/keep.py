@@ -1,7 +1,7 @@
 """Carries out a cache policy (core.keeping): what it must see is kept while tokens are computed, and keys are dropped when it says so.
 
-A `Record` belongs to one sequence of pages. While a prompt is read its rows are summed into columns, or its last queries kept; behind
-it queries are kept until the trigger fires. What was kept is a function of the tokens before alone.
+A `Record` belongs to one sequence of pages. While a prompt is read its rows are summed into columns; behind it queries are kept
+until the trigger fires. What was kept is a function of the tokens before alone.
 
 The `Shelf` holds sequences that have dropped keys, in case an ask goes on from there: the prefix store cannot, because their pages
 no longer lie at their tokens' places. They share pages with whoever computed them, and nothing that others see is ever changed:
@@ -11,21 +11,23 @@ Shapes: L layers, K key heads, H query heads, N slots of a head, E head width.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ponder.core.evidence import View, columns_of
+from ponder.core.evidence import QUANTUM, View, columns_of
 from ponder.core.formats import ModelConfig
 from ponder.core.keeping import Policy, chosen
-from ponder.engine.attend import Span, StepPlan
+from ponder.engine.attend import NativePlan, Span, StepPlan
 from ponder.engine.kv import common_len
 from ponder.engine.pages import PAGE, Pool
 from ponder.engine.pages import Sequence as Pages
 from ponder.models.decoder import Attend
+from ponder.native.attention import Kernel
+from ponder.native.columns import Rows, add_columns
 
 NUM_SHELVED = 1024  # sequences
 
@@ -38,12 +40,15 @@ class Record:
     due: int | None
     last: int = 0
     columns: list[Tensor] = field(default_factory=list)  # per layer float64 [K, N]
-    queries: list[list[tuple[int, Tensor]]] = field(default_factory=list)  # per layer: first position, rows [n, H, E]
+    rows: list[list[tuple[int, Tensor, Tensor | None]]] = field(default_factory=list)  # per layer: first position, q [n, H, E], lse [n, H]
 
     def copy(self, num_tokens: int) -> "Record":
         """Of a fork that has num_tokens."""
-        cut = [[(start, rows[: num_tokens - start]) for start, rows in some if start < num_tokens] for some in self.queries]
-        return replace(self, columns=[x.clone() for x in self.columns], queries=cut)
+        cut = [
+            [(start, q[: num_tokens - start], None if lse is None else lse[: num_tokens - start]) for start, q, lse in some if start < num_tokens]
+            for some in self.rows
+        ]
+        return replace(self, columns=[x.clone() for x in self.columns], rows=cut)
 
 
 @dataclass
@@ -60,36 +65,43 @@ class Kept:
 class Keeper:
     """A policy at work on the sequences of one pool."""
 
-    def __init__(self, policy: Policy, config: ModelConfig, pool: Pool) -> None:
-        self.policy, self.config, self.pool = policy, config, pool
+    def __init__(self, policy: Policy, config: ModelConfig, pool: Pool, kernel: Kernel | None) -> None:
+        self.policy, self.config, self.pool, self.kernel = policy, config, pool, kernel
         self.needs = policy.scorer.needs
         self.records: dict[Pages, Record] = {}
         self.kept = Kept()
 
     def begin(self, pages: Pages, num_prompt: int) -> None:
         """A sequence of which `first_row(num_prompt)` tokens at most are computed."""
-        rows: list[list[tuple[int, Tensor]]] = [[] for _ in range(self.config.num_layers)]
-        self.records[pages] = Record(num_prompt, num_prompt, 0, [], rows)
+        self.records[pages] = Record(num_prompt, num_prompt, rows=[[] for _ in range(self.config.num_layers)])
 
     def first_row(self, num_prompt: int) -> int:
         """The first token of a prompt whose row the policy must see: those before may have been computed by somebody else."""
-        if self.needs.has_columns:
-            return 0
-        return max(0, num_prompt - max(1, self.needs.num_rows))
+        return min(self.needs.first_row(num_prompt), num_prompt - 1)
 
     def watched(self, plan: StepPlan, spans: Sequence[Span]) -> Attend:
         """The plan's attend, which also keeps what the policy must see."""
-        if self.needs.is_nothing:
-            return plan.attend
-        starts, at = [], 0
+        wanted, at = [], 0
         for span in spans:
-            starts.append(at)
+            record = self.records[span.sequence]
+            first = max(span.start, self.needs.first_row(record.due)) if record.due is not None else span.stop
+            if first < span.stop:
+                wanted.append((span, record, at + first - span.start, at + span.stop - span.start))
             at += span.stop - span.start
+        if not wanted:
+            return plan.attend
 
         def attend(layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
-            out_TX = plan.attend(layer, q_THE, k_TKE, v_TKE)
-            for span, lo in zip(spans, starts):
-                self._see(layer, span, q_THE[lo : lo + span.stop - span.start])
+            if isinstance(plan, NativePlan):
+                out_TX, lse_TH = plan.attend_with_lse(layer, q_THE, k_TKE, v_TKE)
+            else:
+                out_TX, lse_TH = plan.attend(layer, q_THE, k_TKE, v_TKE), None
+            for span, record, lo, hi in wanted:
+                lse = None if lse_TH is None else lse_TH[lo:hi]
+                if span.start < record.num_prompt:
+                    self._sum_columns(record, layer, span.sequence, [(span.stop - (hi - lo), q_THE[lo:hi], lse)])
+                else:
+                    record.rows[layer].append((span.stop - (hi - lo), q_THE[lo:hi].clone(), lse))
             return out_TX
 
         return attend
@@ -108,75 +120,73 @@ class Keeper:
         record.last = pages.num_tokens
         num_held = pages.num_tokens - int(pages.dropped.sum()) // num.numel()
         record.due = self.policy.trigger.next(record.last, num_prompt=record.num_prompt, num_held=num_held, budget=budget)
-        if record.due is None or not self.needs.has_columns:
+        if record.due is None or self.needs.num_rows is not None:
             record.columns = []
-        record.queries = [[] for _ in record.queries]
+        record.rows = [[] for _ in record.rows]
         return True
 
     # what the policy sees
 
-    def _see(self, layer: int, span: Span, q_NHE: Tensor) -> None:
-        record = self.records[span.sequence]
-        if record.due is None:
-            return
-        first = max(span.start, record.due - self.needs.num_rows) if not self.needs.has_columns else span.start
-        if first >= span.stop:
-            return
-        record.queries[layer].append((first, q_NHE[first - span.start :].clone()))
-        if self.needs.has_columns and span.start < record.num_prompt:
-            self._sum_columns(record, layer, span.sequence, span.stop)
-
-    def _sum_columns(self, record: Record, layer: int, pages: Pages, num_tokens: int) -> None:
-        """Adds the waiting rows of a layer to its columns."""
-        (start, *_), rows = record.queries[layer][0], torch.cat([rows for _, rows in record.queries[layer]])
-        keys, _, positions = self._slots(pages, layer, num_tokens)
+    def _sum_columns(self, record: Record, layer: int, pages: Pages, rows: Sequence[tuple[int, Tensor, Tensor | None]]) -> None:
+        """Adds rows, up to the last token, to a layer's columns."""
+        start, q_RHE = rows[0][0], torch.cat([q for _, q, _ in rows]) if len(rows) > 1 else rows[0][1]
+        num_tokens, decay = start + len(q_RHE), self.needs.decay
+        end = record.num_prompt if start < record.num_prompt else num_tokens  # as if the prompt had come at once
+        factors = None if decay == 1 else decay ** torch.arange(end - 1 - start, end - 1 - num_tokens, -1, dtype=torch.float32)
+        num_K = num_tokens - pages.dropped[layer]
         window, cap = self.config.window(layer), self.config.attn_softcap
-        decay, stop = self.needs.decay, start + len(rows)
-        end = record.num_prompt if start < record.num_prompt else stop  # as if the prompt had come at once
-        factors = None if decay == 1 else decay ** torch.arange(end - 1 - start, end - 1 - stop, -1, dtype=torch.float64)
-        fresh = columns_of(rows, keys, positions, start, window=window, softcap=cap, factors=factors)
-        if len(record.columns) <= layer:
-            record.columns.append(fresh)
+        if self.kernel is not None:
+            lse = torch.cat([lse for _, _, lse in rows if lse is not None])
+            counts = torch.zeros(len(num_K), int(num_K.max()), dtype=torch.int64)
+            found = Rows(
+                q_RHE=q_RHE, lse_RH=lse, position=start, table=pages.table[layer], num_held=num_K, window=window or 0, softcap=cap or 0.0,
+                factors=factors,
+            )  # fmt: skip
+            add_columns(self.kernel, found, counts)
+            fresh = counts.double().mul_(QUANTUM)
         else:
+            positions, read = self._slots(pages, layer, num_tokens)
+            fresh = columns_of(q_RHE, read()[0], positions, start, window=window, softcap=cap, factors=factors)
+        if len(record.columns) > layer:
             old = record.columns[layer]
-            fresh[:, : old.shape[1]] += old if start < record.num_prompt else old * decay ** len(rows)
+            fresh[:, : old.shape[1]] += old if start < record.num_prompt else old * decay ** len(q_RHE)
             record.columns[layer] = fresh
-        record.queries[layer] = []
+        else:
+            record.columns.append(fresh)
 
-    def _slots(self, pages: Pages, layer: int, num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys and values [K, N, E] and positions [K, N] of a layer, of which -1 hold nothing."""
+    def _slots(self, pages: Pages, layer: int, num_tokens: int) -> tuple[Tensor, Callable[[], tuple[Tensor, Tensor]]]:
+        """Positions [K, N] of a layer, of which -1 hold nothing, and what reads its keys and values [K, N, E]."""
         num_K = num_tokens - torch.from_numpy(pages.dropped[layer]).long()
-        table = pages.table[layer, :, : -(-int(num_K.max()) // PAGE)]
-        numbers = self.pool.on_device(table)
-        keys, values = self.pool.read(numbers)
         longest = int(num_K.max())
-        positions = self.pool.positions[numbers].flatten(1).long()
-        positions = positions.masked_fill(torch.arange(positions.shape[1]) >= num_K[:, None], -1)
-        return keys[:, :longest], values[:, :longest], positions[:, :longest]
+        numbers = self.pool.on_device(pages.table[layer, :, : -(-longest // PAGE)])
+        positions = self.pool.positions[numbers].flatten(1)[:, :longest].long()
+        positions = positions.masked_fill_(torch.arange(longest) >= num_K[:, None], -1)
+
+        def read() -> tuple[Tensor, Tensor]:
+            keys, values = self.pool.read(numbers)
+            return keys[:, :longest], values[:, :longest]
+
+        return positions, read
 
     def _view(self, pages: Pages, record: Record, layer: int) -> View:
-        keys, values, positions = self._slots(pages, layer, pages.num_tokens)
-        queries = columns = None
-        if self.needs.num_rows:
-            queries = torch.cat([rows for _, rows in record.queries[layer]])[-self.needs.num_rows :]
-        if self.needs.has_columns:
-            columns = record.columns[layer]
+        positions, read = self._slots(pages, layer, pages.num_tokens)
+        columns = record.columns[layer] if self.needs.has_columns else None
         return View(
-            layer=layer, num_layers=self.config.num_layers, num_tokens=pages.num_tokens, keys=keys, values=values, positions=positions,
-            queries=queries, columns=columns, window=self.config.window(layer), softcap=self.config.attn_softcap,
+            layer=layer, num_layers=self.config.num_layers, num_tokens=pages.num_tokens, positions=positions, read=read, columns=columns
         )  # fmt: skip
 
     # what becomes of it
 
     def _apply(self, pages: Pages, record: Record, num: Tensor, budget: int) -> bool:
         layers = range(self.config.num_layers)
-        if self.needs.has_columns and record.queries[0]:
-            for layer in layers:
-                self._sum_columns(record, layer, pages, pages.num_tokens)
+        for layer in layers:
+            if record.rows[layer]:
+                self._sum_columns(record, layer, pages, record.rows[layer])
+                record.rows[layer] = []
         scores = torch.full((*num.shape, int(num.max())), -torch.inf, dtype=torch.float64)
         for layer in layers:
             view = self._view(pages, record, layer)
-            scores[layer, :, : view.keys.shape[1]] = self.policy.scorer.score(view, budget).masked_fill(~view.held, -torch.inf)
+            scores[layer, :, : view.positions.shape[1]] = self.policy.scorer.score(view, budget).masked_fill(~view.held, -torch.inf)
         counts = self.policy.allocator.allot(scores, num, budget)
         if _num_moved(pages, counts) > self.pool.num_free:
             return False

@@ -29,7 +29,7 @@ class KeepingProcess(LocalProcess):
         policy = settings.cache
         assert policy is not None
         self.policy, self.shelf = policy, Shelf()
-        self.keeper = Keeper(policy, decoder.config, self.pool)
+        self.keeper = Keeper(policy, decoder.config, self.pool, self.attention.kernel)
         self.model_id += f"/cache-{policy.label}"
 
     def drop_cache(self) -> None:

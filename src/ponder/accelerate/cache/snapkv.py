@@ -1,12 +1,12 @@
 """Keep what the prompt's last tokens attend to, and those tokens.
 
 Paper      SnapKV (Li et al. 2024, arXiv:2404.14469), section 4.
-Equation   score_j = mean over group and last `window` rows i of a_ij, averaged over `kernel` neighbouring keys; the window itself always stays.
+Equation   score_j = sum over group and last `window` rows i of a_ij, averaged over `kernel` neighbouring keys; the window itself always stays.
 Shapes     view of N slots -> scores [K, N].
 Guarantee  approximate: later tokens read the kept keys alone; exact under a budget that holds the prompt.
 Cost       `window` rows of attention per layer, once per prompt.
 Choose     long prompts whose last tokens are the question. A second question about the same prompt finds what the first one needed.
-Differs    grouped heads share the keys that are kept, so scores are averaged over a group; the budget counts the window.
+Differs    grouped heads share the keys that are kept, so scores are added over a group; the budget counts the window.
 """
 
 from dataclasses import dataclass
@@ -31,12 +31,10 @@ class SnapKV:
 
     @property
     def needs(self) -> Needs:
-        return Needs(num_rows=self.window)
+        return Needs(has_columns=True, num_rows=self.window)
 
     def score(self, view: View, budget: int) -> Tensor:
-        rows = view.rows()
-        mean_HN = rows.mean(1)
-        recent = view.positions >= view.num_tokens - rows.shape[1]
-        mean_KN = mean_HN.view(len(view.keys), -1, mean_HN.shape[-1]).mean(1).masked_fill(recent, 0.0)
-        pooled = F.avg_pool1d(mean_KN, self.kernel, stride=1, padding=self.kernel // 2)
+        assert view.columns is not None
+        recent = view.positions >= view.num_tokens - self.window
+        pooled = F.avg_pool1d(view.columns.masked_fill(recent, 0.0), self.kernel, stride=1, padding=self.kernel // 2)
         return torch.where(recent, protected(view.positions), pooled)
