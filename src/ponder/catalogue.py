@@ -7,7 +7,10 @@ import torch
 
 from ponder.accelerate.cache.adakv import AdaKV
 from ponder.accelerate.cache.after_prompt import AfterPrompt
+from ponder.accelerate.cache.d2o_layers import D2OLayers
+from ponder.accelerate.cache.d2o_merge import D2OMerge
 from ponder.accelerate.cache.drop import Drop
+from ponder.accelerate.cache.elastic_merge import ElasticMerge
 from ponder.accelerate.cache.every import Every
 from ponder.accelerate.cache.h2o import H2O
 from ponder.accelerate.cache.knorm import Knorm
@@ -257,12 +260,14 @@ CACHES: dict[str, Policy] = {
     "streaming": Policy(name="streaming", scorer=StreamingLLM(), allocator=Uniform(), evictor=Drop(), trigger=OverBudget()),
     "h2o": Policy(name="h2o", scorer=H2O(), allocator=Uniform(), evictor=Drop(), trigger=OverBudget()),
     "tova": Policy(name="tova", scorer=Tova(), allocator=Uniform(), evictor=Drop(), trigger=OverBudget()),
+    "d2o": Policy(name="d2o", scorer=H2O(), allocator=D2OLayers(), evictor=D2OMerge(), trigger=OverBudget()),
+    "elastic": Policy(name="elastic", scorer=H2O(recent=0.1), allocator=Uniform(), evictor=ElasticMerge(), trigger=OverBudget()),
     "knorm": Policy(name="knorm", scorer=Knorm(), allocator=Uniform(), evictor=Drop(), trigger=AfterPrompt()),
 }
 
 CACHE_PARTS: dict[str, dict[str, object]] = {  # field of a cache policy -> what it may be set to
-    "allocator": {"uniform": Uniform(), "pyramid": Pyramid(), "adakv": AdaKV()},
-    "evictor": {"drop": Drop()},
+    "allocator": {"uniform": Uniform(), "pyramid": Pyramid(), "adakv": AdaKV(), "d2o": D2OLayers()},
+    "evictor": {"drop": Drop(), "d2o": D2OMerge(), "elastic": ElasticMerge()},
     "trigger": {"after_prompt": AfterPrompt(), "every": Every(every=16), "over_budget": OverBudget()},
 }
 

@@ -9,6 +9,7 @@ import torch
 
 from engine.test_process import answers, bare, mixed_asks
 from engine.tiny_models import ByteTokenizer, tiny_decoder
+from ponder.accelerate.cache.drop import Drop
 from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.catalogue import CACHES, cache_policy
 from ponder.core.asks import Expansion, Extend, Extension, Prefix, Sampling, chat
@@ -95,11 +96,14 @@ def test_budgets_are_kept_exactly_and_bytes_are_given_back(name: str, keep: floa
     budget = int(keep * num_prompt) if keep <= 1 else int(keep)
     held = num_prompt - pages.dropped
     assert held.sum() == budget * held.size
-    if name not in ("pyramidkv", "adakv"):
+    if name not in ("pyramidkv", "adakv", "d2o"):
         assert (held == budget).all()
     if name == "adakv":
         assert (held.sum(1) == budget * held.shape[1]).all()
         assert len(set(held.flatten().tolist())) > 1
+    if name == "d2o":
+        assert (held == held[:, :1]).all()
+        assert len(set(held[:, 0].tolist())) > 1
     if name == "pyramidkv":
         assert (np.diff(held[:, 0]) <= 0).all()
         assert held[0, 0] > held[-1, 0]
@@ -110,7 +114,10 @@ def test_budgets_are_kept_exactly_and_bytes_are_given_back(name: str, keep: floa
     assert kept.bytes_kept == pages.num_pages.sum() * process.pool.page_nbytes
 
 
-@pytest.mark.parametrize("name", CACHES)
+MERGING = {name for name, chosen in CACHES.items() if type(chosen.evictor) is not Drop}
+
+
+@pytest.mark.parametrize("name", sorted(CACHES.keys() - MERGING))
 def test_keys_that_stay_are_unchanged_at_their_positions(name: str):
     """Bit for bit the keys of plain decoding, with the rotary phase that they had."""
     text = "the quick brown fox " * 9
@@ -138,8 +145,8 @@ def test_long_answers_stay_within_the_budget(name: str):
     while process.jobs:
         process.step()
         held += [p.num_tokens - int(p.dropped.max()) for p, r in process.keeper.records.items() if r.last]
-    assert max(held) <= 24 + 16
-    assert min(held) == 24
+    assert max(held) <= 24 + 16 + 12 * (name == "d2o")  # the fullest head of a layer that keeps more
+    assert min(held) == 24 or name == "d2o"
     assert len(held) > 70
 
 

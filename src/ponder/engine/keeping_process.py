@@ -118,6 +118,8 @@ class KeepingProcess(LocalProcess):
             self.store.pin(self.store.root)
             self.store.unpin(track.node)
             track.node = self.store.root
+        if track.num_computed == track.num_prompt:
+            self.pool.trim()  # what a long prompt held goes back to the system
         return True
 
     def _shelve(self, track: Track, num: int, hidden: Tensor | None = None) -> None:
