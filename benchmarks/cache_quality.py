@@ -77,8 +77,8 @@ def run(process: LocalProcess, seed: int, num_functions: int) -> tuple[int, dict
     answer = process.tokenizer.encode(one)
     again = process.tokenizer.render((*question, ("assistant", one), ("user", ASK.format(second))))[len(prompt) + len(answer) :]
     needs = {policy.scorer.needs for policy in CACHES.values()}
-    keepers = {need: Keeper(next(p for p in CACHES.values() if p.scorer.needs == need), process.decoder.config, process.pool, process.attention.kernel)
-               for need in needs}  # fmt: skip
+    parts = (process.decoder.config, process.pool, process.attention.kernel)
+    keepers = {need: Keeper(next(p for p in CACHES.values() if p.scorer.needs == need), *parts) for need in needs}
     pages = Sequence(process.pool)
     records: dict[Needs, Record] = {}
     for need, keeper in keepers.items():
@@ -99,7 +99,7 @@ def run(process: LocalProcess, seed: int, num_functions: int) -> tuple[int, dict
         fork = pages.fork()
         if name != "none":
             policy = cache_policy(f"{name}:{share}")
-            keeper = Keeper(policy, process.decoder.config, process.pool, process.attention.kernel)
+            keeper = Keeper(policy, *parts)
             keeper.records[fork] = records[policy.scorer.needs].copy(len(prompt))
             assert keeper.drop_keys(fork)
         right = is_right(process, hidden[-1:], fork, answer, len(prompt))
