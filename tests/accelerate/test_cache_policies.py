@@ -110,7 +110,9 @@ def test_budgets_are_kept_exactly_and_bytes_are_given_back(name: str, keep: floa
     assert (pages.num_pages == -(-held // 16)).all()
     assert process.pool.num_used == pages.num_pages.sum(), "what was dropped takes pages"
     kept = process.keeper.kept
+    assert (kept.per_head.numpy() == held).all()
     assert kept.keys_kept == held.sum()
+    assert str(kept).startswith(f"kept {100 * held.sum() / (held.size * num_prompt):.0f} % of keys")
     assert kept.bytes_kept == pages.num_pages.sum() * process.pool.page_nbytes
 
 

@@ -93,12 +93,13 @@ def compare(
     strict: Strict = False,
     threads: Threads = None,
     context: Context = None,
+    cache: Cache = None,
     ray: Ray = None,
     replicas: Replicas = None,
 ) -> None:
     """Run several strategies on the same questions under the same budget: table, rows, plot."""
     _verb("compare", task=task, strategies=strategies, n=n, budget=budget, model=model, split=split, out=out, resume=resume,
-          weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context,
+          weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context, cache=cache,
           ray=ray, replicas=replicas)  # fmt: skip
 
 
@@ -157,12 +158,13 @@ def serve(
     device: Device = "cpu",
     threads: Threads = None,
     context: Context = None,
+    cache: Cache = None,
     ray: Annotated[str | None, typer.Option("--ray", help="Behind Ray Serve on a cluster: 'auto', 'local' or HOST:PORT of its head.")] = None,
     replicas: Annotated[int | None, typer.Option(help="With --ray: servers at once, each with --threads CPUs; default: 1.")] = None,
 ) -> None:
     """Serve a model over HTTP as OpenAI's API does, with a strategy and a budget in every request."""
     verb = importlib.import_module("ponder.cli.serve")
-    opening = verb.Opening(model=model, weights=weights, device=device, threads=threads, context=context, store=store)
+    opening = verb.Opening(model=model, weights=weights, device=device, threads=threads, context=context, store=store, cache=cache)
     menu = verb.menu_of(model=model, name=name, strategy=strategy, budget=budget, allow_code=allow_code, max_tokens=max_tokens)
     limits = verb.Limits(max_jobs=max_jobs, max_queue=max_queue, max_per_client=max_per_key, max_body=max_body, drain=drain)
     site = verb.Site(keys=verb.read_keys(api_key or (), api_key_file), origins=tuple(cors_origin or ()))

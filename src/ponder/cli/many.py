@@ -32,12 +32,17 @@ class Opening:
     threads: int | None
     device: str
     context: int | None = None
+    cache: str | None = None
     ray: str | None = None
     replicas: int | None = None
 
     def __post_init__(self) -> None:
         """What can be refused is refused before a task is read."""
-        check_settings(self.model, weights=self.weights, device=self.device, threads=self.threads, context=self.context, ray=self.ray)
+        check_settings(
+            self.model, weights=self.weights, device=self.device, threads=self.threads, context=self.context, ray=self.ray, cache=self.cache
+        )
+        if self.cache is not None:
+            catalogue.cache_policy(self.cache)
         if self.ray is None and self.replicas is not None:
             raise BadField(f"replicas={self.replicas}: only with --ray, which says on which cluster")
         if self.ray is None or self.device == "cpu":
@@ -70,7 +75,9 @@ def answering(opening: Opening, here: Callable[[], Process], prompt: Prompt) -> 
     pooling = cluster("pool")
     with cluster("address").joined(opening.ray):
         threads = opening.threads or pooling.smallest()
-        opener = partial(open_by_name, opening.model, opening.weights, threads, device=opening.device, context_len=opening.context)
+        opener = partial(
+            open_by_name, opening.model, opening.weights, threads, device=opening.device, context_len=opening.context, cache=opening.cache
+        )
         pool = pooling.Pool(opener, opening.want())
         try:
             with show.waiting(f"opening {opening.model} on {pooling.describe_cluster()}"):

@@ -28,13 +28,14 @@ class Opening:
     threads: int | None
     context: int | None
     store: Path | None
+    cache: str | None = None
 
 
 def run(opening: Opening, *, host: str, port: int, menu: Menu, limits: Limits, site: Site) -> int:
     """Serves until a signal; 0."""
     menu.specs.read(menu.default)
     with closing(bind(host, port)) as listening:
-        process = open_named(opening.model, opening.weights, opening.threads, device=opening.device, context_len=opening.context)
+        process = open_named(opening.model, opening.weights, opening.threads, device=opening.device, context_len=opening.context, cache=opening.cache)
         app = App(lambda: Driver(process, store=None if opening.store is None else SampleStore(opening.store)), menu, limits, site)
         address = f"http://{host}:{listening.getsockname()[1]}"
         ready = lambda: show.say(f"{menu.model} at {address}/v1 ({len(menu.models) - 1} strategies: {address}/ponder/strategies)")

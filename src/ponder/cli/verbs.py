@@ -67,23 +67,25 @@ def ask(
     if result.stop_reason == "failed":
         raise PonderError(str(result.diagnostics["error"]))
     show.show_answer(result, strategy=strategy, budget=str(limits))
+    if cache is not None:
+        show.say(f"cache {cache}: {process.kept}")  # type: ignore[attr-defined]
     return INTERRUPTED if result.stop_reason == "interrupted" else 0
 
 
 def compare(
     *, task: str, strategies: str, n: int, budget: str, model: str, split: str, out: Path, resume: bool, weights: str | None, device: str,
-    seed: int, strict: bool, threads: int | None, context: int | None, ray: str | None, replicas: int | None,
+    seed: int, strict: bool, threads: int | None, context: int | None, cache: str | None, ray: str | None, replicas: int | None,
 ) -> int:  # fmt: skip
     """Runs a comparison into `out` and prints the table; 130 when interrupted."""
     limits = parse_budget(budget, strict=strict)
     recipes = recipes_of(strategies, limits)
     if n < 1:
         raise BadField(f"n={n}: must be at least 1 question")
-    opening = Opening(model=model, weights=weights, threads=threads, device=device, context=context, ray=ray, replicas=replicas)
+    opening = Opening(model=model, weights=weights, threads=threads, device=device, context=context, cache=cache, ray=ray, replicas=replicas)
     questions = questions_of(catalogue.task(task), split, n)
     where = opening.format + ("" if device == "cpu" else f" on {device}")
     title = f"{task} ({split}, n={len(questions)}), {model} {where}, at most {limits} a question"
-    here = lambda: open_named(model, opening.format, threads, device=device, context_len=context)
+    here = lambda: open_named(model, opening.format, threads, device=device, context_len=context, cache=cache)
     with answering(opening, here, questions[0].prompt) as (process, run):
         return run_comparison(process, recipes, questions, out=out, task=task, seed=seed, resume=resume, title=title, run=run)
 

@@ -53,13 +53,22 @@ class Record:
 
 @dataclass
 class Kept:
-    """What policies dropped and kept so far; bytes are those of pages."""
+    """What a policy saw and kept so far; bytes are those of pages. per_head: int64 [L, K], keys kept by each."""
 
+    per_head: Tensor
     num_times: int = 0
     keys_seen: int = 0
     keys_kept: int = 0
     bytes_seen: int = 0
     bytes_kept: int = 0
+
+    def __str__(self) -> str:
+        share = 100 * self.keys_kept / max(1, self.keys_seen)
+        heads = self.per_head / max(1, self.keys_kept) * self.per_head.numel()
+        return (
+            f"kept {share:.0f} % of keys, {self.bytes_kept / 1e6:.1f} of {self.bytes_seen / 1e6:.1f} MB; "
+            f"heads {heads.min():.2f} to {heads.max():.2f} of the mean"
+        )  # fmt: skip
 
 
 class Keeper:
@@ -69,7 +78,7 @@ class Keeper:
         self.policy, self.config, self.pool, self.kernel = policy, config, pool, kernel
         self.needs = policy.scorer.needs
         self.records: dict[Pages, Record] = {}
-        self.kept = Kept()
+        self.kept = Kept(torch.zeros(config.num_layers, config.num_kv_heads, dtype=torch.int64))
 
     def begin(self, pages: Pages, num_prompt: int) -> None:
         """A sequence of which `first_row(num_prompt)` tokens at most are computed."""
@@ -204,6 +213,7 @@ class Keeper:
                 record.columns[layer] = _gathered(record.columns[layer], kept)
         done = self.kept
         done.num_times += 1
+        done.per_head += counts
         done.keys_seen += int(num.sum())
         done.keys_kept += int(counts.sum())
         done.bytes_seen += bytes_before

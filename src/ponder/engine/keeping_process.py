@@ -15,7 +15,7 @@ from ponder.core.formats import Tokenizer
 from ponder.core.schedule import Scheduler
 from ponder.engine.attend import Span
 from ponder.engine.jobs import Job, Track
-from ponder.engine.keep import Keeper, Shelf
+from ponder.engine.keep import Keeper, Kept, Shelf
 from ponder.engine.kv import common_len
 from ponder.engine.process import LocalProcess, Settings
 from ponder.models.decoder import Decoder
@@ -31,6 +31,11 @@ class KeepingProcess(LocalProcess):
         self.policy, self.shelf = policy, Shelf()
         self.keeper = Keeper(policy, decoder.config, self.pool, self.attention.kernel)
         self.model_id += f"/cache-{policy.label}"
+
+    @property
+    def kept(self) -> Kept:
+        """What the policy kept so far."""
+        return self.keeper.kept
 
     def drop_cache(self) -> None:
         while self.shelf.drop_one():
