@@ -75,17 +75,30 @@ def quality(rows: list[dict]) -> list[str]:
     return lines
 
 
+COST = """
+## What it costs
+
+CPU seconds of one thread (`python benchmarks/cache.py`), a prompt read under each policy.
+
+| policy | model, tokens | reading, s | attention, s | seeing, s | dropping, s | both, % of the rest | seeing, % of attention |
+|---|---|---|---|---|---|---|---|"""
+SAVED = """
+## What it saves
+
+A token of the answer, with all keys and with a tenth of them; the roofline counts bytes of weights and keys.
+
+| policy | model, tokens | ms a token | gain | roofline gain | keys and values, MB | over nominal |
+|---|---|---|---|---|---|---|"""
+
+
 def costs(rows: list[dict]) -> list[str]:
-    lines = ["", "## What it costs", "", "CPU seconds of one thread (`python benchmarks/cache.py`), a prompt read under each policy.", "",
-             "| policy | model, tokens | reading, s | attention, s | seeing, s | dropping, s | both, % of the rest | seeing, % of attention |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [COST]
     for row in newest([row for row in rows if row["what"] == "evidence"], "policy", "model"):
         lines.append(
             f"| {row['policy']} | {row['model']}, {row['tokens']} | {row['prefill_seconds']:.1f} | {row['attention_seconds']:.2f} | "
             f"{row['evidence_seconds']:.2f} | {row['dropping_seconds']:.2f} | {100 * row['of_prefill']:.1f} | {100 * row['of_attention']:.0f} |"
         )
-    lines += ["", "## What it saves", "", "A token of the answer, with all keys and with a tenth of them; the roofline counts bytes of weights and keys.", "",
-              "| policy | model, tokens | ms a token | gain | roofline gain | keys and values, MB | over nominal |", "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines.append(SAVED)
     for row in newest([row for row in rows if row["what"] == "decode"], "policy", "model"):
         lines.append(
             f"| {row['policy']} | {row['model']}, {row['tokens']} | {1000 * row['seconds_per_token']:.1f} | {row['gain']:.2f} x | "
