@@ -64,17 +64,22 @@ def draw(rows: list[dict], path: Path) -> None:
 
 def quality(rows: list[dict]) -> list[str]:
     one = rows[0]
-    lines = [
-        "## What is lost", "", f"{one['n']} files of {one['functions']} functions, {one['tokens']} tokens each, {one['model']}; "
-        "% right of a question in the prompt and of a second one asked afterwards, with Wilson's 95 % interval (`python benchmarks/cache_quality.py`).",
-        "", "![quality against keys kept](cache.svg)", "", "| policy | keys kept | first question | second question |", "|---|---|---|---|",
-    ]  # fmt: skip
+    lines = [LOST.format(**one)]
     for row in rows:
         cells = [f"{100 * row[w]:.0f} [{100 * row[f'{w}_interval'][0]:.0f}, {100 * row[f'{w}_interval'][1]:.0f}]" for w in ("first", "second")]
         lines.append(f"| {row['policy']} | {100 * row['share']:.0f} % | {cells[0]} | {cells[1]} |")
     return lines
 
 
+LOST = """## What is lost
+
+{n} files of {functions} functions, {tokens} tokens each, {model}; % right of a question in the prompt and of a second one asked afterwards, with
+Wilson's 95 % interval (`python benchmarks/cache_quality.py`).
+
+![quality against keys kept](cache.svg)
+
+| policy | keys kept | first question | second question |
+|---|---|---|---|"""
 COST = """
 ## What it costs
 

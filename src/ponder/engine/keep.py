@@ -92,9 +92,9 @@ class Keeper:
         """The plan's attend, which also keeps what the policy must see."""
         wanted, at = [], 0
         for span in spans:
-            record = self.records[span.sequence]
-            first = max(span.start, self.needs.first_row(record.due)) if record.due is not None else span.stop
-            if first < span.stop:
+            record = self.records.get(span.sequence)  # none of what is only guessed
+            first = span.stop if record is None or record.due is None else max(span.start, self.needs.first_row(record.due))
+            if record is not None and first < span.stop:
                 wanted.append((span, record, at + first - span.start, at + span.stop - span.start))
             at += span.stop - span.start
         if not wanted:
