@@ -22,6 +22,7 @@ ROLES = {
     "verify": "Verifiers",
     "accelerate/weights": "Weight formats",
     "accelerate/schedule": "Schedulers",
+    "accelerate/cache": "Cache policies and their parts",
 }
 CATALOGUE_HEAD = """# Catalogue
 

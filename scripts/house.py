@@ -35,6 +35,7 @@ SHARED = {  # technique folder -> files in it that are shared parts of the room,
         "__init__", "answers", "measure", "coverage", "ceiling", "quality", "heads", "math_process", "math_worker", "sandbox", "sandbox_child",
         "equations", "shown",
     },
+    "accelerate/cache": {"__init__"},
     "accelerate/schedule": {"__init__"},
     "collaborate": {"__init__", "pair"},
     "accelerate/weights": {"__init__", "codes"},
@@ -47,6 +48,7 @@ CATALOGUE = {  # technique folder -> dicts of catalogue.py that name its techniq
     "infer/resample": ("RESAMPLERS",),
     "infer/stop": ("STOP_RULES",),
     "verify": ("VERIFIERS", "SCORERS", "TRAINED"),
+    "accelerate/cache": ("CACHES", "CACHE_PARTS"),
     "accelerate/schedule": ("SCHEDULERS",),
     "collaborate": ("COLLABORATIONS",),
     "accelerate/weights": ("WEIGHTS", "DEVICE_WEIGHTS"),
@@ -60,7 +62,7 @@ HEADINGS = ("Paper", "Equation", "Shapes", "Guarantee", "Cost", "Choose", "Diffe
 HEADING = re.compile(rf"^\**({'|'.join(HEADINGS)})\**:?[ \n]+", re.MULTILINE)
 GUARANTEES = {"exact", "unbiased", "biased", "approximate"}
 BANNED_NAMES = {"utils", "util", "common", "base", "manager", "helpers", "helper", "misc"}
-SMALL_ROOMS, SMALL_LINES = ("core", "engine", "run", "infer"), 9500  # without technique files
+SMALL_ROOMS, SMALL_LINES = ("core", "engine", "run", "infer"), 11000  # without technique files
 TEXT_FILES = {".py", ".md", ".toml", ".lock", ".jsonl", ".json", ".sh", ".yml", ".txt", ".typed", ""}
 FOREIGN = re.compile(r"/(?:work|opt|root|farm|home)/|\.librar[y]/|pypi\.org|pythonhosted\.org")
 

@@ -11,6 +11,21 @@ from ponder.accelerate.accept.coupled import Coupled
 from ponder.accelerate.accept.greedy import GreedyMatch
 from ponder.accelerate.accept.rejection import Rejection
 from ponder.accelerate.accept.typical import Typical
+from ponder.accelerate.cache.adakv import AdaKV
+from ponder.accelerate.cache.after_prompt import AfterPrompt
+from ponder.accelerate.cache.d2o_layers import D2OLayers
+from ponder.accelerate.cache.d2o_merge import D2OMerge
+from ponder.accelerate.cache.drop import Drop
+from ponder.accelerate.cache.elastic_merge import ElasticMerge
+from ponder.accelerate.cache.every import Every
+from ponder.accelerate.cache.h2o import H2O
+from ponder.accelerate.cache.knorm import Knorm
+from ponder.accelerate.cache.over_budget import OverBudget
+from ponder.accelerate.cache.pyramid import Pyramid
+from ponder.accelerate.cache.snapkv import SnapKV
+from ponder.accelerate.cache.streaming_llm import StreamingLLM
+from ponder.accelerate.cache.tova import Tova
+from ponder.accelerate.cache.uniform import Uniform
 from ponder.accelerate.draft.copyspec import CopySpec
 from ponder.accelerate.draft.draft_model import DraftModel
 from ponder.accelerate.draft.first import First
@@ -37,10 +52,13 @@ from ponder.accelerate.weights.native4 import Native4
 from ponder.accelerate.weights.native8 import Native8
 from ponder.collaborate.nudging import Nudging
 from ponder.collaborate.pair import Way
+from ponder.core.accelerations import PLAIN as PLAIN_RUN
+from ponder.core.accelerations import Accelerations
 from ponder.core.asks import AnswerReader, Sampling, WholeText
 from ponder.core.draft import Acceptor, Drafter, LengthControl, Speculation, Twin
 from ponder.core.errors import BadField, UnknownName
 from ponder.core.formats import Tokenizer, WeightFormat
+from ponder.core.keeping import Policy
 from ponder.core.roles import Resampler, StopRule, Strategy, Verifier
 from ponder.core.schedule import Scheduler
 from ponder.core.votes import by_path_probability, by_verdict, one_each
@@ -288,6 +306,24 @@ LENGTHS: dict[str, LengthControl] = {
 
 COLLABORATIONS: dict[str, Way] = {"nudging": Nudging()}  # ways in which two processes answer as one (collaborate/pair)
 
+CACHES: dict[str, Policy] = {
+    "snapkv": Policy(name="snapkv", scorer=SnapKV(), allocator=Uniform(), evictor=Drop(), trigger=AfterPrompt()),
+    "pyramidkv": Policy(name="pyramidkv", scorer=SnapKV(), allocator=Pyramid(), evictor=Drop(), trigger=AfterPrompt()),
+    "adakv": Policy(name="adakv", scorer=SnapKV(), allocator=AdaKV(), evictor=Drop(), trigger=AfterPrompt()),
+    "streaming": Policy(name="streaming", scorer=StreamingLLM(), allocator=Uniform(), evictor=Drop(), trigger=OverBudget()),
+    "h2o": Policy(name="h2o", scorer=H2O(), allocator=Uniform(), evictor=Drop(), trigger=OverBudget()),
+    "tova": Policy(name="tova", scorer=Tova(), allocator=Uniform(), evictor=Drop(), trigger=OverBudget()),
+    "d2o": Policy(name="d2o", scorer=H2O(), allocator=D2OLayers(), evictor=D2OMerge(), trigger=OverBudget()),
+    "elastic": Policy(name="elastic", scorer=H2O(recent=0.1), allocator=Uniform(), evictor=ElasticMerge(), trigger=OverBudget()),
+    "knorm": Policy(name="knorm", scorer=Knorm(), allocator=Uniform(), evictor=Drop(), trigger=AfterPrompt()),
+}
+
+CACHE_PARTS: dict[str, dict[str, object]] = {  # field of a cache policy -> what it may be set to
+    "allocator": {"uniform": Uniform(), "pyramid": Pyramid(), "adakv": AdaKV(), "d2o": D2OLayers()},
+    "evictor": {"drop": Drop(), "d2o": D2OMerge(), "elastic": ElasticMerge()},
+    "trigger": {"after_prompt": AfterPrompt(), "every": Every(every=16), "over_budget": OverBudget()},
+}
+
 KV_FORMATS: dict[str, KVFormat] = {"plain": PLAIN, "int8": INT8}
 
 DIALECTS: dict[str, Dialect] = {  # of servers, by the name that they give themselves; any other one is plain OpenAI
@@ -363,23 +399,37 @@ def speculation(spec: str) -> Speculation:
     return Speculation(drafter=found[0], acceptor=found[1], control=found[2])  # type: ignore[arg-type]
 
 
+def cache_policy(spec: str) -> Policy:
+    """The cache policy that NAME, NAME:SHARE or NAME:keep=SHARE,field=value,... means. Raises UnknownName or BadField."""
+    name, colon, rest = spec.partition(":")
+    is_bare = bool(rest) and "=" not in rest.partition(",")[0]
+    return Specs("cache policy", CACHES, CACHE_PARTS).read(f"{name}{colon}keep={rest}" if is_bare else spec)  # type: ignore[return-value]
+
+
+def accelerated(settings: Settings, accelerations: Accelerations) -> Settings:
+    """Settings with what the accelerations name. Raises UnknownName or BadField."""
+    draft, cache = accelerations.draft, accelerations.cache
+    if draft is not None:
+        settings = replace(settings, speculation=speculation(draft) if isinstance(draft, str) else draft)  # type: ignore[arg-type]
+    if cache is not None:
+        settings = replace(settings, cache=cache_policy(cache) if isinstance(cache, str) else cache)  # type: ignore[arg-type]
+    return settings
+
+
 def open_model(
     path: Path, weights: str | None = None, threads: int | None = None, *, scheduler: str = "sarathi", kv: str = "plain",
-    settings: Settings | None = None, device: str = "cpu", draft: str | Speculation | None = None,
+    settings: Settings | None = None, device: str = "cpu", accelerations: Accelerations = PLAIN_RUN,
 ) -> LocalProcess:  # fmt: skip
     """The model at `path` as a running process. Raises UnknownName for a format or scheduler, BadModelFile, Unsupported, BadField.
 
-    weights: None for "native" on the CPU and "dense" on another device. settings: bounds of the process; `kv` overrides its KV format.
-    draft: how it guesses ahead, an object or as `speculation` reads it; None: not at all.
+    weights: None for "native" on the CPU and "dense" on another device. settings: bounds of the process; `kv` overrides its KV format,
+    accelerations what it says of them.
     """
     for kind, name, table in (("scheduler", scheduler, SCHEDULERS), ("KV format", kv, KV_FORMATS)):
         if name not in table:
             raise UnknownName(kind, name, table)  # type: ignore[arg-type]
     matrices, head, dtype = formats_of(weights_on(device, weights), device)
-    settings = replace(
-        settings or Settings(), kv_format=KV_FORMATS[kv], speculation=speculation(draft) if isinstance(draft, str) else draft,
-        twins=partial(twin_of, path),
-    )  # fmt: skip
+    settings = replace(accelerated(settings or Settings(), accelerations), kv_format=KV_FORMATS[kv], twins=partial(twin_of, path))
     return open_process(
         path, weights=matrices, head=head, dtype=dtype, threads=threads, scheduler=SCHEDULERS[scheduler], settings=settings, device=device,
     )  # fmt: skip

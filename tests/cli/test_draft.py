@@ -9,6 +9,7 @@ from ponder.accelerate.draft.ngram import Ngram
 from ponder.accelerate.length.expected import Expected
 from ponder.accelerate.length.fixed import Fixed
 from ponder.connect.elsewhere import check_settings
+from ponder.core.accelerations import Accelerations
 from ponder.core.errors import BadField, UnknownName
 
 
@@ -30,6 +31,6 @@ def test_wrong_drafts_are_refused_before_a_model_is_opened():
         catalogue.speculation("ngram/coupled/fixed/fixed")
     for model, error in (("nowhere.gguf", UnknownName), ("http://127.0.0.1:1/v1#x", UnknownName)):
         with pytest.raises(error):
-            check_settings(model, weights=None, device="cpu", threads=None, context=None, draft="nothing")
+            check_settings(model, weights=None, device="cpu", threads=None, context=None, accelerations=Accelerations(draft="nothing"))
     with pytest.raises(BadField, match="draft=ngram"):
-        check_settings("http://127.0.0.1:1/v1#x", weights=None, device="cpu", threads=None, context=None, draft="ngram")
+        check_settings("http://127.0.0.1:1/v1#x", weights=None, device="cpu", threads=None, context=None, accelerations=Accelerations(draft="ngram"))

@@ -6,10 +6,32 @@ from pathlib import Path
 import pytest
 
 from ponder.catalogue import open_model
+from ponder.core.accelerations import Accelerations
 from ponder.core.asks import Extend, Extension, Prefix, Prompt, Sampling, chat
 from ponder.testing.run import answer_turn
 
-WORDS = "river stone seven copper lamp garden under quickly Monday music paper window 12 47 price of the and a to".split()
+WORDS = [
+    "river",
+    "stone",
+    "seven",
+    "copper",
+    "lamp",
+    "garden",
+    "under",
+    "quickly",
+    "Monday",
+    "music",
+    "paper",
+    "window",
+    "12",
+    "47",
+    "price",
+    "of",
+    "the",
+    "and",
+    "a",
+    "to",
+]
 KINDS = (
     "Repeat this text word for word: {}",
     "Write a short story about: {}",
@@ -28,7 +50,7 @@ def prompts(num: int) -> list[Prompt]:
 @pytest.mark.parametrize("draft", ["ngram:shortest=1/coupled/fixed:num=6"])
 def test_answers_are_plain_decodings(smollm2_path: Path, num: int, draft: str):
     asks = [Extend(prefix=Prefix(p), seed=i, sampling=Sampling(temperature=(0.0, 0.7, 1.0)[i % 3])) for i, p in enumerate(prompts(num))]
-    plain, drafting = open_model(smollm2_path), open_model(smollm2_path, draft=draft)
+    plain, drafting = open_model(smollm2_path), open_model(smollm2_path, accelerations=Accelerations(draft=draft))
     for start in range(0, num, 8):
         some = asks[start : start + 8]
         for a, b in zip(answer_turn(some, plain), answer_turn(some, drafting), strict=True):

@@ -11,6 +11,7 @@ from ponder import catalogue
 from ponder.cli import show
 from ponder.connect.elsewhere import check_settings, is_elsewhere
 from ponder.connect.model import open_by_name
+from ponder.core.accelerations import PLAIN, Accelerations
 from ponder.core.asks import Prompt
 from ponder.core.errors import BadField, PonderError
 from ponder.core.roles import Process
@@ -34,12 +35,13 @@ class Opening:
     context: int | None = None
     ray: str | None = None
     replicas: int | None = None
-    draft: str | None = None
+    accelerations: Accelerations = PLAIN
 
     def __post_init__(self) -> None:
         """What can be refused is refused before a task is read."""
         check_settings(
-            self.model, weights=self.weights, device=self.device, threads=self.threads, context=self.context, ray=self.ray, draft=self.draft
+            self.model, weights=self.weights, device=self.device, threads=self.threads, context=self.context, ray=self.ray,
+            accelerations=self.accelerations,
         )  # fmt: skip
         if self.ray is None and self.replicas is not None:
             raise BadField(f"replicas={self.replicas}: only with --ray, which says on which cluster")
@@ -74,7 +76,8 @@ def answering(opening: Opening, here: Callable[[], Process], prompt: Prompt) -> 
     with cluster("address").joined(opening.ray):
         threads = opening.threads or pooling.smallest()
         opener = partial(
-            open_by_name, opening.model, opening.weights, threads, device=opening.device, context_len=opening.context, draft=opening.draft
+            open_by_name, opening.model, opening.weights, threads, device=opening.device, context_len=opening.context,
+            accelerations=opening.accelerations,
         )  # fmt: skip
         pool = pooling.Pool(opener, opening.want())
         try:

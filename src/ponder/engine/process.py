@@ -18,6 +18,7 @@ from ponder.core.budget import Cost
 from ponder.core.draft import Speculation, Twin
 from ponder.core.errors import BadField, PromptTooLong
 from ponder.core.formats import Tokenizer
+from ponder.core.keeping import Policy
 from ponder.core.probe import Probe, checkpoint_of, rows_of
 from ponder.core.roles import Progress
 from ponder.core.schedule import Scheduler, Work
@@ -49,6 +50,7 @@ class Settings:
     context_len: int | None = None  # most tokens of a sequence; None: as many as the model usually has
     speculation: Speculation | None = None  # how it guesses ahead; None: not at all
     twins: Callable[[Twin], tuple[Decoder, Tokenizer]] | None = None  # opens other models that guess
+    cache: Policy | None = None  # which keys a sequence goes on with; None: all
 
     def __post_init__(self) -> None:
         for name, value in (("max_rows", self.max_rows), ("chunk", self.chunk), ("kv_bytes", self.kv_bytes)):
@@ -183,6 +185,20 @@ class LocalProcess:
         """Log-probability of tokens[i] after row i."""
         return LogP(self.decoder.logits(hidden_RD)).of(torch.arange(len(tokens)), tokens).tolist()  # type: ignore[no-any-return]
 
+    # what a cache policy changes (engine.keeping_process)
+
+    def _shareable(self, track: Track) -> tuple[int, ...]:
+        """The beginning of a track that may be taken from the prefix store."""
+        return tuple(track.key[: track.num_given])
+
+    def _stop(self, track: Track) -> int:
+        """Tokens up to which a track may be computed in this step."""
+        return len(track.key)
+
+    def _drop_idle(self) -> bool:
+        """Drops what was kept in case somebody goes on from there and was used longest ago; False when there is nothing."""
+        return self.store.evict()
+
     # asks become jobs
 
     def _job(self, ask: Ask, max_tokens: int | None) -> Job:
@@ -276,7 +292,7 @@ class LocalProcess:
 
     def _begin(self, job: Job, track: Track, reading: list[tuple[int, ...]]) -> bool:
         """Takes from the store what it has of the track; False when it is better to wait."""
-        given = tuple(track.key[: track.num_given])
+        given = self._shareable(track)
         found = self.store.find(given)
         if any(common_len(given, other) > found.num_tokens for other in reading):
             return False
@@ -302,7 +318,7 @@ class LocalProcess:
         """Pages for the track's first num_tokens: free ones, those of idle prefixes, those of the latest track after it."""
         assert track.pages is not None
         while not track.pages.reserve(num_tokens):
-            if self.store.evict():
+            if self._drop_idle():
                 continue
             latest = max((t for _, t in self.running if t.pages is not None), key=lambda t: t.order)
             if latest is track:
@@ -349,7 +365,7 @@ class LocalProcess:
         able = [(job, track) for job, track in self.running if track.num_computed < len(track.key)]
         if not able:
             return []
-        works = [Work(len(t.key) - t.num_computed, t.num_computed >= t.num_known and t.num_computed == len(t.key) - 1) for _, t in able]
+        works = [Work(self._stop(t) - t.num_computed, t.num_computed >= t.num_known and t.num_computed == len(t.key) - 1) for _, t in able]
         spans = []
         for (job, track), num in zip(able, self.scheduler.allot(works, self.chunk), strict=True):
             start = track.num_computed

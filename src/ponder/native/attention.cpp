@@ -102,13 +102,6 @@ inline __mmask16 seen_of(const Call &call, const Room &room, int row, int start,
     return seen;
 }
 
-inline __m512 capped(__m512 score, float scale, float cap) {  // cap * tanh(score / cap)
-    const __m512 s = _mm512_mul_ps(score, _mm512_set1_ps(scale));
-    const __m512 e = exp_ps(_mm512_mul_ps(_mm512_abs_ps(s), _mm512_set1_ps(-2.0f / cap)));
-    const __m512 t = _mm512_div_ps(_mm512_sub_ps(_mm512_set1_ps(1.0f), e), _mm512_add_ps(_mm512_set1_ps(1.0f), e));
-    return _mm512_or_ps(_mm512_mul_ps(t, _mm512_set1_ps(cap)), _mm512_and_ps(s, _mm512_set1_ps(-0.0f)));
-}
-
 // Scores of up to 16 rows from `first` on become weights; tops, totals and the factors of what was summed before are carried on.
 // IS_PLAIN: every row sees the whole block, and scores need nothing but the scale.
 template <bool IS_PLAIN>

@@ -375,6 +375,13 @@ inline __m512 exp2_ps(__m512 x) {  // relative error below 2e-7; 2^0 is 1
     return _mm512_scalef_ps(_mm512_fmadd_ps(y, r, _mm512_set1_ps(1.0f)), n);
 }
 
+inline __m512 capped(__m512 score, float scale, float cap) {  // cap * tanh(score / cap)
+    const __m512 s = _mm512_mul_ps(score, _mm512_set1_ps(scale));
+    const __m512 e = exp_ps(_mm512_mul_ps(_mm512_abs_ps(s), _mm512_set1_ps(-2.0f / cap)));
+    const __m512 t = _mm512_div_ps(_mm512_sub_ps(_mm512_set1_ps(1.0f), e), _mm512_add_ps(_mm512_set1_ps(1.0f), e));
+    return _mm512_or_ps(_mm512_mul_ps(t, _mm512_set1_ps(cap)), _mm512_and_ps(s, _mm512_set1_ps(-0.0f)));
+}
+
 // Lane i: the sum, or the largest, of the lanes of rows[i].
 template <class Join>
 inline __m512 reduce_rows(const __m512 (&rows)[16], const Join &join) {
