@@ -34,6 +34,7 @@ SHARED = {  # technique folder -> files in it that are shared parts of the room,
         "__init__", "answers", "measure", "coverage", "ceiling", "quality", "heads", "math_process", "math_worker", "sandbox", "sandbox_child",
         "equations", "shown",
     },
+    "accelerate/attend": {"__init__"},
     "accelerate/schedule": {"__init__"},
     "accelerate/weights": {"__init__", "codes"},
 }  # fmt: skip
@@ -42,6 +43,7 @@ CATALOGUE = {  # technique folder -> dicts of catalogue.py that name its techniq
     "infer/resample": ("RESAMPLERS",),
     "infer/stop": ("STOP_RULES",),
     "verify": ("VERIFIERS", "SCORERS", "TRAINED"),
+    "accelerate/attend": ("ATTENTION_PLANS",),
     "accelerate/schedule": ("SCHEDULERS",),
     "accelerate/weights": ("WEIGHTS", "DEVICE_WEIGHTS"),
 }

@@ -5,6 +5,10 @@ from pathlib import Path
 
 import torch
 
+from ponder.accelerate.attend.dual_chunk import DualChunk
+from ponder.accelerate.attend.longgen import LongGen
+from ponder.accelerate.attend.s2 import S2
+from ponder.accelerate.attend.vertical_slash import VerticalSlash
 from ponder.accelerate.schedule.first_come import FirstCome
 from ponder.accelerate.schedule.prefill_first import PrefillFirst
 from ponder.accelerate.schedule.sarathi import Sarathi
@@ -18,6 +22,7 @@ from ponder.accelerate.weights.native import Native, NativeHead
 from ponder.accelerate.weights.native4 import Native4
 from ponder.accelerate.weights.native8 import Native8
 from ponder.core.asks import AnswerReader, Sampling, WholeText
+from ponder.core.attention_plan import AttentionPlan
 from ponder.core.errors import UnknownName
 from ponder.core.formats import WeightFormat
 from ponder.core.roles import Resampler, StopRule, Strategy, Verifier
@@ -237,6 +242,13 @@ SCHEDULERS: dict[str, Scheduler] = {
     "prefill_first": PrefillFirst(),
 }
 
+ATTENTION_PLANS: dict[str, AttentionPlan] = {  # which keys each query meets
+    "vertical_slash": VerticalSlash(),
+    "s2": S2(),
+    "longgen": LongGen(),
+    "dual_chunk": DualChunk(),
+}
+
 KV_FORMATS: dict[str, KVFormat] = {"plain": PLAIN, "int8": INT8}
 
 DIALECTS: dict[str, Dialect] = {  # of servers, by the name that they give themselves; any other one is plain OpenAI
@@ -290,20 +302,29 @@ def strategy(spec: str) -> Strategy:
 
 def open_model(
     path: Path, weights: str | None = None, threads: int | None = None, *, scheduler: str = "sarathi", kv: str = "plain",
-    settings: Settings | None = None, device: str = "cpu",
+    attend: str | None = None, settings: Settings | None = None, device: str = "cpu",
 ) -> LocalProcess:  # fmt: skip
     """The model at `path` as a running process. Raises UnknownName for a format or scheduler, BadModelFile, Unsupported, BadField.
 
-    weights: None for "native" on the CPU and "dense" on another device. settings: bounds of the process; `kv` overrides its KV format.
+    weights: None for "native" on the CPU and "dense" on another device. attend: NAME or NAME:field=value,... of an attention plan; None:
+    every query meets all keys. settings: bounds of the process; `kv` and `attend` override what it says of them.
     """
     for kind, name, table in (("scheduler", scheduler, SCHEDULERS), ("KV format", kv, KV_FORMATS)):
         if name not in table:
             raise UnknownName(kind, name, table)  # type: ignore[arg-type]
+    settings = replace(settings or Settings(), kv_format=KV_FORMATS[kv])
+    if attend is not None:
+        settings = replace(settings, attend=attention_plan(attend))
     matrices, head, dtype = formats_of(weights_on(device, weights), device)
     return open_process(
         path, weights=matrices, head=head, dtype=dtype, threads=threads, scheduler=SCHEDULERS[scheduler],
-        settings=replace(settings or Settings(), kv_format=KV_FORMATS[kv]), device=device,
+        settings=settings, device=device,
     )  # fmt: skip
+
+
+def attention_plan(spec: str) -> AttentionPlan:
+    """The attention plan that NAME or NAME:field=value,... means. Raises UnknownName or BadField."""
+    return Specs("attention plan", ATTENTION_PLANS, {}).read(spec)  # type: ignore[return-value]
 
 
 def weights_on(device: str, name: str | None) -> str:

@@ -42,6 +42,7 @@ Context = Annotated[
     int | None,
     typer.Option("--context", help="Most tokens of prompt and answer; default: what the model usually has. Some models allow more than that."),
 ]
+Attend = Annotated[str | None, typer.Option(help="Which keys each token meets: NAME or NAME:field=value,... of an attention plan; default: all.")]
 
 Ray = Annotated[str | None, typer.Option("--ray", help="Spread the questions over a Ray cluster: 'auto', 'local' or HOST:PORT of its head.")]
 Replicas = Annotated[int | None, typer.Option(help="With --ray: models at once, each with --threads CPUs; default: as many as the cluster holds.")]
@@ -64,11 +65,12 @@ def ask(
     strict: Strict = False,
     threads: Threads = None,
     context: Context = None,
+    attend: Attend = None,
     trace: Annotated[Path | None, typer.Option(help="Write every ask, answer and cost to this file, a JSON line each.")] = None,
 ) -> None:
     """Answer one question: the answer, how sure it is, what it cost and why it stopped."""
     _verb("ask", question=question, model=model, strategy=strategy, budget=budget, answer=answer, form=form, max_tokens=max_tokens,
-          weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context, trace=trace)  # fmt: skip
+          weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context, attend=attend, trace=trace)  # fmt: skip
 
 
 @app.command()

@@ -45,15 +45,15 @@ MAX_SHOWN = 40  # characters of a text among a strategy's fields
 
 def ask(
     *, question: str, model: str, strategy: str, budget: str, answer: str, form: str | None, max_tokens: int, weights: str | None, device: str,
-    seed: int, strict: bool, threads: int | None, context: int | None, trace: Path | None,
+    seed: int, strict: bool, threads: int | None, context: int | None, attend: str | None, trace: Path | None,
 ) -> int:  # fmt: skip
     """Answers one question and prints what came of it; 130 when interrupted."""
-    check_settings(model, weights=weights, device=device, threads=threads, context=context)
+    check_settings(model, weights=weights, device=device, threads=threads, context=context, attend=attend)
     limits = parse_budget(budget, strict=strict)
     chosen = catalogue.strategy(strategy)
     reader, asked_form = _known("answer reader", answer, catalogue.READERS), None if form is None else read_form(form)
     prompt = Prompt(messages=(("user", _question(question)),), max_tokens=max_tokens, answers=reader, form=asked_form)
-    process = open_named(model, catalogue.weights_on(device, weights), threads, device=device, context_len=context)
+    process = open_named(model, catalogue.weights_on(device, weights), threads, device=device, context_len=context, attend=attend)
     job = Job(id="ask", prompt=prompt, recipe=Recipe(label=strategy, strategy=chosen, budget=limits), seed=hash_seed(seed, "ask"))
     with _interruptible() as should_stop:
         driver = Driver(process, should_stop=should_stop)
@@ -253,7 +253,9 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def open_named(model: str, weights: str, threads: int | None, *, device: str = "cpu", context_len: int | None = None) -> Process:
+def open_named(
+    model: str, weights: str, threads: int | None, *, device: str = "cpu", context_len: int | None = None, attend: str | None = None
+) -> Process:
     """A model by its name or path, as a running process."""
     if is_elsewhere(model):
         with show.waiting(f"opening {model}"):
@@ -261,7 +263,7 @@ def open_named(model: str, weights: str, threads: int | None, *, device: str = "
     catalogue.weights_on(device, weights)
     path = _pulled(model) if model == catalogue.DEFAULT_MODEL else fetch.resolve(model)
     with show.waiting(f"opening {model}"):
-        return catalogue.open_model(path, weights, threads, device=device, settings=Settings(context_len=context_len))
+        return catalogue.open_model(path, weights, threads, device=device, attend=attend, settings=Settings(context_len=context_len))
 
 
 def _pulled(name: str) -> Path:

@@ -17,10 +17,12 @@ def is_elsewhere(model: str) -> bool:
 
 
 def check_settings(
-    model: str, *, weights: str | None, device: str, threads: int | None, context: int | None, ray: str | None = None
+    model: str, *, weights: str | None, device: str, threads: int | None, context: int | None, ray: str | None = None,
+    attend: str | None = None,
 ) -> None:  # fmt: skip
     """Refuses settings of the engine for a model that it does not run."""
-    settings = {"weights": weights, "device": None if device == "cpu" else device, "threads": threads, "context": context, "ray": ray}
+    settings = {"weights": weights, "device": None if device == "cpu" else device, "threads": threads, "context": context, "ray": ray,
+                "attend": attend}  # fmt: skip
     given = [f"{name}={value}" for name, value in settings.items() if value is not None]
     if given and is_elsewhere(model):
         raise BadField(

@@ -28,7 +28,9 @@ def open_process(
     where = find_device(device)
     context_len = (settings or Settings()).context_len
     checkpoint, tokenizer = open_model(path)  # the tokenizer first: making one takes several times what stays, which the weights then fill
-    decoder = load(checkpoint, weights, head, dtype, context_len=context_len)
+    plan = settings.attend if settings else None
+    longest = None if plan is None else plan.reach(checkpoint.config.context_len)
+    decoder = load(checkpoint, weights, head, dtype, context_len=context_len, longest=longest)
     if where.type == "cpu":
         process = LocalProcess(decoder, tokenizer, scheduler, settings)
     else:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ponder.core.asks import Answer, Ask, Expand, Extend, Extension, Judge, Prompt, Read
+from ponder.core.attention_plan import AttentionPlan
 from ponder.core.budget import Cost
 from ponder.core.errors import BadField, PromptTooLong
 from ponder.core.formats import Tokenizer
@@ -25,6 +26,7 @@ from ponder.engine.jobs import Count, ExpandJob, ExtendJob, Job, ReadJob, ScoreJ
 from ponder.engine.kv import KVStore, common_len
 from ponder.engine.pages import PAGE, PLAIN, KVFormat, Pool
 from ponder.engine.pages import Sequence as Pages
+from ponder.engine.planned import PlannedAttention
 from ponder.engine.sampler import Draw, Drawn, LogP, draw, most_likely
 from ponder.models.decoder import Decoder
 
@@ -43,6 +45,7 @@ class Settings:
     kv_format: KVFormat = PLAIN
     is_native: bool = True  # False: attention by PyTorch even where the compiled kernel can
     is_shared: bool = True  # False: a shared prefix is read again for each who has it
+    attend: AttentionPlan | None = None  # which keys each query meets; None: all before it
     context_len: int | None = None  # most tokens of a sequence; None: as many as the model usually has
 
     def __post_init__(self) -> None:
@@ -153,6 +156,8 @@ class LocalProcess:
     # what another device computes in its own way
 
     def _open_attention(self, settings: Settings) -> Attention:
+        if settings.attend is not None:
+            return PlannedAttention(self.decoder.config, self.pool, settings.attend, is_native=settings.is_native, is_shared=settings.is_shared)
         return Attention(self.decoder.config, self.pool, is_native=settings.is_native, is_shared=settings.is_shared)
 
     def _forward(self, spans: Sequence[Span], tokens: list[int]) -> Tensor:
@@ -269,7 +274,7 @@ class LocalProcess:
             return False
         track.node = found.node
         self.store.pin(found.node)
-        track.num_computed = min(found.num_tokens, track.num_given - 1)
+        track.num_computed = self.attention.begin(min(found.num_tokens, track.num_given - 1), track.num_prompt)
         if found.num_tokens == track.num_given and found.is_node_end and found.node.hidden is not None:
             track.num_computed = track.num_given
             track.hidden.append(found.node.hidden[None])
@@ -332,8 +337,9 @@ class LocalProcess:
             start = track.num_computed
             if not num or track.pages is None:
                 continue
-            if self._make_room(track, start + num):
-                spans.append((Span(track.pages, start, start + num, track.num_prompt), job, track))
+            stop = self.attention.stop(start + num, track.num_prompt)
+            if self._make_room(track, stop):
+                spans.append((Span(track.pages, start, stop, track.num_prompt), job, track))
             else:
                 self._preempt(track)
         spans = [(span, job, track) for span, job, track in spans if track.pages is not None]  # a later one may have taken an earlier one's pages
