@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ponder.accelerate.attend.dual_chunk import DualChunk
+from ponder.accelerate.attend.hyper import Hyper
 from ponder.accelerate.attend.longgen import LongGen
 from ponder.accelerate.attend.s2 import S2
 from ponder.accelerate.attend.vertical_slash import VerticalSlash
@@ -244,6 +245,7 @@ SCHEDULERS: dict[str, Scheduler] = {
 
 ATTENTION_PLANS: dict[str, AttentionPlan] = {  # which keys each query meets
     "vertical_slash": VerticalSlash(),
+    "hyper": Hyper(),
     "s2": S2(),
     "longgen": LongGen(),
     "dual_chunk": DualChunk(),

@@ -8,6 +8,7 @@ import torch
 
 from accelerate.attend_meet import config_of, meet_together, meet_with, open_attention
 from ponder.accelerate.attend.dual_chunk import DualChunk
+from ponder.accelerate.attend.hyper import Hyper
 from ponder.accelerate.attend.longgen import LongGen
 from ponder.accelerate.attend.s2 import S2
 from ponder.accelerate.attend.vertical_slash import VerticalSlash
@@ -48,6 +49,7 @@ PLANS = [
     LongGen(window=96, sinks=16),
     DualChunk(chunk=128, local=48),
     VerticalSlash(mass=0.7, segment=128, dense_below=128),
+    Hyper(dense=64, block=16, sample=16, bits=5),
 ]
 
 

@@ -40,6 +40,7 @@ class Rule:
 
     seen_HNN: Tensor  # bool [H or 1, N, N]; keys behind the query's place are never seen, whatever it says
     distance_NN: Tensor | None = None  # None: the true one
+    log_weight_HNN: Tensor | None = None  # of a key in the softmax; None: 0
 
 
 def drawn_rows(generator: torch.Generator, num: int, *, num_heads: int, num_kv_heads: int, width: int, layer: int = 0, num_layers: int = 1) -> Rows:
@@ -63,6 +64,8 @@ def dense_reference(rows: Rows, rule: Rule) -> Tensor:
         (qa, qb), (ka, kb) = rows.q_NHE[:, head, None].chunk(2, -1), rows.k_NKE[None, :, head // group].chunk(2, -1)
         scores = ((qa * cos - qb * sin) * ka + (qb * cos + qa * sin) * kb).sum(-1) / math.sqrt(width)
         seen = rule.seen_HNN[head if len(rule.seen_HNN) > 1 else 0] & (at <= at[:, None])
+        if rule.log_weight_HNN is not None:
+            scores = scores + rule.log_weight_HNN[head]
         out[:, head] = scores.masked_fill(~seen, -math.inf).softmax(-1) @ rows.v_NKE[:, head // group]
     return out
 
