@@ -31,11 +31,11 @@ EACH = QUERY_BLOCK // KEY_BLOCK  # pages of a block of queries
 class VerticalSlash:
     """Settings in tokens unless it says otherwise."""
 
-    mass: float = 0.95  # share of the sampled rows' attention that is kept, per head
-    window: int = 64  # keys before a block of queries that are always met
+    mass: float = 0.98  # share of the sampled rows' attention that is kept, per head
+    window: int = 1024  # keys before a block of queries that are always met
     dense_below: int = 2048  # segments that begin below this meet everything
     segment: int = 1024  # rows that share a pattern; a multiple of 64
-    every: int = 4  # one of so many of a segment's first 64 rows is sampled; at most 16
+    every: int = 8  # one of so many of a segment's first 64 rows is sampled; at most 16
     slash_cost: float = 2.0  # pages that a diagonal costs a block of queries, about, where a column costs one
     name: ClassVar[str] = "vertical_slash"
     guarantee: ClassVar[Guarantee] = Guarantee.APPROXIMATE
