@@ -116,6 +116,30 @@ def test_a_plan_is_its_rule(is_native: bool, layer: int, plan):
     law_is_its_rule(meet_with(is_native=is_native), plan, rows, rule_of(plan, rows), tolerance=TOLERANCE[is_native])
 
 
+@pytest.mark.parametrize(("chunk", "local"), [(64, 0), (64, 16), (128, 128), (192, 7)])
+def test_no_distance_of_dual_chunk_is_longer_than_it_says(chunk: int, local: int):
+    """Nor negative, and those up to `local` are the true ones."""
+    plan = DualChunk(chunk=chunk, local=local)
+    places = torch.arange(5 * chunk + 3)
+    for m in range(5):
+        keys = torch.arange(m * chunk, (m + 1) * chunk)
+        seen = places[places >= m * chunk]
+        distance = (seen + plan.turn(seen, m))[:, None] - keys
+        is_before = seen[:, None] >= keys
+        assert distance[is_before].min() >= 0
+        assert distance.max() <= chunk + local
+        is_near = is_before & (seen[:, None] - keys <= local)
+        assert torch.equal(distance[is_near], (seen[:, None] - keys)[is_near])
+
+
+@pytest.mark.parametrize("stride", [1, 3, 6])
+def test_the_heads_of_s2_meet_everything_together(stride: int):
+    rows = rows_of(330)
+    seen = rule_of(S2(stride=stride, window=0, sinks=0), rows).seen_HNN
+    assert seen.any(0).tril().equal(torch.ones(330, 330, dtype=torch.bool).tril())
+    assert stride == 1 or not seen[0].tril().equal(seen.any(0).tril())
+
+
 @pytest.mark.parametrize("is_native", KERNELS)
 def test_pieces_merge_exactly(is_native: bool):
     rows = rows_of(330)
