@@ -11,6 +11,11 @@ from ponder.accelerate.accept.coupled import Coupled
 from ponder.accelerate.accept.greedy import GreedyMatch
 from ponder.accelerate.accept.rejection import Rejection
 from ponder.accelerate.accept.typical import Typical
+from ponder.accelerate.attend.dual_chunk import DualChunk
+from ponder.accelerate.attend.hyper import Hyper
+from ponder.accelerate.attend.longgen import LongGen
+from ponder.accelerate.attend.s2 import S2
+from ponder.accelerate.attend.vertical_slash import VerticalSlash
 from ponder.accelerate.cache.adakv import AdaKV
 from ponder.accelerate.cache.after_prompt import AfterPrompt
 from ponder.accelerate.cache.d2o_layers import D2OLayers
@@ -55,6 +60,7 @@ from ponder.collaborate.pair import Way
 from ponder.core.accelerations import PLAIN as PLAIN_RUN
 from ponder.core.accelerations import Accelerations
 from ponder.core.asks import AnswerReader, Sampling, WholeText
+from ponder.core.attention_plan import AttentionPlan
 from ponder.core.draft import Acceptor, Drafter, LengthControl, Speculation, Twin
 from ponder.core.errors import BadField, UnknownName
 from ponder.core.formats import Tokenizer, WeightFormat
@@ -199,11 +205,8 @@ STOP_RULES: dict[str, StopRule] = {
 }
 
 RESAMPLERS: dict[str, Resampler] = {
-    "multinomial": multinomial,
-    "systematic": systematic,
-    "stratified": stratified,
-    "residual": residual,
-}
+    "multinomial": multinomial, "systematic": systematic, "stratified": stratified, "residual": residual,
+}  # fmt: skip
 
 READERS: dict[str, AnswerReader] = {
     "text": WholeText(),
@@ -273,36 +276,23 @@ DEVICE_WEIGHTS = {  # on another device than the CPU: formats of matrices and he
 }
 
 SCHEDULERS: dict[str, Scheduler] = {
-    "sarathi": Sarathi(),
-    "first_come": FirstCome(),
-    "prefill_first": PrefillFirst(),
-}
+    "sarathi": Sarathi(), "first_come": FirstCome(), "prefill_first": PrefillFirst(),
+}  # fmt: skip
 
 DRAFTERS: dict[str, Drafter] = {
-    "draft_model": DraftModel(weights="int4"),
-    "layer_skip": LayerSkip(),
-    "ngram": Ngram(),
-    "copyspec": CopySpec(),
-    "trie": Trie(),
-    "token_recycling": TokenRecycling(),
-    "copy_or_recycle": First(drafters=(CopySpec(), TokenRecycling())),
-}
+    "draft_model": DraftModel(weights="int4"), "layer_skip": LayerSkip(), "ngram": Ngram(), "copyspec": CopySpec(), "trie": Trie(),
+    "token_recycling": TokenRecycling(), "copy_or_recycle": First(drafters=(CopySpec(), TokenRecycling())),
+}  # fmt: skip
 
 TRAINED_DRAFTERS = {"medusa": Medusa}  # those that hold trained heads (`ponder train-heads`)
 
 ACCEPTORS: dict[str, Acceptor] = {
-    "coupled": Coupled(),
-    "greedy": GreedyMatch(),
-    "rejection": Rejection(),
-    "typical": Typical(),
-    "bild": BigLittle(),
-}
+    "coupled": Coupled(), "greedy": GreedyMatch(), "rejection": Rejection(), "typical": Typical(), "bild": BigLittle(),
+}  # fmt: skip
 
 LENGTHS: dict[str, LengthControl] = {
-    "expected": Expected(),
-    "fixed": Fixed(),
-    "threshold": Threshold(),
-}
+    "expected": Expected(), "fixed": Fixed(), "threshold": Threshold(),
+}  # fmt: skip
 
 COLLABORATIONS: dict[str, Way] = {"nudging": Nudging()}  # ways in which two processes answer as one (collaborate/pair)
 
@@ -323,6 +313,10 @@ CACHE_PARTS: dict[str, dict[str, object]] = {  # field of a cache policy -> what
     "evictor": {"drop": Drop(), "d2o": D2OMerge(), "elastic": ElasticMerge()},
     "trigger": {"after_prompt": AfterPrompt(), "every": Every(every=16), "over_budget": OverBudget()},
 }
+
+ATTENTION_PLANS: dict[str, AttentionPlan] = {
+    "vertical_slash": VerticalSlash(), "hyper": Hyper(), "s2": S2(), "longgen": LongGen(), "dual_chunk": DualChunk(),
+}  # fmt: skip
 
 KV_FORMATS: dict[str, KVFormat] = {"plain": PLAIN, "int8": INT8}
 
@@ -408,11 +402,13 @@ def cache_policy(spec: str) -> Policy:
 
 def accelerated(settings: Settings, accelerations: Accelerations) -> Settings:
     """Settings with what the accelerations name. Raises UnknownName or BadField."""
-    draft, cache = accelerations.draft, accelerations.cache
+    draft, cache, attend = accelerations.draft, accelerations.cache, accelerations.attend
     if draft is not None:
         settings = replace(settings, speculation=speculation(draft) if isinstance(draft, str) else draft)  # type: ignore[arg-type]
     if cache is not None:
         settings = replace(settings, cache=cache_policy(cache) if isinstance(cache, str) else cache)  # type: ignore[arg-type]
+    if attend is not None:
+        settings = replace(settings, attend=attention_plan(attend) if isinstance(attend, str) else attend)  # type: ignore[arg-type]
     return settings
 
 
@@ -439,6 +435,11 @@ def twin_of(path: Path, twin: Twin) -> tuple[Decoder, Tokenizer]:
     """The model that guesses for the one at `path`. Raises UnknownName, BadModelFile, PonderError for one that is not in the cache."""
     matrices, head, dtype = formats_of(weights_on("cpu", twin.weights), "cpu")
     return open_twin(path if twin.model is None else resolve(twin.model), matrices, head, dtype)
+
+
+def attention_plan(spec: str) -> AttentionPlan:
+    """The attention plan that NAME or NAME:field=value,... means. Raises UnknownName or BadField."""
+    return Specs("attention plan", ATTENTION_PLANS, {}).read(spec)  # type: ignore[return-value]
 
 
 def weights_on(device: str, name: str | None) -> str:

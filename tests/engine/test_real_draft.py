@@ -10,28 +10,8 @@ from ponder.core.accelerations import Accelerations
 from ponder.core.asks import Extend, Extension, Prefix, Prompt, Sampling, chat
 from ponder.testing.run import answer_turn
 
-WORDS = [
-    "river",
-    "stone",
-    "seven",
-    "copper",
-    "lamp",
-    "garden",
-    "under",
-    "quickly",
-    "Monday",
-    "music",
-    "paper",
-    "window",
-    "12",
-    "47",
-    "price",
-    "of",
-    "the",
-    "and",
-    "a",
-    "to",
-]
+TEXT = "river stone seven copper lamp garden under quickly Monday music paper window 12 47 price of the and a to"
+WORDS = TEXT.split()
 KINDS = (
     "Repeat this text word for word: {}",
     "Write a short story about: {}",

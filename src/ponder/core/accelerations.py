@@ -9,6 +9,7 @@ class Accelerations:
 
     draft: object = None  # what guesses ahead: str or core.draft.Speculation
     cache: object = None  # which keys long prompts go on with: str or core.keeping.Policy
+    attend: object = None  # which keys each query meets: str or core.attention_plan.AttentionPlan
 
     @property
     def given(self) -> dict[str, object]:

@@ -80,6 +80,8 @@ class Span:
 class Attention:
     """The attention of a process: its pages, and the kernel that reads them."""
 
+    segment = 1  # prompts are cut only at multiples of it
+
     def __init__(self, config: ModelConfig, pool: Pool, *, is_native: bool = True, is_shared: bool = True) -> None:
         """is_native False: PyTorch even where the compiled kernel can; is_shared False: nobody meets a prefix together."""
         self.config, self.pool, self.is_shared = config, pool, is_shared
@@ -92,6 +94,14 @@ class Attention:
     def name(self) -> str:
         """What a model's id says of the kernel that reads."""
         return "/torch" if self.kernel is None else ""
+
+    def begin(self, num_found: int, num_prompt: int) -> int:
+        """How many of the tokens that are computed already need not be computed again."""
+        return num_found if num_found >= num_prompt else num_found - num_found % self.segment
+
+    def stop(self, stop: int, num_prompt: int) -> int:
+        """Where a span that could end at `stop` ends: a prompt is cut only between segments."""
+        return stop if stop >= num_prompt else min(num_prompt, -(-stop // self.segment) * self.segment)
 
     def plan(self, spans: Seq[Span]) -> "StepPlan":
         """The step's plan; spans must be in the order of `in_order`."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ponder.core.errors import BadField
 from ponder.core.formats import Tokenizer
 from ponder.core.schedule import Scheduler
 from ponder.engine.attend import Span, in_order
@@ -62,6 +63,8 @@ class DeviceProcess(LocalProcess):
         self.draws = DrawRunner(decoder, self.decode.recorder)
 
     def _open_attention(self, settings: Settings) -> DeviceAttention:
+        if settings.attend is not None:
+            raise BadField(f"attention plan {settings.attend.name}: on another device than the CPU every query meets all keys; leave it out")
         return DeviceAttention(
             self.decoder.config, self.pool, num_rows=self.max_rows, is_shared=settings.is_shared, is_native=settings.is_native
         )  # fmt: skip

@@ -41,7 +41,9 @@ def open_process(
     if settings.cache is not None and where.type != "cpu":
         raise BadField(f"cache policy {settings.cache.name!r} on {device}: policies run on the CPU; open the model there, or without a policy")
     checkpoint, tokenizer = open_model(path)  # the tokenizer first: making one takes several times what stays, which the weights then fill
-    decoder = load(checkpoint, weights, head, dtype, context_len=context_len)
+    plan = settings.attend if settings else None
+    longest = None if plan is None else plan.reach(checkpoint.config.context_len)
+    decoder = load(checkpoint, weights, head, dtype, context_len=context_len, longest=longest)
     if where.type == "cpu":
         process = (LocalProcess if settings.cache is None else KeepingProcess)(decoder, tokenizer, scheduler, settings)
     else:

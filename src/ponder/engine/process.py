@@ -7,55 +7,34 @@ the latest track is put back among the waiting, and what it loses is computed ag
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ponder.core.asks import Answer, Ask, Expand, Extend, Extension, Judge, Prompt, Read
 from ponder.core.budget import Cost
-from ponder.core.draft import Speculation, Twin
 from ponder.core.errors import BadField, PromptTooLong
 from ponder.core.formats import Tokenizer
-from ponder.core.keeping import Policy
 from ponder.core.probe import Probe, checkpoint_of, rows_of
 from ponder.core.roles import Progress
 from ponder.core.schedule import Scheduler, Work
 from ponder.engine.attend import Attention, Span, in_order
 from ponder.engine.jobs import Count, ExpandJob, ExtendJob, Job, ReadJob, ScoreJob, Track, partial_answer
 from ponder.engine.kv import KVStore, common_len
-from ponder.engine.pages import PAGE, PLAIN, KVFormat, Pool
+from ponder.engine.pages import PAGE, PLAIN, Pool
 from ponder.engine.pages import Sequence as Pages
+from ponder.engine.planned import PlannedAttention
 from ponder.engine.rounds import Rounds
 from ponder.engine.runners import Lender
 from ponder.engine.sampler import Draw, Drawn, LogP, draw, most_likely
+from ponder.engine.settings import Settings
 from ponder.models.decoder import Decoder
 
 UNLIMITED = 1 << 60
 HEAD_ROWS = 64  # scored positions that meet the output head at a time
 NUM_RENDERED = 4096  # prompts whose token ids are remembered
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Bounds of a process, and how it keeps and reads keys and values. Raises BadField."""
-
-    max_rows: int = 64  # most sequences computed at once
-    chunk: int = 512  # tokens that a step should not exceed, shared out by the scheduler
-    kv_bytes: int = 1 << 31  # bound on keys and values, stored and under way
-    kv_format: KVFormat = PLAIN
-    is_native: bool = True  # False: attention by PyTorch even where the compiled kernel can
-    is_shared: bool = True  # False: a shared prefix is read again for each who has it
-    context_len: int | None = None  # most tokens of a sequence; None: as many as the model usually has
-    speculation: Speculation | None = None  # how it guesses ahead; None: not at all
-    twins: Callable[[Twin], tuple[Decoder, Tokenizer]] | None = None  # opens other models that guess
-    cache: Policy | None = None  # which keys a sequence goes on with; None: all
-
-    def __post_init__(self) -> None:
-        for name, value in (("max_rows", self.max_rows), ("chunk", self.chunk), ("kv_bytes", self.kv_bytes)):
-            if value < 1:
-                raise BadField(f"{name}={value}: must be at least 1")
 
 
 class LocalProcess:
@@ -163,6 +142,8 @@ class LocalProcess:
     # what another device computes in its own way
 
     def _open_attention(self, settings: Settings) -> Attention:
+        if settings.attend is not None:
+            return PlannedAttention(self.decoder.config, self.pool, settings.attend, is_native=settings.is_native, is_shared=settings.is_shared)
         return Attention(self.decoder.config, self.pool, is_native=settings.is_native, is_shared=settings.is_shared)
 
     def _forward(self, spans: Sequence[Span], tokens: list[int]) -> Tensor:
@@ -298,7 +279,7 @@ class LocalProcess:
             return False
         track.node = found.node
         self.store.pin(found.node)
-        track.num_computed = min(found.num_tokens, track.num_given - 1)
+        track.num_computed = self.attention.begin(min(found.num_tokens, track.num_given - 1), track.num_prompt)
         if found.num_tokens == track.num_given and found.is_node_end and found.node.hidden is not None:
             track.num_computed = track.num_given
             track.hidden.append(found.node.hidden[None])
@@ -371,8 +352,9 @@ class LocalProcess:
             start = track.num_computed
             if not num or track.pages is None:
                 continue
-            if self._make_room(track, start + num):
-                spans.append((Span(track.pages, start, start + num, track.num_prompt), job, track))
+            stop = self.attention.stop(start + num, track.num_prompt)
+            if self._make_room(track, stop):
+                spans.append((Span(track.pages, start, stop, track.num_prompt), job, track))
             else:
                 self._preempt(track)
         spans = [(span, job, track) for span, job, track in spans if track.pages is not None]  # a later one may have taken an earlier one's pages

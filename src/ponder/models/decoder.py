@@ -236,13 +236,15 @@ def load(
     dtype: torch.dtype = torch.bfloat16,
     *,
     context_len: int | None = None,
+    longest: int | None = None,
 ) -> Decoder:
     """Packs a checkpoint, matrix by matrix, so that the whole model is never held in float32.
 
     head: format of the output head; None for the same as the rest. context_len: of the decoder; None for the model's own.
+    longest: most that context_len may be; None for what the model allows.
     Raises Unsupported for an unknown architecture, BadField for a context that the model does not allow.
     """
-    config = with_context(checkpoint.config, context_len)
+    config = with_context(checkpoint.config, context_len, longest)
     if config.arch not in FAMILIES:
         raise Unsupported(f"model architecture {config.arch!r}: the decoder runs {', '.join(FAMILIES)}")
     head = head or weights
@@ -273,12 +275,13 @@ def load(
     )
 
 
-def with_context(config: ModelConfig, context_len: int | None) -> ModelConfig:
+def with_context(config: ModelConfig, context_len: int | None, longest: int | None = None) -> ModelConfig:
     """`config` for contexts of at most context_len tokens: beyond the usual length with the long rotary factors, where there are any."""
     if context_len is None:
         return config
-    if not 0 < context_len <= (config.long_context_len or config.context_len):
-        raise BadField(f"context_len is {context_len}; the model's own allows 1 to {config.long_context_len or config.context_len}")
+    longest = longest or config.long_context_len or config.context_len
+    if not 0 < context_len <= longest:
+        raise BadField(f"context_len is {context_len}; the model's own allows 1 to {longest}")
     factors = config.long_rope_factors if context_len > config.context_len else config.rope_factors
     return replace(config, context_len=context_len, rope_factors=factors)
 
