@@ -88,7 +88,7 @@ def test_openai_for_javascript(server):
 def test_sigterm_lets_what_is_under_way_come_to_its_end(server):
     """The last test: its server stops."""
     running, url = server
-    with HTTP.stream("POST", url + "/v1/chat/completions", json=chat("ab", stream=True, max_tokens=30, logit_bias={"9": -100})) as response:
+    with HTTP.stream("POST", url + "/v1/chat/completions", json=chat("ab", stream=True, max_tokens=90, logit_bias={"9": -100})) as response:
         lines = response.iter_lines()
         next(lines)
         running.send_signal(signal.SIGTERM)

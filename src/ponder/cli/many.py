@@ -11,6 +11,7 @@ from ponder import catalogue
 from ponder.cli import show
 from ponder.connect.elsewhere import check_settings, is_elsewhere
 from ponder.connect.model import open_by_name
+from ponder.core.accelerations import PLAIN, Accelerations
 from ponder.core.asks import Prompt
 from ponder.core.errors import BadField, PonderError
 from ponder.core.roles import Process
@@ -34,10 +35,14 @@ class Opening:
     context: int | None = None
     ray: str | None = None
     replicas: int | None = None
+    accelerations: Accelerations = PLAIN
 
     def __post_init__(self) -> None:
         """What can be refused is refused before a task is read."""
-        check_settings(self.model, weights=self.weights, device=self.device, threads=self.threads, context=self.context, ray=self.ray)
+        check_settings(
+            self.model, weights=self.weights, device=self.device, threads=self.threads, context=self.context, ray=self.ray,
+            accelerations=self.accelerations,
+        )  # fmt: skip
         if self.ray is None and self.replicas is not None:
             raise BadField(f"replicas={self.replicas}: only with --ray, which says on which cluster")
         if self.ray is None or self.device == "cpu":
@@ -70,7 +75,10 @@ def answering(opening: Opening, here: Callable[[], Process], prompt: Prompt) -> 
     pooling = cluster("pool")
     with cluster("address").joined(opening.ray):
         threads = opening.threads or pooling.smallest()
-        opener = partial(open_by_name, opening.model, opening.weights, threads, device=opening.device, context_len=opening.context)
+        opener = partial(
+            open_by_name, opening.model, opening.weights, threads, device=opening.device, context_len=opening.context,
+            accelerations=opening.accelerations,
+        )  # fmt: skip
         pool = pooling.Pool(opener, opening.want())
         try:
             with show.waiting(f"opening {opening.model} on {pooling.describe_cluster()}"):

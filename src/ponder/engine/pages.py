@@ -158,13 +158,24 @@ class Pool:
 
     def read(self, pages: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [..., n * PAGE, E] in the model's dtype of pages [..., n]: a copy."""
-        found = []
-        for i, table in enumerate((self.keys, self.values)):
-            rows = table.index_select(0, pages.reshape(-1))
-            if self.scales is not None:
-                rows = rows.float().mul_(self.scales[i].index_select(0, pages.reshape(-1))[..., None]).to(self.dtype)
-            found.append(rows.view(*pages.shape[:-1], -1, self.width))
-        return found[0], found[1]
+        return self.read_keys(pages), self._read(1, pages)
+
+    def read_keys(self, pages: Tensor) -> Tensor:
+        """The keys of `read` alone."""
+        return self._read(0, pages)
+
+    def rows(self, which: int, slots: Tensor) -> Tensor:
+        """Keys (0) or values (1) [n, E] in the model's dtype of flat slots [n] (page * PAGE + place): a copy."""
+        rows = (self.keys, self.values)[which].view(-1, self.width).index_select(0, slots)
+        if self.scales is not None:
+            rows = rows.float().mul_(self.scales[which].view(-1).index_select(0, slots)[:, None]).to(self.dtype)
+        return rows
+
+    def _read(self, which: int, pages: Tensor) -> Tensor:
+        rows = (self.keys, self.values)[which].index_select(0, pages.reshape(-1))
+        if self.scales is not None:
+            rows = rows.float().mul_(self.scales[which].index_select(0, pages.reshape(-1))[..., None]).to(self.dtype)
+        return rows.view(*pages.shape[:-1], -1, self.width)
 
 
 class Sequence:
@@ -198,7 +209,7 @@ class Sequence:
 
     def reserve(self, num_tokens: int) -> bool:
         """Makes room for num_tokens in all, and the page that the next token goes to this sequence's own."""
-        if num_tokens <= self.capacity and not (self.num_tokens % PAGE and self._is_last_shared()):
+        if num_tokens <= self.capacity and not ((self.num_tokens % PAGE or self.is_ragged) and self._is_last_shared()):
             return True
         wanted = self._num_for(num_tokens)
         missing = int(np.maximum(wanted - self.num_pages, 0).sum())
@@ -229,29 +240,44 @@ class Sequence:
         self.pool.share(self.table[self._is_held()])
         return other
 
+    def branch(self) -> "Sequence":
+        """A fork that shares nothing but the pages of what was written: what either writes next never meets the other."""
+        return Sequence(self.pool, self.table[:, :, : -(-self.num_tokens // PAGE)], self.num_tokens)
+
     def keep(self, layer: int, head: int, places: Ids) -> bool:
         """Keeps only the keys at `places` (ascending indices among those the head holds) and frees the rest.
 
-        False, and nothing changed, when there is no page to move them to.
+        In place where nobody else refers to the pages, else to new ones. False, and nothing changed, when there is no page to move them to.
         """
-        pool, num = self.pool, len(places)
-        held = self.num_tokens - int(self.dropped[layer, head])
-        taken = pool.take(-(-num // PAGE))
-        if taken is None:
-            return False
+        pool, num, num_pages = self.pool, len(places), -(-len(places) // PAGE)
         old = self.table[layer, head, : self.num_pages[layer, head]].copy()
+        is_own = bool((pool.refs[old[:num_pages]] == 1).all())
+        new = old[:num_pages] if is_own else pool.take(num_pages)
+        if new is None:
+            return False
         source = pool.on_device(old[places // PAGE].astype(np.int64) * PAGE + places % PAGE)
-        target = pool.on_device(taken[np.arange(num) // PAGE].astype(np.int64) * PAGE + np.arange(num) % PAGE)
+        target = pool.on_device(new[np.arange(num) // PAGE].astype(np.int64) * PAGE + np.arange(num) % PAGE)
         for table in (pool.keys, pool.values, pool.positions, *(pool.scales or ())):
             flat = table.view(len(table) * PAGE, -1)
             flat.index_copy_(0, target, flat.index_select(0, source))
-        pool.drop(old)
-        self.table[layer, head, : len(taken)] = taken
-        self.num_pages[layer, head] = len(taken)
-        self.dropped[layer, head] += held - num
+        pool.drop(old[num_pages:] if is_own else old)
+        self.dropped[layer, head] += self.num_held(layer, head) - num
+        self.table[layer, head, :num_pages] = new
+        self.num_pages[layer, head] = num_pages
         self.is_ragged = True
+        self.number = next(NUMBERS)  # what was known of its pages is so no more
         self.version += 1
         return True
+
+    def num_held(self, layer: int, head: int) -> int:
+        """Keys of a head."""
+        return self.num_tokens - int(self.dropped[layer, head])
+
+    def rewrite(self, layer: int, head: int, k: Tensor, v: Tensor) -> None:
+        """Other keys and values [n, E] for a head that `keep` has just left with n: their positions stay."""
+        at = np.arange(len(k))
+        slots = self.pool.on_device(self.table[layer, head][at // PAGE].astype(np.int64) * PAGE + at % PAGE)
+        self.pool.write(slots, k, v, self.pool.positions.view(-1)[slots])
 
     def slots(self, layer: int, start: int, stop: int) -> Tensor:
         """int64 [stop - start, K]: flat slots of tokens start..stop."""

@@ -1,0 +1,303 @@
+"""Carries out a cache policy (core.keeping): what it must see is kept while tokens are computed, and keys are dropped when it says so.
+
+A `Record` belongs to one sequence of pages. While a prompt is read its rows are summed into columns; behind it queries are kept
+until the trigger fires. What was kept is a function of the tokens before alone.
+
+The `Shelf` holds sequences that have dropped keys, in case an ask goes on from there: the prefix store cannot, because their pages
+no longer lie at their tokens' places. They share pages with whoever computed them, and nothing that others see is ever changed:
+a page with other readers is copied before keys leave it.
+
+Shapes: L layers, K key heads, H query heads, N slots of a head, E head width.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ponder.core.evidence import QUANTUM, View, columns_of
+from ponder.core.formats import ModelConfig
+from ponder.core.keeping import Policy, chosen
+from ponder.engine.attend import NativePlan, Span, StepPlan
+from ponder.engine.kv import common_len
+from ponder.engine.pages import PAGE, Pool
+from ponder.engine.pages import Sequence as Pages
+from ponder.models.decoder import Attend
+from ponder.native.attention import Kernel
+from ponder.native.columns import Rows, add_columns
+
+NUM_SHELVED = 1024  # sequences
+
+
+@dataclass(eq=False)
+class Record:
+    """What is known of a sequence. due: tokens computed when keys are next dropped; last: when they last were."""
+
+    num_prompt: int
+    due: int | None
+    last: int = 0
+    columns: list[Tensor] = field(default_factory=list)  # per layer float64 [K, N]
+    rows: list[list[tuple[int, Tensor, Tensor | None]]] = field(default_factory=list)  # per layer: first position, q [n, H, E], lse [n, H]
+
+    def copy(self, num_tokens: int) -> "Record":
+        """Of a fork that has num_tokens."""
+        cut = [
+            [(start, q[: num_tokens - start], None if lse is None else lse[: num_tokens - start]) for start, q, lse in some if start < num_tokens]
+            for some in self.rows
+        ]
+        return replace(self, columns=[x.clone() for x in self.columns], rows=cut)
+
+
+@dataclass
+class Kept:
+    """What a policy saw and kept so far; bytes are those of pages. per_head: int64 [L, K], keys kept by each."""
+
+    per_head: Tensor
+    num_times: int = 0
+    keys_seen: int = 0
+    keys_kept: int = 0
+    bytes_seen: int = 0
+    bytes_kept: int = 0
+
+    def __str__(self) -> str:
+        share = 100 * self.keys_kept / max(1, self.keys_seen)
+        heads = self.per_head / max(1, self.keys_kept) * self.per_head.numel()
+        return (
+            f"kept {share:.0f} % of keys, {self.bytes_kept / 1e6:.1f} of {self.bytes_seen / 1e6:.1f} MB; "
+            f"heads {heads.min():.2f} to {heads.max():.2f} of the mean"
+        )  # fmt: skip
+
+
+class Keeper:
+    """A policy at work on the sequences of one pool."""
+
+    def __init__(self, policy: Policy, config: ModelConfig, pool: Pool, kernel: Kernel | None) -> None:
+        self.policy, self.config, self.pool, self.kernel = policy, config, pool, kernel
+        self.needs = policy.scorer.needs
+        self.records: dict[Pages, Record] = {}
+        self.kept = Kept(torch.zeros(config.num_layers, config.num_kv_heads, dtype=torch.int64))
+
+    def begin(self, pages: Pages, num_prompt: int) -> None:
+        """A sequence of which `first_row(num_prompt)` tokens at most are computed."""
+        self.records[pages] = Record(num_prompt, num_prompt, rows=[[] for _ in range(self.config.num_layers)])
+
+    def first_row(self, num_prompt: int) -> int:
+        """The first token of a prompt whose row the policy must see: those before may have been computed by somebody else."""
+        return min(self.needs.first_row(num_prompt), num_prompt - 1)
+
+    def watched(self, plan: StepPlan, spans: Sequence[Span]) -> Attend:
+        """The plan's attend, which also keeps what the policy must see."""
+        wanted, at = [], 0
+        for span in spans:
+            record = self.records.get(span.sequence)  # none of what is only guessed
+            first = span.stop if record is None or record.due is None else max(span.start, self.needs.first_row(record.due))
+            if record is not None and first < span.stop:
+                wanted.append((span, record, at + first - span.start, at + span.stop - span.start))
+            at += span.stop - span.start
+        if not wanted:
+            return plan.attend
+
+        def attend(layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
+            if isinstance(plan, NativePlan):
+                out_TX, lse_TH = plan.attend_with_lse(layer, q_THE, k_TKE, v_TKE)
+            else:
+                out_TX, lse_TH = plan.attend(layer, q_THE, k_TKE, v_TKE), None
+            for span, record, lo, hi in wanted:
+                lse = None if lse_TH is None else lse_TH[lo:hi]
+                if span.start < record.num_prompt:
+                    self._sum_columns(record, layer, span.sequence, [(span.stop - (hi - lo), q_THE[lo:hi], lse)])
+                else:
+                    record.rows[layer].append((span.stop - (hi - lo), q_THE[lo:hi].clone(), lse))
+            return out_TX
+
+        return attend
+
+    def is_due(self, pages: Pages) -> bool:
+        record = self.records[pages]
+        return record.due is not None and pages.num_tokens >= record.due
+
+    def drop_keys(self, pages: Pages) -> bool:
+        """Does what the policy says now. False, and nothing changed, when there are no pages to move shared keys to."""
+        record = self.records[pages]
+        budget = self.policy.budget(record.num_prompt)
+        num = pages.num_tokens - torch.from_numpy(pages.dropped).long()  # [L, K]
+        if int(num.sum()) > budget * num.numel() and not self._apply(pages, record, num, budget):
+            return False
+        record.last = pages.num_tokens
+        num_held = pages.num_tokens - int(pages.dropped.sum()) // num.numel()
+        record.due = self.policy.trigger.next(record.last, num_prompt=record.num_prompt, num_held=num_held, budget=budget)
+        if record.due is None or self.needs.num_rows is not None:
+            record.columns = []
+        record.rows = [[] for _ in record.rows]
+        return True
+
+    # what the policy sees
+
+    def _sum_columns(self, record: Record, layer: int, pages: Pages, rows: Sequence[tuple[int, Tensor, Tensor | None]]) -> None:
+        """Adds rows, up to the last token, to a layer's columns."""
+        start, q_RHE = rows[0][0], torch.cat([q for _, q, _ in rows]) if len(rows) > 1 else rows[0][1]
+        num_tokens, decay = start + len(q_RHE), self.needs.decay
+        end = record.num_prompt if start < record.num_prompt else num_tokens  # as if the prompt had come at once
+        factors = None if decay == 1 else decay ** torch.arange(end - 1 - start, end - 1 - num_tokens, -1, dtype=torch.float32)
+        num_K = num_tokens - pages.dropped[layer]
+        window, cap = self.config.window(layer), self.config.attn_softcap
+        if self.kernel is not None:
+            lse = torch.cat([lse for _, _, lse in rows if lse is not None])
+            counts = torch.zeros(len(num_K), int(num_K.max()), dtype=torch.int64)
+            found = Rows(
+                q_RHE=q_RHE, lse_RH=lse, position=start, table=pages.table[layer], num_held=num_K, window=window or 0, softcap=cap or 0.0,
+                factors=factors,
+            )  # fmt: skip
+            add_columns(self.kernel, found, counts)
+            fresh = counts.double().mul_(QUANTUM)
+        else:
+            positions, read = self._slots(pages, layer, num_tokens)
+            fresh = columns_of(q_RHE, read()[0], positions, start, window=window, softcap=cap, factors=factors)
+        if len(record.columns) > layer:
+            old = record.columns[layer]
+            fresh[:, : old.shape[1]] += old if start < record.num_prompt else old * decay ** len(q_RHE)
+            record.columns[layer] = fresh
+        else:
+            record.columns.append(fresh)
+
+    def _slots(self, pages: Pages, layer: int, num_tokens: int) -> tuple[Tensor, Callable[[], tuple[Tensor, Tensor]]]:
+        """Positions [K, N] of a layer, of which -1 hold nothing, and what reads its keys and values [K, N, E]."""
+        num_K = num_tokens - torch.from_numpy(pages.dropped[layer]).long()
+        longest = int(num_K.max())
+        numbers = self.pool.on_device(pages.table[layer, :, : -(-longest // PAGE)])
+        positions = self.pool.positions[numbers].flatten(1)[:, :longest].long()
+        positions = positions.masked_fill_(torch.arange(longest) >= num_K[:, None], -1)
+
+        def read() -> tuple[Tensor, Tensor]:
+            keys, values = self.pool.read(numbers)
+            return keys[:, :longest], values[:, :longest]
+
+        return positions, read
+
+    def _view(self, pages: Pages, record: Record, layer: int) -> View:
+        positions, read = self._slots(pages, layer, pages.num_tokens)
+        columns = record.columns[layer] if self.needs.has_columns else None
+        return View(
+            layer=layer, num_layers=self.config.num_layers, num_tokens=pages.num_tokens, positions=positions, read=read, columns=columns
+        )  # fmt: skip
+
+    # what becomes of it
+
+    def _apply(self, pages: Pages, record: Record, num: Tensor, budget: int) -> bool:
+        layers = range(self.config.num_layers)
+        for layer in layers:
+            if record.rows[layer]:
+                self._sum_columns(record, layer, pages, record.rows[layer])
+                record.rows[layer] = []
+        scores = torch.full((*num.shape, int(num.max())), -torch.inf, dtype=torch.float64)
+        for layer in layers:
+            view = self._view(pages, record, layer)
+            scores[layer, :, : view.positions.shape[1]] = self.policy.scorer.score(view, budget).masked_fill(~view.held, -torch.inf)
+        counts = self.policy.allocator.allot(scores, num, budget)
+        if _num_moved(pages, counts) > self.pool.num_free:
+            return False
+        bytes_before = int(pages.num_pages.sum()) * self.pool.page_nbytes
+        for layer in layers:
+            kept = [chosen(scores[layer, head], int(counts[layer, head])) for head in range(num.shape[1])]
+            others = self.policy.evictor.evict(self._view(pages, record, layer), kept)
+            for head, slots in enumerate(kept):
+                if len(slots) == num[layer, head]:
+                    continue
+                pages.keep(layer, head, slots.numpy())
+                if others is not None:
+                    pages.rewrite(layer, head, *others[head])
+            if record.columns:
+                record.columns[layer] = _gathered(record.columns[layer], kept)
+        done = self.kept
+        done.num_times += 1
+        done.per_head += counts
+        done.keys_seen += int(num.sum())
+        done.keys_kept += int(counts.sum())
+        done.bytes_seen += bytes_before
+        done.bytes_kept += int(pages.num_pages.sum()) * self.pool.page_nbytes
+        return True
+
+
+def _num_moved(pages: Pages, counts: Tensor) -> int:
+    """Pages that heads need whose keys others read too, when they keep `counts` [L, K]."""
+    num_pages = -(-counts.numpy() // PAGE)
+    first = np.arange(pages.table.shape[2]) < num_pages[..., None]
+    is_shared = ((pages.pool.refs[pages.table] > 1) & first).any(-1)
+    return int(num_pages[is_shared].sum())
+
+
+def _gathered(columns: Tensor, kept: Sequence[Tensor]) -> Tensor:
+    """Columns [K, N] of the slots that stay, zeros behind them."""
+    found = columns.new_zeros(len(kept), max(len(slots) for slots in kept))
+    for head, slots in enumerate(kept):
+        found[head, : len(slots)] = columns[head, slots]
+    return found
+
+
+@dataclass(eq=False)
+class Shelved:
+    """A sequence at rest. `hidden`: final hidden row [D] of its last token; `paid` as of engine.kv.Node."""
+
+    pages: Pages
+    record: Record
+    hidden: Tensor | None = None
+    paid: set[int] = field(default_factory=set)
+
+
+class Shelf:
+    """Sequences that have dropped keys, by prompt and by what came after; the least recently used go first."""
+
+    def __init__(self) -> None:
+        self.prompts: dict[tuple[int, ...], dict[tuple[int, ...], Shelved]] = {}
+        self.order: OrderedDict[tuple[tuple[int, ...], tuple[int, ...]], None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def put(
+        self, prompt: tuple[int, ...], after: tuple[int, ...], *, pages: Pages, record: Record, hidden: Tensor | None = None
+    ) -> Shelved:  # fmt: skip
+        """Takes a fork of `pages`, of the prompt and the tokens after it; what is there already stays."""
+        shelved = self.prompts.setdefault(prompt, {}).get(after)
+        num_tokens = len(prompt) + len(after)
+        if shelved is None:
+            fork = pages.fork()
+            fork.num_tokens = num_tokens
+            shelved = self.prompts[prompt][after] = Shelved(fork, record.copy(num_tokens))
+        if hidden is not None:
+            shelved.hidden = hidden
+        self.order[prompt, after] = None
+        self.order.move_to_end((prompt, after))
+        if len(self.order) > NUM_SHELVED:
+            self.drop_one()
+        return shelved
+
+    def find(self, prompt: tuple[int, ...], after: tuple[int, ...]) -> tuple[Shelved, int] | None:
+        """Where an ask for the prompt and the tokens after it goes on: what is shelved, and how many tokens of it are of use.
+
+        All tokens are of use only where the last hidden row is there; keys that were dropped since cannot come back.
+        """
+        best: tuple[int, bool, tuple[int, ...]] | None = None
+        wanted = len(prompt) + len(after)
+        for key, shelved in self.prompts.get(prompt, {}).items():
+            num = len(prompt) + common_len(key, after)
+            is_whole = num == wanted == len(prompt) + len(key) and shelved.hidden is not None
+            num = num if is_whole else min(num, wanted - 1)
+            if num >= max(shelved.record.last, len(prompt)) and (best is None or (num, is_whole) > best[:2]):
+                best = (num, is_whole, key)
+        if best is None:
+            return None
+        self.order.move_to_end((prompt, best[2]))
+        return self.prompts[prompt][best[2]], best[0]
+
+    def drop_one(self) -> bool:
+        if not self.order:
+            return False
+        (prompt, after), _ = self.order.popitem(last=False)
+        self.prompts[prompt].pop(after).pages.release()
+        if not self.prompts[prompt]:
+            del self.prompts[prompt]
+        return True
