@@ -118,9 +118,9 @@ def main() -> None:
     _, tokenizer = open_model(model)
     unwanted = {str(token): -100.0 for token in sorted(tokenizer.eos_ids)}
     file, context = str(HERE / "peers" / "llama_server.py"), str(args.streams * 1024)
+    loop = Loop(args.peers, model, args.threads, Path(tempfile.gettempdir()) / "serve_peers-openvino.log")  # first: it dies with this program
     theirs = Worker(args.peers, file, str(model), "--slots", str(args.streams), "--context", context, "--threads", str(args.threads), is_ready=True)
     ours = Ours(model, args.threads, args.streams)
-    loop = Loop(args.peers, model, args.threads, Path(tempfile.gettempdir()) / "serve_peers-openvino.log")
     names = ("ponder", "llama.cpp", "openvino")
     speeds: dict[str, list[float]] = {name: [] for name in names}
     tokens: dict[str, list[int]] = {name: [] for name in names}
