@@ -22,6 +22,10 @@ ROLES = {
     "verify": "Verifiers",
     "accelerate/weights": "Weight formats",
     "accelerate/schedule": "Schedulers",
+    "accelerate/draft": "Drafters",
+    "accelerate/accept": "Acceptors",
+    "accelerate/length": "Length controls",
+    "collaborate": "Ways in which two models write one answer",
 }
 CATALOGUE_HEAD = """# Catalogue
 
