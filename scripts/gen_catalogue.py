@@ -22,6 +22,9 @@ ROLES = {
     "verify": "Verifiers",
     "accelerate/weights": "Weight formats",
     "accelerate/schedule": "Schedulers",
+    "accelerate/draft": "Drafters",
+    "accelerate/accept": "Acceptors",
+    "accelerate/length": "Length controls",
 }
 CATALOGUE_HEAD = """# Catalogue
 

@@ -21,6 +21,7 @@ from ponder.core.guarantee import Guarantee
 LARGER, SMALLER = 0.1, 0.4  # how fast a cost follows one that is larger, and one that is smaller: what else the machine does only adds
 DEPTHS = 32  # beyond, depths count as this one
 CHEAP = 0.02  # of a step: drafts that cost less are always made
+MARGIN = 0.03  # that a draft must promise beyond plain decoding: costs and shares are estimates
 NUM_PROBED = 3  # tokens of a draft that is only to find out
 
 
@@ -100,7 +101,7 @@ class Weighing:
         best, chosen = tokens / self.cost(num_rows), 0
         for num, (gain, _, _) in enumerate(offers, 1):
             tokens += gain
-            rate = tokens / (self.cost(num_rows + num) + self.draft_cost)
+            rate = tokens / (self.cost(num_rows + num) + self.draft_cost) / (1 + MARGIN)
             if rate > best:
                 best, chosen = rate, num
         return [sum(where == at for _, _, where in offers[:chosen]) for at in range(len(trees))]
