@@ -9,7 +9,28 @@ from ponder.catalogue import open_model
 from ponder.core.asks import Extend, Extension, Prefix, Prompt, Sampling, chat
 from ponder.testing.run import answer_turn
 
-WORDS = "river stone seven copper lamp garden under quickly Monday music paper window 12 47 price of the and a to".split()
+WORDS = [
+    "river",
+    "stone",
+    "seven",
+    "copper",
+    "lamp",
+    "garden",
+    "under",
+    "quickly",
+    "Monday",
+    "music",
+    "paper",
+    "window",
+    "12",
+    "47",
+    "price",
+    "of",
+    "the",
+    "and",
+    "a",
+    "to",
+]
 KINDS = (
     "Repeat this text word for word: {}",
     "Write a short story about: {}",
