@@ -76,3 +76,25 @@ def test_a_follow_up_holds_the_answer_that_it_changes():
     again = asked.second_turn("my words")
     assert [role for role, _ in again.messages] == ["user", "assistant", "user"] and again.messages[1][1] == "my words" and not again.change
     assert {q.category for q in questions.questions("followup", 99)} == {"followup"}
+
+
+def test_settings_take_turns_in_one_process():
+    """Every drafter of the catalogue on a tiny model: plain decoding's tokens, counted rounds, and a warm start that is a copy."""
+    from engine.tiny_models import tiny_decoder, tiny_process
+    from ponder import catalogue
+    from ponder.core.asks import GREEDY, Prompt
+
+    ours = importlib.import_module("speculation.ours")
+    runner = ours.Ours(tiny_process(tiny_decoder("llama")))
+    prompts = [Prompt(messages=(("raw", text),), max_tokens=24) for text in ("abcabcabcabc", "hello hello hello")]
+    coupled, fixed = catalogue.ACCEPTORS["coupled"], catalogue.LENGTHS["fixed"]
+    plain = runner.answer(prompts, GREEDY, runner.use(None, coupled, fixed))
+    for spec in ("ngram", "copyspec", "trie", "token_recycling", "copy_or_recycle", "trie:over=session", "token_recycling:over=session"):
+        drafter = catalogue.speculation(spec).drafter
+        turn = runner.answer(prompts, GREEDY, runner.use(drafter, coupled, fixed))
+        assert turn.tokens == plain.tokens, spec
+        assert turn.tally.rounds + turn.tally.accepted == turn.num_after and 0 <= turn.tally.accepted <= turn.tally.drafted
+    learned = runner.learned(drafter, coupled, fixed, prompts)
+    warm = [runner.answer(prompts, GREEDY, runner.use(drafter, coupled, fixed, learned=learned)) for _ in range(2)]
+    assert warm[0].tally.accepted == warm[1].tally.accepted >= turn.tally.accepted
+    assert set(runner.cost_of_width(prompts[0], (1, 3), coupled, catalogue.Fixed(num=9))) == {1, 3}

@@ -133,7 +133,8 @@ def page(runs: Mapping[tuple[str, float, str], Sequence[Row]]) -> str:
 
 
 def width_text(row: Row) -> str:
-    return ", ".join(f"{rows} rows {cost:.2f} x" for rows, cost in row["seconds"].items())  # type: ignore[attr-defined]
+    found = sorted((int(rows), cost) for rows, cost in row["seconds"].items())  # type: ignore[attr-defined]
+    return ", ".join(f"{rows} rows {cost:.2f} x" for rows, cost in found[1:])
 
 
 def draw(rows: Sequence[Row], title: str, path: Path) -> None:

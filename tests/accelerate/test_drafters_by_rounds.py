@@ -18,7 +18,7 @@ from ponder.accelerate.draft.medusa import Medusa
 from ponder.accelerate.draft.stretches import Counts
 from ponder.accelerate.draft.token_recycling import TokenRecycling, plan
 from ponder.accelerate.draft.trie import Trie
-from ponder.catalogue import ACCEPTORS
+from ponder.catalogue import ACCEPTORS, speculation
 from ponder.core.draft import ROOT, Accepted, Context, Needs, Tree, Verified, chain
 from ponder.core.errors import BadField, StoreError
 from ponder.core.guarantee import Guarantee
@@ -407,3 +407,12 @@ def test_the_widest_scope_is_said():
     assert First(drafters=(CopySpec(), Trie(over="session"))).scope == "session"
     assert First(drafters=(CopySpec(), Trie(over="corpus", corpus=((1, 2),)))).scope == "corpus"
     assert First(drafters=(TokenRecycling(), Medusa(heads=HEADS))).needs == Needs(num_top=8, hidden=True)
+
+
+def test_heads_are_named_by_their_file(tmp_path):
+    """Slashes of a path are no separators."""
+    save_heads(HEADS, tmp_path / "heads.safetensors")
+    found = speculation(f"{tmp_path}/heads.safetensors/greedy/fixed:num=3")
+    assert torch.equal(found.drafter.heads.rows, HEADS.rows) and found.control.num == 3
+    assert speculation(f"{tmp_path}/heads.safetensors").acceptor == ACCEPTORS["coupled"]
+    assert speculation("trie:over=session,num_tokens=5").drafter == Trie(over="session", num_tokens=5)

@@ -9,7 +9,7 @@ import torch
 
 from ponder.core.asks import GREEDY, Sampling
 from ponder.core.errors import BadField
-from ponder.engine.sampler import Draw, LogP, draw, most_likely, moved, pick, shaped, uniform
+from ponder.engine.sampler import Draw, LogP, draw, likeliest, most_likely, moved, pick, shaped, uniform
 from ponder.testing.toy import penalised, self_certainty, transformed
 
 SETTINGS = [
@@ -235,3 +235,13 @@ def test_one_token_has_one_probability_whoever_asks():
         scored = LogP(rows).of(torch.arange(6), torch.tensor([d.token for d in drawn])).tolist()
         assert [d.log_p for d in drawn] == scored == [log_p[i][tokens[i].index(d.token)] for i, d in enumerate(drawn)]
         assert all(dict(d.top).get(d.token, d.log_p) == d.log_p for d in drawn)
+
+
+@pytest.mark.parametrize("size", [3, 128, 700, 1024, 1100, 4000])
+def test_likeliest_are_the_largest(size):
+    """Found in blocks, a last one that is not full among them."""
+    for num in (1, 2, 8):
+        logits = torch.randn(6, size, generator=torch.Generator().manual_seed(num))
+        logits[0, -1], logits[1, 0], logits[2, -3:] = 9.0, 9.0, 9.0
+        found = likeliest(logits, num)
+        assert torch.equal(logits.gather(1, found), logits.topk(min(num, size)).values)

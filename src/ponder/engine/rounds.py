@@ -25,7 +25,7 @@ from ponder.engine.attend import Span
 from ponder.engine.constraint import Matcher
 from ponder.engine.jobs import Count, ExtendJob, Job, Track
 from ponder.engine.pages import Sequence as Pages
-from ponder.engine.sampler import Draw, Drawn, draw, proposal_of
+from ponder.engine.sampler import Draw, Drawn, draw, likeliest, proposal_of
 
 Work = tuple[Span, Job, Track]
 
@@ -315,7 +315,7 @@ class Rounds:
         round.num_drawn = round.commit(accepted.path, (*(tree.tokens[i] for i in accepted.path), accepted.token), round.drawn_as)
         tokens = tuple(job.tokens[num:])
         num_top, hidden = self.needs.num_top, round.hidden if self.needs.hidden else None
-        top = None if not num_top or round.logits is None else round.logits.topk(num_top).indices
+        top = None if not num_top or round.logits is None else likeliest(round.logits, num_top)
         return Verified(request=round.request, tree=tree, path=accepted.path[: len(tokens)], tokens=tokens, top=top, hidden=hidden)
 
 

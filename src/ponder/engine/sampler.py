@@ -26,7 +26,7 @@ from ponder.core.noise import drifted
 from ponder.engine.constraint import Matcher
 from ponder.native.sample import Move, sample_rows
 
-BLOCK = 128  # vocabulary entries summed together
+BLOCK = 128  # vocabulary entries that are summed, or looked at for the largest, together
 LANES = 16  # of them that are added at once
 NUM_LIKELY = 1024  # entries that top_p sorts before it falls back to sorting all
 MASK = (1 << 64) - 1
@@ -306,6 +306,17 @@ def most_likely(logits_RV: Tensor, num: int, allowed: Sequence[Tensor | None] | 
     values = LogP(logits_RV).of(rows, tokens.flatten()).view(tokens.shape)
     num_kept = tokens.shape[1] - restricted.gather(1, tokens).isneginf().sum(-1)
     return [t[:n] for t, n in zip(tokens.tolist(), num_kept.tolist())], [v[:n] for v, n in zip(values.tolist(), num_kept.tolist())]
+
+
+def likeliest(logits_RV: Tensor, num: int) -> Tensor:
+    """int64 [R, num or V]: the largest entries of each row, best first, any of equals. They lie in the blocks with the largest maxima."""
+    num, whole = min(num, logits_RV.shape[1]), logits_RV.shape[1] // BLOCK * BLOCK
+    if whole <= BLOCK * num:
+        return logits_RV.topk(num).indices
+    blocks = logits_RV[:, :whole].unflatten(1, (-1, BLOCK)).amax(-1).topk(num).indices
+    within, rest = (torch.arange(n, device=logits_RV.device) for n in (BLOCK, logits_RV.shape[1] - whole))
+    places = torch.cat([(blocks[:, :, None] * BLOCK + within).flatten(1), (whole + rest).expand(len(logits_RV), -1)], 1)
+    return places.gather(1, logits_RV.gather(1, places).topk(num).indices)
 
 
 def largest(logits_RV: Tensor, num: int) -> Tensor:

@@ -21,6 +21,7 @@ from ponder.core.guarantee import Guarantee
 LARGER, SMALLER = 0.1, 0.4  # how fast a cost follows one that is larger, and one that is smaller: what else the machine does only adds
 DEPTHS = 32  # beyond, depths count as this one
 CHEAP = 0.02  # of a step: drafts that cost less are always made
+MARGIN = 0.03  # that a draft must promise beyond plain decoding: costs and shares are estimates
 NUM_PROBED = 3  # tokens of a draft that is only to find out
 
 
@@ -100,7 +101,7 @@ class Weighing:
         best, chosen = tokens / self.cost(num_rows), 0
         for num, (gain, _, _) in enumerate(offers, 1):
             tokens += gain
-            rate = tokens / (self.cost(num_rows + num) + self.draft_cost)
+            rate = tokens / (self.cost(num_rows + num) + self.draft_cost) / (1 + MARGIN)
             if rate > best:
                 best, chosen = rate, num
         return [sum(where == at for _, _, where in offers[:chosen]) for at in range(len(trees))]
@@ -132,13 +133,12 @@ class Weighing:
 
     def _count(self, new: Verified) -> None:
         """Depth by depth: whether any of the children that were offered there was taken, against what their chances promised."""
-        own, chances = self.own.setdefault(new.request, Shares()), new.tree.chances
+        own, chances, memory = self.own.setdefault(new.request, Shares()), new.tree.chances, self.settings.memory
         for depth, at in enumerate((-1, *new.path), 1):
             if not new.tree.children[at]:
                 break
             for shares in (own, self.all):
-                promised = 1.0 if chances is None else sum(chances[i] for i in new.tree.children[at])
-                shares.add(depth, float(len(new.path) >= depth), self.settings.memory, promised)
+                shares.add(depth, float(len(new.path) >= depth), memory, sum(chances[i] for i in new.tree.children[at]) if chances else 1.0)
 
     def _reached(self, request: int, tree: Tree) -> list[float]:
         """For every token the chance that it is accepted with all before it; siblings without chances share what their depth gets."""
