@@ -32,7 +32,7 @@ KERNELS = [pytest.param(True, marks=needs_kernel), False]
 TOLERANCE = {True: 0.05, False: 2e-5}  # bfloat16 rows and weights; float32
 
 
-def rows_of(num: int, seed: int = 0, *, layer: int = 2, num_heads: int = 6, width: int = 32) -> Rows:
+def rows_of(num: int, seed: int = 0, *, layer: int = 2, num_heads: int = 6, width: int = 16) -> Rows:
     return drawn_rows(torch.Generator().manual_seed(seed), num, num_heads=num_heads, num_kv_heads=2, width=width, layer=layer, num_layers=6)
 
 
