@@ -32,7 +32,7 @@ KERNELS = [pytest.param(True, marks=needs_kernel), False]
 TOLERANCE = {True: 0.05, False: 2e-5}  # bfloat16 rows and weights; float32
 
 
-def rows_of(num: int, seed: int = 0, *, layer: int = 2, num_heads: int = 6, width: int = 32) -> Rows:
+def rows_of(num: int, seed: int = 0, *, layer: int = 2, num_heads: int = 6, width: int = 16) -> Rows:
     return drawn_rows(torch.Generator().manual_seed(seed), num, num_heads=num_heads, num_kv_heads=2, width=width, layer=layer, num_layers=6)
 
 
@@ -48,7 +48,7 @@ PLANS = [
     S2(window=64, stride=3),
     LongGen(window=96, sinks=16),
     DualChunk(chunk=128, local=48),
-    VerticalSlash(mass=0.7, segment=128, dense_below=128),
+    VerticalSlash(mass=0.7, window=16, segment=128, dense_below=128),
     Hyper(dense=64, block=16, sample=16, bits=5),
 ]
 
@@ -246,9 +246,9 @@ class Foresight(VerticalSlash):
 @needs_kernel
 def test_a_pattern_from_later_rows_is_found():
     with pytest.raises(AssertionError):
-        law_cuts_do_not_matter(meet_with(is_native=True), Foresight(mass=0.7, segment=128, dense_below=128), rows_of(500), [128, 384])
+        law_cuts_do_not_matter(meet_with(is_native=True), Foresight(mass=0.7, window=16, segment=128, dense_below=128), rows_of(500), [128, 384])
     with pytest.raises(AssertionError):
-        law_later_tokens_do_not_matter(meet_with(is_native=True), Foresight(mass=0.7, segment=128, dense_below=128), rows_of(500), 400)
+        law_later_tokens_do_not_matter(meet_with(is_native=True), Foresight(mass=0.7, window=16, segment=128, dense_below=128), rows_of(500), 400)
 
 
 @needs_kernel
