@@ -12,10 +12,13 @@ from engine.tiny_models import ByteTokenizer, tiny_decoder
 from ponder.accelerate.cache.drop import Drop
 from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.catalogue import CACHES, cache_policy
+from ponder.cli.many import Opening
+from ponder.connect.elsewhere import check_settings
 from ponder.core.asks import Expansion, Extend, Extension, Prefix, Sampling, chat
 from ponder.core.errors import BadField, UnknownName
 from ponder.core.keeping import Policy
 from ponder.engine.keeping_process import KeepingProcess
+from ponder.engine.pages import INT8, PLAIN, KVFormat
 from ponder.engine.process import LocalProcess, Settings
 from ponder.testing.laws_process import LAWS
 
@@ -32,8 +35,10 @@ def policy(name: str, keep: float, *, is_full_kept: bool = False, trigger: str |
     return cache_policy(spec + (f",trigger={trigger}" if trigger else ""))
 
 
-def keeping(chosen: Policy, *, max_rows: int = 64, kv_bytes: int = 1 << 24, chunk: int = 512, is_native: bool = True) -> KeepingProcess:
-    settings = Settings(max_rows=max_rows, kv_bytes=kv_bytes, chunk=chunk, is_native=is_native, cache=chosen)
+def keeping(
+    chosen: Policy, *, max_rows: int = 64, kv_bytes: int = 1 << 24, chunk: int = 512, is_native: bool = True, kv_format: KVFormat = PLAIN
+) -> KeepingProcess:
+    settings = Settings(max_rows=max_rows, kv_bytes=kv_bytes, chunk=chunk, is_native=is_native, cache=chosen, kv_format=kv_format)
     return KeepingProcess(DECODER, ByteTokenizer(), Sarathi(), settings)
 
 
@@ -165,10 +170,18 @@ def test_policies_by_name():
             cache_policy(spec)
 
 
-@pytest.mark.parametrize("name", ["snapkv", "h2o", "streaming"])
-def test_without_the_compiled_kernel(name: str):
+@pytest.mark.parametrize("name", ["snapkv", "h2o", "streaming", "d2o", "elastic"])
+@pytest.mark.parametrize("how", [{"is_native": False}, {"kv_format": INT8}], ids=["torch", "int8"])
+def test_without_the_compiled_kernel_and_with_keys_of_eight_bits(name: str, how: dict):
     chosen, asks = policy(name, 0.4), mixed_asks(1, [Prefix(chat("y" * 50 + "x" * n, max_tokens=24)) for n in (1, 60)])
-    crowd = keeping(chosen, is_native=False, chunk=9)
-    alone = [answers(keeping(chosen, is_native=False), [ask])[0] for ask in asks]
+    crowd = keeping(chosen, chunk=9, **how)
+    alone = [answers(keeping(chosen, **how), [ask])[0] for ask in asks]
     assert [bare(a) for a in answers(crowd, asks)] == [bare(a) for a in alone]
     assert crowd.keeper.kept.num_times > 0
+
+
+def test_refused_where_it_cannot_be():
+    with pytest.raises(BadField, match="cache=snapkv"):
+        check_settings("http://127.0.0.1:1/v1#m", weights=None, device="cpu", threads=None, context=None, cache="snapkv:0.5")
+    with pytest.raises(UnknownName, match="did you mean snapkv"):
+        Opening(model="smollm2-135m", weights=None, threads=None, device="cpu", cache="snapk:0.5")
