@@ -17,6 +17,7 @@ from lib import rows
 
 import ponder
 from ponder.catalogue import CACHES, open_model
+from ponder.core.accelerations import Accelerations
 from ponder.core.asks import Extend, Prefix, Sampling, chat
 from ponder.engine.keeping_process import KeepingProcess
 from ponder.engine.process import LocalProcess
@@ -78,7 +79,7 @@ def read(process: LocalProcess, ask: Extend) -> float:
 
 def evidence(path, model: str, context: int, names: list[str]) -> None:
     for name in names:
-        process = open_model(path, threads=1, cache=f"{name}:0.1")
+        process = open_model(path, threads=1, accelerations=Accelerations(cache=f"{name}:0.1"))
         clock, ask = clocked(process), ask_of(process, context, 2)
         seconds = read(process, ask)
         spent = clock.seconds.get("evidence", 0.0) + clock.seconds.get("dropping", 0.0)
@@ -94,7 +95,7 @@ def evidence(path, model: str, context: int, names: list[str]) -> None:
 def decode(path, model: str, context: int, num_new: int) -> None:
     found = {}
     for name in (None, "snapkv:0.1", "streaming:0.1", "adakv:0.1"):
-        process = open_model(path, threads=1, cache=name)
+        process = open_model(path, threads=1, accelerations=Accelerations(cache=name))
         ask = ask_of(process, context, num_new + 8)
         read(process, ask)
         pages = process.running[0][1].pages

@@ -1,6 +1,6 @@
 """The day on a card: the tests that need one, then the two targets of the GPU path and its prefill, in one run of under 8 minutes.
 
-    python benchmarks/gpu_targets.py [--no-tests] [--no-peer] [--model qwen2.5-1.5b] [--tokens 128]
+    python benchmarks/gpu_targets.py [--no-tests] [--no-peer] [--profile] [--model qwen2.5-1.5b] [--tokens 128]
 
 Weights are random, of the shape of Qwen2.5-1.5B in bfloat16: nothing is fetched. Measured and appended to results/gpu_targets.jsonl,
 each row with the card's name:
@@ -10,7 +10,7 @@ each row with the card's name:
     device     the same by the card's own clock, from one recorded step replayed: what the host's part costs is the difference
     peer       transformers' generate on the same weights, 1 and 64 sequences
     prefill    tokens per second of a prompt of 1,024 and of 4,096
-    shared     64 sequences that share a prompt of 1,024, against the same without sharing
+    shared     64 sequences that share a prompt of 1,024 and of 8,192, against the same without sharing
 
 Needs a CUDA build of PyTorch and this package's dependencies; transformers for the peer. The steps run apart: one that fails is
 reported, and the others go on. Exit code 1 when tests or a step failed, 2 when there is no card.
@@ -28,6 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from lib.rows import append
 from torch import Tensor
@@ -51,7 +52,7 @@ SHAPES = {
         norm_eps=1e-6, rope_theta=1e6, is_qkv_biased=True, is_head_tied=True,
     ),
     "tiny": ModelConfig(
-        arch="qwen2", num_layers=2, dim=64, num_heads=4, num_kv_heads=2, head_dim=16, ffn_dim=96, vocab_size=512, context_len=32768,
+        arch="qwen2", num_layers=2, dim=64, num_heads=4, num_kv_heads=2, head_dim=16, ffn_dim=96, vocab_size=151936, context_len=32768,
         norm_eps=1e-6, rope_theta=1e6, is_qkv_biased=True, is_head_tied=True,
     ),
 }  # fmt: skip
@@ -75,6 +76,9 @@ class Drawn:
         generator = torch.Generator(self.device).manual_seed(hash_of(self.name) + rows.start)
         numbers = torch.randn((len(rows), *self.shape[1:]), generator=generator, device=self.device)
         return numbers.mul_(0.02) if len(self.shape) > 1 else numbers.mul_(0.02).add_("norm" in self.name)
+
+    def blocks(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        return self.dense(start, stop).cpu().numpy().view(np.uint8)
 
 
 def hash_of(name: str) -> int:
@@ -267,13 +271,27 @@ class Day:
             self.row("prefill", prompt=num, tokens_per_second=num / min(seconds[1:]), milliseconds=1e3 * min(seconds[1:]))
 
     def shared(self) -> None:
-        found = {}
-        for is_shared in (True, False):
-            process = self.running(64, CONTEXT, is_shared=is_shared, is_one_prompt=True)
-            found[is_shared] = statistics.median(self.steps(process))
-        self.row(
-            "shared", sequences=64, prompt=CONTEXT, step_ms=found[True] * 1e3, unshared_step_ms=found[False] * 1e3, ratio=found[False] / found[True]
-        )
+        for num in (CONTEXT, 8 * CONTEXT):
+            found = {}
+            for is_shared in (True, False):
+                process = self.running(64, num, is_shared=is_shared, is_one_prompt=True)
+                found[is_shared] = statistics.median(self.steps(process))
+            self.row(
+                "shared", sequences=64, prompt=num, step_ms=found[True] * 1e3, unshared_step_ms=found[False] * 1e3, ratio=found[False] / found[True]
+            )
+
+    def profile(self) -> None:
+        """Prints which kernels a step's time goes to, for 1 and 64 sequences."""
+        from torch.profiler import ProfilerActivity, profile
+
+        for num in (1, 64):
+            process = self.running(num, CONTEXT - self.num_tokens - 10)
+            with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+                for _ in range(8):
+                    process.step()
+                self.sync()
+            print(f"kernels of 8 steps, {num} sequences:")
+            print(found.key_averages().table(sort_by="self_cuda_time_total", row_limit=30, max_name_column_width=140))
 
     def verdict(self, name: str, value: float) -> None:
         print(f"target {name}: {value:.3f}, wanted {TARGETS[name]}: {'met' if value >= TARGETS[name] else 'NOT met'} ({self.card})")
@@ -293,6 +311,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-tests", action="store_true")
     parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="also list the kernels that a step's time goes to")
     parser.add_argument("--model", choices=SHAPES, default="qwen2.5-1.5b")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--device", default="cuda", help="cpu rehearses the script, with --model tiny; nothing is kept")
@@ -304,7 +323,14 @@ def main() -> int:
         return 0
     failed = [] if args.no_tests or run_tests() else ["tests"]
     day = Day(args.model, device, args.tokens)
-    steps: list[Callable[[], None]] = [day.copy, day.decode, *([] if args.no_peer else [day.peer]), day.prefill, day.shared]
+    steps: list[Callable[[], None]] = [
+        day.copy,
+        day.decode,
+        *([] if args.no_peer else [day.peer]),
+        day.prefill,
+        day.shared,
+        *([day.profile] if args.profile else []),
+    ]
     for step in steps:
         start = time.perf_counter()
         try:

@@ -5,7 +5,10 @@
 The same GGUF file, temperature, most tokens and threads; problem after problem, the engines in turn, each stopped (SIGSTOP) while
 another one runs. Samples differ, so tokens are counted too, and both ratios are given: of seconds, and of tokens per second.
 transformers is run on fewer problems (--loop-problems); its seconds per problem are compared on those alone.
-Part two: --crowd problems at once, each a best-of-8, ponder's driver against its_hub over the same server.
+Part two: --crowd problems at once, each a best-of-8, ponder's driver against its_hub over the same server. That part alone, a few minutes:
+
+    python benchmarks/its_hub_speed.py --problems 0 --crowds 1 --max-tokens 128 --slots 64 --clients CLIENTS/bin/python --peers PEERS/bin/python
+
 CLIENTS has its_hub, PEERS has xllamacpp and transformers. Rows: benchmarks/results/its_hub.jsonl.
 """
 
@@ -218,7 +221,7 @@ def main() -> None:
         if args.crowds:
             crowd(args, process, items, hub, server)
     finally:
-        for worker in workers:
+        for worker in reversed(workers):  # clients before their server
             worker.end()
 
 

@@ -1,12 +1,13 @@
 """What the server costs beside the engine in this program: throughput of N concurrent streams, and the latency that a token gains.
 
 Both sides run the same prompts, seeds and settings on one process, alternating, in one run. In process: an online driver that is turned
-until all N answers are whole. Served: the same driver behind the server's thread and a socket; the client is a program of its own, so
-that its work is not counted as the server's (on a machine without a spare core it still takes time from both).
+until all N answers are whole. Served: the same driver behind the server's thread and a socket; the client (lib/streams_client.py) is a
+program of its own that parses nothing, so that its work is not counted as the server's; its CPU time is reported apart.
 
-CPU time per token of this program, client not included, says the same on a machine that others use too.
+CPU time per token of this program, client not included, says the same on a machine that others use too: `cpu_added_us` is the served
+side's less the in-process side's.
 
-Added latency: from the moment when the engine's thread hands over a step's news to that when the event loop has written the token's chunk.
+Added latency: from the moment when the engine's thread hands over a step's news to that when the event loop has written the step's last chunk.
 
     python benchmarks/serve_speed.py --streams 32 --tokens 64 --rounds 3
 """
@@ -21,9 +22,9 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import torch
-import uvicorn
 from lib.rows import append
 
 import ponder
@@ -32,37 +33,14 @@ from ponder.core.asks import Prompt, Sampling
 from ponder.core.budget import Budget
 from ponder.infer.sample import Sample
 from ponder.run.driver import Driver, Job
-from ponder.run.events import Finished
+from ponder.run.events import Finished, Grown
 from ponder.run.recipe import Recipe
 from ponder.serve.app import App, Site
 from ponder.serve.desk import Desk, Limits
 from ponder.serve.menu import Menu
-from ponder.serve.server import SWITCH_SECONDS, Server, bind
+from ponder.serve.server import SWITCH_SECONDS, Server, bind, configured
 
-CLIENT = """
-import asyncio, json, sys, time
-import httpx
-
-async def one(client, url, body):
-    first = None
-    async with client.stream("POST", url, json=body) as response:
-        async for line in response.aiter_lines():
-            if first is None and '"content": "' in line:
-                first = time.perf_counter()
-    return first
-
-async def main(url, model, num, tokens):
-    async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=None)) as client:
-        bodies = [{"model": model, "messages": [{"role": "user", "content": f"Write a story about the number {i}."}], "max_tokens": tokens, "seed": i,
-                   "stream": True, "logit_bias": json.loads(sys.argv[5])} for i in range(num)]
-        print("ready", flush=True)
-        sys.stdin.readline()
-        start = time.perf_counter()
-        await asyncio.gather(*(one(client, url, body) for body in bodies))
-        print(time.perf_counter() - start, flush=True)
-
-asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
-"""
+CLIENT = Path(__file__).parent / "lib" / "streams_client.py"
 
 
 def jobs_of(num: int, tokens: int, bias: tuple[tuple[int, float], ...]) -> list[Job]:
@@ -85,44 +63,57 @@ def in_process(process, num: int, tokens: int, bias) -> tuple[float, int, float]
 
 
 class Timed(Desk):
-    """Notes how long news are under way from the engine's thread to the event loop."""
+    """Notes how long news are under way from the engine's thread until all of them are written, once for every token."""
 
     def __init__(self, *args) -> None:
         super().__init__(*args)
         self.delays: list[float] = []
 
     def _tell(self, news) -> None:
-        told = time.perf_counter()
         assert self.loop is not None
-        self.loop.call_soon_threadsafe(self._told, news)
-        # everything that these news woke is written before the next idle moment of the loop
-        self.loop.call_soon_threadsafe(
-            lambda: self.loop.call_soon(lambda: self.loop.call_soon(lambda: self.delays.append(time.perf_counter() - told)))
-        )
+        self.loop.call_soon_threadsafe(self._timed, news, time.perf_counter())
+
+    def _timed(self, news, told: float) -> None:
+        self._told(news)
+        note = lambda: self.delays.extend([time.perf_counter() - told] * len(news))
+        if all(isinstance(event, Grown) for event in news):
+            note()
+        else:  # the requests' tasks write beginnings and ends, in the loop's next turns
+            self.loop.call_soon(self.loop.call_soon, self.loop.call_soon, note)
 
 
-def served(process, num: int, tokens: int, bias) -> tuple[float, int, float, list[float]]:
+def served(process, num: int, tokens: int, bias) -> tuple[float, int, float, float, list[float]]:
+    """(seconds, generated tokens, CPU seconds of this program, of the client, seconds added to each token)."""
     process.drop_cache()
     app = App(lambda: Driver(process), Menu(model="m", max_tokens=tokens), Limits(max_jobs=num), Site())
     app.desk = Timed(lambda: Driver(process), Limits(max_jobs=num), app.metrics)
     listening = bind("127.0.0.1", 0)
-    config = uvicorn.Config(app.build(), log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=2, ws="none")
-    server = Server(config)
+    server = Server(configured(app))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1/chat/completions"
-    arguments = [url, "m", str(num), str(tokens), json.dumps({str(t): b for t, b in bias})]
-    client = subprocess.Popen([sys.executable, "-c", CLIENT, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert client.stdout is not None and client.stdout.readline() == "ready\n"
+    bodies = [
+        {"model": "m", "messages": [{"role": "user", "content": f"Write a story about the number {i}."}], "max_tokens": tokens, "seed": i,
+         "stream": True, "logit_bias": {str(t): b for t, b in bias}} for i in range(num)
+    ]  # fmt: skip
+    command = [sys.executable, "-S", str(CLIENT), str(listening.getsockname()[1]), "/v1/chat/completions"]
+    client = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert client.stdin is not None and client.stdout is not None
+    client.stdin.write(json.dumps(bodies) + "\n")
+    client.stdin.flush()
+    assert client.stdout.readline() == "ready\n"
     cpu = time.process_time()
-    out, _ = client.communicate("go\n", timeout=600)
+    client.stdin.write("go\n")
+    client.stdin.flush()
+    told = json.loads(client.stdout.readline())
     generated = app.desk.driver.ledger.engine.generated_tokens
     cpu, delays = time.process_time() - cpu, app.desk.delays
+    client.wait(10)
     server.should_exit = True
     thread.join()
-    return float(out), generated, cpu, delays
+    assert generated == num * tokens and told["events"] >= generated, (told, generated)
+    return told["seconds"], generated, cpu, told["cpu_seconds"], delays
 
 
 def main() -> None:
@@ -137,22 +128,25 @@ def main() -> None:
     process = open_model(ponder.pull(args.model), threads=args.threads)
     bias = tuple((token, -100.0) for token in sorted(process.tokenizer.eos_ids))  # every answer is as long as the others
     in_process(process, args.streams, 4, bias)
-    alone, behind, cpus, delays = [], [], ([], []), []
+    alone, behind, cpus, client, delays = [], [], ([], []), [], []
     for _ in range(args.rounds):
         seconds, generated, cpu = in_process(process, args.streams, args.tokens, bias)
         alone.append(generated / seconds)
         cpus[0].append(1e3 * cpu / generated)
-        seconds, generated, cpu, told = served(process, args.streams, args.tokens, bias)
+        seconds, generated, cpu, theirs, told = served(process, args.streams, args.tokens, bias)
         behind.append(generated / seconds)
         cpus[1].append(1e3 * cpu / generated)
+        client.append(1e3 * theirs / generated)
         delays += told
     costs = statistics.median(cpus[0]), statistics.median(cpus[1])
     rates = statistics.median(alone), statistics.median(behind)
     row = {
         "benchmark": "serve_speed", "model": args.model, "streams": args.streams, "tokens": args.tokens, "rounds": args.rounds,
         "in_process": round(rates[0], 1), "served": round(rates[1], 1), "overhead": round(1 - rates[1] / rates[0], 4),
+        "overheads": [round(1 - b / a, 4) for a, b in zip(alone, behind)],
         "all_in_process": [round(x, 1) for x in alone], "all_served": [round(x, 1) for x in behind],
         "cpu_ms_in_process": round(costs[0], 4), "cpu_ms_served": round(costs[1], 4), "cpu_overhead": round(costs[1] / costs[0] - 1, 4),
+        "cpu_added_us": round(1e3 * statistics.median(b - a for a, b in zip(*cpus)), 1), "client_cpu_us": round(1e3 * statistics.median(client), 1),
         "added_ms_p50": round(1e3 * statistics.median(delays), 3), "added_ms_p99": round(1e3 * statistics.quantiles(delays, n=100)[-1], 3),
         "threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 2),
         "run": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

@@ -21,6 +21,7 @@ ROLES = {
     "infer/stop": "Stop rules",
     "verify": "Verifiers",
     "accelerate/weights": "Weight formats",
+    "accelerate/attend": "Attention plans",
     "accelerate/schedule": "Schedulers",
     "accelerate/cache": "Cache policies and their parts",
 }

@@ -20,6 +20,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "src/ponder/cli/search.py": "a verb takes every option of its command by name, so that a misspelt one is an error",
         "src/ponder/cli/studies.py": "a verb takes every option of its command by name, so that a misspelt one is an error",
         "src/ponder/native/paged_triton.py": "a Triton kernel is told every pointer, stride and constant by itself",
+        "src/ponder/native/draw_triton.py": "a Triton kernel is told every pointer, stride and constant by itself",
         "src/ponder/native/rows_triton.py": "a Triton kernel is told every pointer, stride and constant by itself",
         "src/ponder/cli/verbs.py": "a verb takes every option of its command by name, so that a misspelt one is an error",
     },
@@ -35,8 +36,13 @@ SHARED = {  # technique folder -> files in it that are shared parts of the room,
         "equations", "shown",
     },
     "accelerate/cache": {"__init__"},
+    "accelerate/attend": {"__init__"},
     "accelerate/schedule": {"__init__"},
+    "collaborate": {"__init__", "pair"},
     "accelerate/weights": {"__init__", "codes"},
+    "accelerate/draft": {"__init__", "chains", "heads", "stretches"},
+    "accelerate/accept": {"__init__"},
+    "accelerate/length": {"__init__"},
 }  # fmt: skip
 CATALOGUE = {  # technique folder -> dicts of catalogue.py that name its techniques
     "infer": ("STRATEGIES",),
@@ -44,8 +50,13 @@ CATALOGUE = {  # technique folder -> dicts of catalogue.py that name its techniq
     "infer/stop": ("STOP_RULES",),
     "verify": ("VERIFIERS", "SCORERS", "TRAINED"),
     "accelerate/cache": ("CACHES", "CACHE_PARTS"),
+    "accelerate/attend": ("ATTENTION_PLANS",),
     "accelerate/schedule": ("SCHEDULERS",),
+    "collaborate": ("COLLABORATIONS",),
     "accelerate/weights": ("WEIGHTS", "DEVICE_WEIGHTS"),
+    "accelerate/draft": ("DRAFTERS", "TRAINED_DRAFTERS"),
+    "accelerate/accept": ("ACCEPTORS",),
+    "accelerate/length": ("LENGTHS",),
 }
 TECHNIQUE_PACKAGES = {"torch", "numpy", "math_verify", "reasoning_gym", "sympy"}  # third-party imports open to techniques
 OPTIONAL = {"huggingface_hub", "reasoning_gym", "math_verify", "matplotlib", "transformers", "httpx", "ray"}  # may be imported inside a function
@@ -53,7 +64,7 @@ HEADINGS = ("Paper", "Equation", "Shapes", "Guarantee", "Cost", "Choose", "Diffe
 HEADING = re.compile(rf"^\**({'|'.join(HEADINGS)})\**:?[ \n]+", re.MULTILINE)
 GUARANTEES = {"exact", "unbiased", "biased", "approximate"}
 BANNED_NAMES = {"utils", "util", "common", "base", "manager", "helpers", "helper", "misc"}
-SMALL_ROOMS, SMALL_LINES = ("core", "engine", "run", "infer"), 9000  # without technique files
+SMALL_ROOMS, SMALL_LINES = ("core", "engine", "run", "infer"), 11000  # without technique files
 TEXT_FILES = {".py", ".md", ".toml", ".lock", ".jsonl", ".json", ".sh", ".yml", ".txt", ".typed", ""}
 FOREIGN = re.compile(r"/(?:work|opt|root|farm|home)/|\.librar[y]/|pypi\.org|pythonhosted\.org")
 
@@ -318,7 +329,7 @@ def files_are_short(house: House) -> Iterator[Finding]:
 
 
 def house_is_small(house: House) -> Iterator[Finding]:
-    """core, engine, run and infer without technique files have fewer than 4,000 lines."""
+    """core, engine, run and infer without technique files have fewer than 9,500 lines."""
     total = sum(s.num_lines for s in house.sources if s.room in SMALL_ROOMS and not s.is_technique)
     if total >= SMALL_LINES:
         yield PACKAGE, f"{', '.join(SMALL_ROOMS)} without techniques have {total} lines: fewer than {SMALL_LINES}"

@@ -6,10 +6,12 @@ Votes are counted over numbers as ponder reads them: its own reader compares who
 
 import asyncio
 import json
+import os
 import sys
 import time
 import warnings
 
+import aiohttp
 import its_hub
 from its_hub.api import ChatMessage
 from its_hub.core.orchestrator import LMOrchestrator
@@ -23,8 +25,17 @@ def number(text: str) -> str:
     return READ.read(text) or ""
 
 
+class Patient(its_hub.OpenAICompatibleLanguageModel):
+    """Waits as long as it takes: 64 answers of a busy server come later than aiohttp's five minutes, and its retries would ask again."""
+
+    def _get_session(self, loop: asyncio.AbstractEventLoop) -> aiohttp.ClientSession:
+        session = super()._get_session(loop)
+        session._timeout = aiohttp.ClientTimeout(total=None)
+        return session
+
+
 async def run(order: dict) -> dict:
-    model = its_hub.OpenAICompatibleLanguageModel(
+    model = Patient(
         endpoint=order["url"], api_key="none", model_name=order["model"], temperature=order["temperature"], max_completion_tokens=order["max_tokens"]
     )
     wide = LMOrchestrator(max_concurrency=-1)
@@ -42,8 +53,10 @@ async def run(order: dict) -> dict:
 
 def main() -> None:
     warnings.simplefilter("ignore")
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what its_hub prints, as of retries, must not look like a reply
     for line in sys.stdin:
-        print(json.dumps(asyncio.run(run(json.loads(line)))), flush=True)
+        replies.write(json.dumps(asyncio.run(run(json.loads(line)))) + "\n")
 
 
 if __name__ == "__main__":

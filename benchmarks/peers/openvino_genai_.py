@@ -66,7 +66,9 @@ class Peer:
 
     def _config(self, num_new: int, work: dict) -> genai.GenerationConfig:
         config = genai.GenerationConfig()
-        config.max_new_tokens, config.ignore_eos, config.do_sample = num_new, True, work["kind"] == "samples"
+        config.max_new_tokens, config.ignore_eos, config.do_sample = num_new, True, work["kind"] in ("samples", "streams")
+        if work["kind"] == "streams":
+            config.temperature, config.rng_seed = work["temperature"], work["seed"]
         if work["kind"] == "samples":
             config.num_return_sequences, config.temperature, config.rng_seed = work["num"], 1.0, work["seed"]
         return config

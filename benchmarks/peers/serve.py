@@ -21,7 +21,10 @@ from pathlib import Path
 from typing import Protocol
 
 PR_SET_PDEATHSIG = 1
-ENGINES = {"ponder": "ours", "llama.cpp": "llama_cpp", "openvino": "openvino_genai_", "transformers": "transformers_"}
+ENGINES = {
+    "ponder": "ours", "llama.cpp": "llama_cpp", "openvino": "openvino_genai_", "transformers": "transformers_",
+    "llama.cpp lookup": "llama_lookup", "transformers lookup": "transformers_lookup",
+}  # fmt: skip
 
 
 @dataclass

@@ -1,10 +1,21 @@
 """Names and the objects they stand for. The only place where strings become techniques; one dict literal per role."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from ponder.accelerate.accept.bild import BigLittle
+from ponder.accelerate.accept.coupled import Coupled
+from ponder.accelerate.accept.greedy import GreedyMatch
+from ponder.accelerate.accept.rejection import Rejection
+from ponder.accelerate.accept.typical import Typical
+from ponder.accelerate.attend.dual_chunk import DualChunk
+from ponder.accelerate.attend.hyper import Hyper
+from ponder.accelerate.attend.longgen import LongGen
+from ponder.accelerate.attend.s2 import S2
+from ponder.accelerate.attend.vertical_slash import VerticalSlash
 from ponder.accelerate.cache.adakv import AdaKV
 from ponder.accelerate.cache.after_prompt import AfterPrompt
 from ponder.accelerate.cache.d2o_layers import D2OLayers
@@ -20,6 +31,18 @@ from ponder.accelerate.cache.snapkv import SnapKV
 from ponder.accelerate.cache.streaming_llm import StreamingLLM
 from ponder.accelerate.cache.tova import Tova
 from ponder.accelerate.cache.uniform import Uniform
+from ponder.accelerate.draft.copyspec import CopySpec
+from ponder.accelerate.draft.draft_model import DraftModel
+from ponder.accelerate.draft.first import First
+from ponder.accelerate.draft.heads import load_heads
+from ponder.accelerate.draft.layer_skip import LayerSkip
+from ponder.accelerate.draft.medusa import Medusa
+from ponder.accelerate.draft.ngram import Ngram
+from ponder.accelerate.draft.token_recycling import TokenRecycling
+from ponder.accelerate.draft.trie import Trie
+from ponder.accelerate.length.expected import Expected
+from ponder.accelerate.length.fixed import Fixed
+from ponder.accelerate.length.threshold import Threshold
 from ponder.accelerate.schedule.first_come import FirstCome
 from ponder.accelerate.schedule.prefill_first import PrefillFirst
 from ponder.accelerate.schedule.sarathi import Sarathi
@@ -32,15 +55,21 @@ from ponder.accelerate.weights.mixed import Mixed
 from ponder.accelerate.weights.native import Native, NativeHead
 from ponder.accelerate.weights.native4 import Native4
 from ponder.accelerate.weights.native8 import Native8
+from ponder.collaborate.nudging import Nudging
+from ponder.collaborate.pair import Way
+from ponder.core.accelerations import PLAIN as PLAIN_RUN
+from ponder.core.accelerations import Accelerations
 from ponder.core.asks import AnswerReader, Sampling, WholeText
-from ponder.core.errors import UnknownName
-from ponder.core.formats import WeightFormat
+from ponder.core.attention_plan import AttentionPlan
+from ponder.core.draft import Acceptor, Drafter, LengthControl, Speculation, Twin
+from ponder.core.errors import BadField, UnknownName
+from ponder.core.formats import Tokenizer, WeightFormat
 from ponder.core.keeping import Policy
 from ponder.core.roles import Resampler, StopRule, Strategy, Verifier
 from ponder.core.schedule import Scheduler
 from ponder.core.votes import by_path_probability, by_verdict, one_each
 from ponder.engine.device import find_device
-from ponder.engine.open import open_process
+from ponder.engine.open import open_process, open_twin
 from ponder.engine.pages import INT8, PLAIN, KVFormat
 from ponder.engine.process import LocalProcess, Settings
 from ponder.infer.ab_mcts import AbMcts, beta, gaussian, mixed
@@ -90,6 +119,8 @@ from ponder.infer.tree import Steps
 from ponder.infer.tree_of_thoughts import TreeOfThoughts, bfs, dfs
 from ponder.infer.until_accepted import UntilAccepted
 from ponder.infer.zero_order import ZeroOrder
+from ponder.models.decoder import Decoder
+from ponder.models.fetch import resolve
 from ponder.remote.dialect import Dialect
 from ponder.remote.llama_cpp import LlamaCpp
 from ponder.remote.openai import OpenAI
@@ -174,11 +205,8 @@ STOP_RULES: dict[str, StopRule] = {
 }
 
 RESAMPLERS: dict[str, Resampler] = {
-    "multinomial": multinomial,
-    "systematic": systematic,
-    "stratified": stratified,
-    "residual": residual,
-}
+    "multinomial": multinomial, "systematic": systematic, "stratified": stratified, "residual": residual,
+}  # fmt: skip
 
 READERS: dict[str, AnswerReader] = {
     "text": WholeText(),
@@ -248,10 +276,25 @@ DEVICE_WEIGHTS = {  # on another device than the CPU: formats of matrices and he
 }
 
 SCHEDULERS: dict[str, Scheduler] = {
-    "sarathi": Sarathi(),
-    "first_come": FirstCome(),
-    "prefill_first": PrefillFirst(),
-}
+    "sarathi": Sarathi(), "first_come": FirstCome(), "prefill_first": PrefillFirst(),
+}  # fmt: skip
+
+DRAFTERS: dict[str, Drafter] = {
+    "draft_model": DraftModel(weights="int4"), "layer_skip": LayerSkip(), "ngram": Ngram(), "copyspec": CopySpec(), "trie": Trie(),
+    "token_recycling": TokenRecycling(), "copy_or_recycle": First(drafters=(CopySpec(), TokenRecycling())),
+}  # fmt: skip
+
+TRAINED_DRAFTERS = {"medusa": Medusa}  # those that hold trained heads (`ponder train-heads`)
+
+ACCEPTORS: dict[str, Acceptor] = {
+    "coupled": Coupled(), "greedy": GreedyMatch(), "rejection": Rejection(), "typical": Typical(), "bild": BigLittle(),
+}  # fmt: skip
+
+LENGTHS: dict[str, LengthControl] = {
+    "expected": Expected(), "fixed": Fixed(), "threshold": Threshold(),
+}  # fmt: skip
+
+COLLABORATIONS: dict[str, Way] = {"nudging": Nudging()}  # ways in which two processes answer as one (collaborate/pair)
 
 CACHES: dict[str, Policy] = {
     "snapkv": Policy(name="snapkv", scorer=SnapKV(), allocator=Uniform(), evictor=Drop(), trigger=AfterPrompt()),
@@ -270,6 +313,10 @@ CACHE_PARTS: dict[str, dict[str, object]] = {  # field of a cache policy -> what
     "evictor": {"drop": Drop(), "d2o": D2OMerge(), "elastic": ElasticMerge()},
     "trigger": {"after_prompt": AfterPrompt(), "every": Every(every=16), "over_budget": OverBudget()},
 }
+
+ATTENTION_PLANS: dict[str, AttentionPlan] = {
+    "vertical_slash": VerticalSlash(), "hyper": Hyper(), "s2": S2(), "longgen": LongGen(), "dual_chunk": DualChunk(),
+}  # fmt: skip
 
 KV_FORMATS: dict[str, KVFormat] = {"plain": PLAIN, "int8": INT8}
 
@@ -298,6 +345,11 @@ def open_verifier(path: Path) -> Verifier:
     return TRAINED[head.place](head=head)  # type: ignore[no-any-return]
 
 
+def open_drafter(path: Path) -> Drafter:
+    """Medusa with the heads in that file. Raises BadField, StoreError."""
+    return TRAINED_DRAFTERS["medusa"](heads=load_heads(path))
+
+
 PARTS = {  # field of a strategy -> what it may be set to
     "verifier": FilesToo(VERIFIERS, ".safetensors", open_verifier),
     "resampler": RESAMPLERS,
@@ -315,11 +367,30 @@ PARTS = {  # field of a strategy -> what it may be set to
 }
 
 SPECS = Specs("strategy", STRATEGIES, PARTS)
+DRAFT_SPECS = (
+    Specs("drafter", FilesToo(DRAFTERS, ".safetensors", open_drafter), {}),
+    Specs("acceptor", ACCEPTORS, {}),
+    Specs("length control", LENGTHS, {}),
+)
 
 
 def strategy(spec: str) -> Strategy:
     """The strategy that NAME or NAME:field=value,... means. Raises UnknownName or BadField."""
     return SPECS.read(spec)  # type: ignore[return-value]
+
+
+def speculation(spec: str) -> Speculation:
+    """What DRAFTER, DRAFTER/ACCEPTOR or DRAFTER/ACCEPTOR/LENGTH means, each NAME or NAME:field=value,...; by default coupled and expected.
+    Raises UnknownName or BadField."""
+    file, suffix, rest = spec.rpartition(".safetensors")  # a file of trained heads, whose path may have slashes
+    given = (rest if suffix else spec).split("/")
+    given[0] = file + suffix + given[0]
+    if len(given) > 3:
+        raise BadField(
+            f"draft {spec!r}: has {len(given)} parts; write DRAFTER, DRAFTER/ACCEPTOR or DRAFTER/ACCEPTOR/LENGTH, as in ngram/coupled/fixed:num=4"
+        )
+    found = [specs.read(text) for specs, text in zip(DRAFT_SPECS, [*given, *("", "coupled", "expected")[len(given) :]])]
+    return Speculation(drafter=found[0], acceptor=found[1], control=found[2])  # type: ignore[arg-type]
 
 
 def cache_policy(spec: str) -> Policy:
@@ -329,23 +400,46 @@ def cache_policy(spec: str) -> Policy:
     return Specs("cache policy", CACHES, CACHE_PARTS).read(f"{name}{colon}keep={rest}" if is_bare else spec)  # type: ignore[return-value]
 
 
+def accelerated(settings: Settings, accelerations: Accelerations) -> Settings:
+    """Settings with what the accelerations name. Raises UnknownName or BadField."""
+    draft, cache, attend = accelerations.draft, accelerations.cache, accelerations.attend
+    if draft is not None:
+        settings = replace(settings, speculation=speculation(draft) if isinstance(draft, str) else draft)  # type: ignore[arg-type]
+    if cache is not None:
+        settings = replace(settings, cache=cache_policy(cache) if isinstance(cache, str) else cache)  # type: ignore[arg-type]
+    if attend is not None:
+        settings = replace(settings, attend=attention_plan(attend) if isinstance(attend, str) else attend)  # type: ignore[arg-type]
+    return settings
+
+
 def open_model(
     path: Path, weights: str | None = None, threads: int | None = None, *, scheduler: str = "sarathi", kv: str = "plain",
-    cache: str | None = None, settings: Settings | None = None, device: str = "cpu",
+    settings: Settings | None = None, device: str = "cpu", accelerations: Accelerations = PLAIN_RUN,
 ) -> LocalProcess:  # fmt: skip
     """The model at `path` as a running process. Raises UnknownName for a format or scheduler, BadModelFile, Unsupported, BadField.
 
-    weights: None for "native" on the CPU and "dense" on another device. settings: bounds of the process; `kv` and `cache` override
-    its KV format and cache policy.
+    weights: None for "native" on the CPU and "dense" on another device. settings: bounds of the process; `kv` overrides its KV format,
+    accelerations what it says of them.
     """
     for kind, name, table in (("scheduler", scheduler, SCHEDULERS), ("KV format", kv, KV_FORMATS)):
         if name not in table:
             raise UnknownName(kind, name, table)  # type: ignore[arg-type]
     matrices, head, dtype = formats_of(weights_on(device, weights), device)
+    settings = replace(accelerated(settings or Settings(), accelerations), kv_format=KV_FORMATS[kv], twins=partial(twin_of, path))
     return open_process(
-        path, weights=matrices, head=head, dtype=dtype, threads=threads, scheduler=SCHEDULERS[scheduler],
-        settings=replace(settings or Settings(), kv_format=KV_FORMATS[kv], cache=None if cache is None else cache_policy(cache)), device=device,
+        path, weights=matrices, head=head, dtype=dtype, threads=threads, scheduler=SCHEDULERS[scheduler], settings=settings, device=device,
     )  # fmt: skip
+
+
+def twin_of(path: Path, twin: Twin) -> tuple[Decoder, Tokenizer]:
+    """The model that guesses for the one at `path`. Raises UnknownName, BadModelFile, PonderError for one that is not in the cache."""
+    matrices, head, dtype = formats_of(weights_on("cpu", twin.weights), "cpu")
+    return open_twin(path if twin.model is None else resolve(twin.model), matrices, head, dtype)
+
+
+def attention_plan(spec: str) -> AttentionPlan:
+    """The attention plan that NAME or NAME:field=value,... means. Raises UnknownName or BadField."""
+    return Specs("attention plan", ATTENTION_PLANS, {}).read(spec)  # type: ignore[return-value]
 
 
 def weights_on(device: str, name: str | None) -> str:

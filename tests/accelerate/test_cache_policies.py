@@ -2,6 +2,7 @@
 alone and in a crowd; keys that stay are the ones that were there, at their positions; and wrong implementations fail."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,15 +10,21 @@ import torch
 
 from engine.test_process import answers, bare, mixed_asks
 from engine.tiny_models import ByteTokenizer, tiny_decoder
+from ponder.accelerate.accept.coupled import Coupled
 from ponder.accelerate.cache.drop import Drop
+from ponder.accelerate.draft.ngram import Ngram
+from ponder.accelerate.length.fixed import Fixed
 from ponder.accelerate.schedule.sarathi import Sarathi
-from ponder.catalogue import CACHES, cache_policy
+from ponder.catalogue import CACHES, WEIGHTS, attention_plan, cache_policy
 from ponder.cli.many import Opening
 from ponder.connect.elsewhere import check_settings
+from ponder.core.accelerations import Accelerations
 from ponder.core.asks import Expansion, Extend, Extension, Prefix, Sampling, chat
+from ponder.core.draft import Speculation
 from ponder.core.errors import BadField, UnknownName
 from ponder.core.keeping import Policy
 from ponder.engine.keeping_process import KeepingProcess
+from ponder.engine.open import open_process
 from ponder.engine.pages import INT8, PLAIN, KVFormat
 from ponder.engine.process import LocalProcess, Settings
 from ponder.testing.laws_process import LAWS
@@ -180,8 +187,14 @@ def test_without_the_compiled_kernel_and_with_keys_of_eight_bits(name: str, how:
     assert crowd.keeper.kept.num_times > 0
 
 
-def test_refused_where_it_cannot_be():
+def test_refused_where_it_cannot_be(tmp_path: Path):
+    for name, other in (("h2o", Settings(speculation=Speculation(drafter=Ngram(), acceptor=Coupled(), control=Fixed(num=4)))),
+                        ("snapkv", Settings(attend=attention_plan("s2")))):  # fmt: skip
+        with pytest.raises(BadField, match="leave one of them out"):
+            open_process(tmp_path, weights=WEIGHTS["bf16"], scheduler=Sarathi(), settings=dataclasses.replace(other, cache=cache_policy(name)))
     with pytest.raises(BadField, match="cache=snapkv"):
-        check_settings("http://127.0.0.1:1/v1#m", weights=None, device="cpu", threads=None, context=None, cache="snapkv:0.5")
+        check_settings(
+            "http://127.0.0.1:1/v1#m", weights=None, device="cpu", threads=None, context=None, accelerations=Accelerations(cache="snapkv:0.5")
+        )
     with pytest.raises(UnknownName, match="did you mean snapkv"):
-        Opening(model="smollm2-135m", weights=None, threads=None, device="cpu", cache="snapk:0.5")
+        Opening(model="smollm2-135m", weights=None, threads=None, device="cpu", accelerations=Accelerations(cache="snapk:0.5"))

@@ -75,6 +75,13 @@ def test_a_prompt_longer_than_the_context(smollm2_path):
     assert done.returncode == 2 and "context" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_an_attention_plan_by_its_name(smollm2_path):
+    done = ponder("ask", "hi", "--max-tokens", "4", "--attend", "vertical_slash:mass=0.9")
+    assert done.returncode == 0
+    done = ponder("ask", "hi", "--attend", "vertical_slosh")
+    assert done.returncode == 2 and "vertical_slash" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_context_that_was_asked_for(smollm2_path):
     done = ponder("ask", "word " * 40, "--context", "40")
     assert done.returncode == 2 and "context holds 40" in done.stderr and "Traceback" not in done.stderr

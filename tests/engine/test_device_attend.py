@@ -220,8 +220,9 @@ def keys_met(spans: list[Span], pieces) -> list[list[int]]:
 @pytest.mark.parametrize("is_shared", [True, False])
 def test_every_key_is_met_once(chunk: int, is_shared: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(attend_device, "MIN_SAVED", 1)
-    spans = crowd_on(make("cpu", False), 10, (200, 150, 40))
-    pieces = cut_pieces(spans, chunk, 3, is_shared)
+    attention = make("cpu", False)
+    spans = crowd_on(attention, 10, (200, 150, 40))
+    pieces = cut_pieces(spans, chunk, attention.config, is_shared)
     assert bool(pieces.shared) == is_shared
     assert all(count == [1] * len(count) for count in keys_met(spans, pieces))
 
@@ -229,17 +230,18 @@ def test_every_key_is_met_once(chunk: int, is_shared: bool, monkeypatch: pytest.
 def test_the_law_of_pieces_has_teeth(monkeypatch: pytest.MonkeyPatch):
     """Wrong: shared pieces that are met again by each."""
     monkeypatch.setattr(attend_device, "MIN_SAVED", 1)
-    spans = crowd_on(make("cpu", False), 10, (200, 150, 40))
-    pieces = cut_pieces(spans, 64, 3, True)
-    wrong = replace(pieces, single=cut_pieces(spans, 64, 3, False).single, num_parts=pieces.num_parts)
+    attention = make("cpu", False)
+    spans = crowd_on(attention, 10, (200, 150, 40))
+    pieces = cut_pieces(spans, 64, attention.config, True)
+    wrong = replace(pieces, single=cut_pieces(spans, 64, attention.config, False).single, num_parts=pieces.num_parts)
     with pytest.raises(AssertionError):
         assert all(count == [1] * len(count) for count in keys_met(spans, wrong))
 
 
 def test_prefixes_are_shared_only_where_it_pays():
     attention = make("cpu", False)
-    assert not cut_pieces(crowd_on(attention, 4, (64, 64, 5)), 64, 3, True).shared
-    assert cut_pieces(crowd_on(attention, 10, (640, 64, 5)), 64, 3, True).shared
+    assert not cut_pieces(crowd_on(attention, 4, (64, 64, 5)), 64, attention.config, True).shared
+    assert cut_pieces(crowd_on(attention, 10, (640, 64, 5)), 64, attention.config, True).shared
 
 
 @needs_triton

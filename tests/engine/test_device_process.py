@@ -16,7 +16,7 @@ from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.accelerate.weights.dense import Bf16, Bf16Head
 from ponder.accelerate.weights.dense_device import DenseDevice, DenseDeviceHead
 from ponder.core.asks import GREEDY, Answer, Ask, Expand, Expansion, Extend, Extension, Prefix, Regex, Sampling, Score, Scores, chat
-from ponder.engine import attend_device, graphs
+from ponder.engine import attend_device, device_process, graphs
 from ponder.engine.device_process import DeviceProcess
 from ponder.engine.graphs import bucket, power
 from ponder.engine.process import LocalProcess, Settings
@@ -200,11 +200,48 @@ def touched(process: DeviceProcess, num: int, *, nobody: int | None = None) -> s
     before = [table.clone() for table in everything]
     places = {t.pages.number: (t.pages, t.num_computed) for _, t in process.running}
     process.step()
-    written = {int(page) for sequence, at in places.values() for page in sequence.table[:, :, at // 16].ravel()}
+    written = {int(page) for sequence, at in places.values() for place in (at, at + 1) for page in sequence.table[:, :, place // 16].ravel()}
     changed = torch.stack([(a != b).flatten(1).any(1) for a, b in zip(before, everything)]).any(0)
     for ticket in process.progress():
         process.cancel(ticket)
     return set(changed.nonzero()[:, 0].tolist()) - written - {pool.nobody}
+
+
+def looking(is_ahead: bool, device: str = "cpu", kv_bytes: int = 1 << 24) -> tuple[DeviceProcess, list[Answer]]:
+    """Asks that come one after the other, end at different times, share prefixes and want different things of the sampler; some are cancelled."""
+    process = process_on(device, kv_bytes=kv_bytes)
+    assert isinstance(process, DeviceProcess)
+    process.looks_ahead = is_ahead
+    rng, found = random.Random(5), {}
+    prompts = [chat("abc" * n, max_tokens=6 + 3 * n) for n in range(1, 7)]
+    for number in range(24):
+        sampling = Sampling(top_k=5) if number % 6 == 5 else Sampling(temperature=rng.choice([0.0, 1.0]))
+        ticket = process.add(Extend(prefix=Prefix(rng.choice(prompts)), seed=number, sampling=sampling))
+        if number % 8 == 7:
+            found[ticket] = process.cancel(ticket)
+        for _ in range(rng.randrange(5)):
+            found |= dict(process.step())
+    while process.jobs:
+        found |= dict(process.step())
+    return process, [found[ticket] for ticket in sorted(found)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kv_bytes", [1 << 24, SMALL])
+def test_what_is_computed_ahead_changes_no_answer(kv_bytes: int, device: str):
+    process, found = looking(True, device, kv_bytes)
+    require_near(found, looking(False, device, kv_bytes)[1])
+    assert process.num_ahead > process.num_met > 0.6 * process.num_ahead, "rows were met, and some were nobody's"
+    assert process.ahead is None or not process.ahead.of([])
+
+
+def test_the_law_of_looking_ahead_has_teeth(monkeypatch: pytest.MonkeyPatch):
+    """Wrong: rows found by their place alone."""
+    asks = [extend(Prefix(PROMPT), seed) for seed in range(4)]
+    right = answers(process_on("cpu"), asks)
+    monkeypatch.setattr(device_process, "name_of", lambda span: (0, 0, span.start))
+    with pytest.raises(AssertionError):
+        require_near(answers(process_on("cpu"), asks), right)
 
 
 @pytest.mark.parametrize("num", [1, 3, 5, 7])

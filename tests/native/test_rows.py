@@ -78,3 +78,35 @@ def test_it_declines_what_it_does_not_know(name: str, tmp_path, monkeypatch: pyt
 def test_without_triton_the_body_is_plain(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(paged, "kernels", None)
     assert {type(body) for body in decoder_of("qwen2", tmp_path, "cpu", torch.float32).bodies} == {PlainBody}
+
+
+@pytest.mark.parametrize("device", WHERE)
+@pytest.mark.parametrize("num", [1, 2])
+@pytest.mark.parametrize("name", ["llama2", "qwen2", "qwen3", "smollm3", "gemma2"])
+@torch.inference_mode()
+def test_few_rows_are_many_rows(name: str, num: int, device: str, tmp_path):
+    """The same body for 1 or 2 rows, by its own kernel where no norm follows a product; each row's numbers are its own."""
+    decoder = decoder_of(name, tmp_path, device, torch.float32)
+    assert decoder.bodies[0].is_few(torch.zeros(num, 1)) is (name != "gemma2")
+    assert worst_of(decoder, num) < 1e-5
+
+
+@pytest.mark.parametrize("device", WHERE)
+@pytest.mark.parametrize("kind", ["plain", "norm", "gated", "added"])
+@torch.inference_mode()
+def test_a_product_of_few_rows(kind: str, device: str):
+    """Widths that fill no block, against PyTorch; and a row's result is the same alone, bit for bit."""
+    generator = torch.Generator().manual_seed(3)
+    weight, x = torch.randn(38, 90, generator=generator).to(device), torch.randn(2, 90, generator=generator).to(device)
+    norm, into = torch.rand(90, generator=generator).to(device), torch.randn(2, 38, generator=generator).to(device)
+    options = {"plain": {}, "norm": {"norm": norm, "eps": 1e-6}, "gated": {"activation": "silu"}, "added": {}}[kind]
+    read = torch.nn.functional.rms_norm(x, (90,), norm, 1e-6) if kind == "norm" else x
+    wanted = read @ weight.T
+    if kind == "gated":
+        wanted = torch.nn.functional.silu(wanted[:, :19]) * wanted[:, 19:]
+    if kind == "added":
+        wanted = wanted + into
+    found = rows.few_rows(x, weight, into=into.clone() if kind == "added" else None, **options)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    alone = rows.few_rows(x[1:], weight, into=into[1:].clone() if kind == "added" else None, **options)
+    assert torch.equal(alone[0], found[1])

@@ -9,14 +9,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import httpx
-import uvicorn
 
 from ponder.core.budget import Budget
 from ponder.run.driver import Driver
 from ponder.serve.app import App, Site
 from ponder.serve.desk import Limits
 from ponder.serve.menu import Menu
-from ponder.serve.server import Server, bind
+from ponder.serve.server import Server, bind, configured
 from ponder.testing.toy import ToyProcess, toy_lm
 
 ALPHABET = 'ab\n.1{}"x:'
@@ -47,7 +46,7 @@ def serving(process=None, *, store=None, menu=None, limits=None, site=None):
     open_driver = lambda: Driver(process, store=store() if store else None)
     app = App(open_driver, menu or Menu(model="toy", most=Budget(tokens=20_000, seconds=60)), limits or Limits(), site or Site())
     listening = bind("127.0.0.1", 0)
-    server = Server(uvicorn.Config(app.build(), log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=2, ws="none"))
+    server = Server(configured(app))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
     thread.start()
     while not server.started:
@@ -64,7 +63,7 @@ def chat(text="a", **fields):
     return {"model": "toy", "messages": [{"role": "user", "content": text}], "max_tokens": 12, "seed": 1, **fields}
 
 
-HTTP = httpx.Client(timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
+HTTP = httpx.Client(timeout=120, limits=httpx.Limits(max_keepalive_connections=0))
 
 
 def post(url, body, path="/v1/chat/completions", **settings):

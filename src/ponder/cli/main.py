@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import ponder
+from ponder.core.accelerations import Accelerations
 from ponder.core.errors import PonderError
 
 app = typer.Typer(
@@ -42,10 +43,15 @@ Context = Annotated[
     int | None,
     typer.Option("--context", help="Most tokens of prompt and answer; default: what the model usually has. Some models allow more than that."),
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option("--draft", help="Guess ahead: DRAFTER[/ACCEPTOR[/LENGTH]], as ngram or ngram/coupled/fixed:num=4; by default coupled and expected."),
+]
 
 Cache = Annotated[
     str | None, typer.Option(help="Which keys long prompts go on with: NAME:SHARE, as in snapkv:0.25, or NAME:field=value,...; default: all.")
 ]
+Attend = Annotated[str | None, typer.Option(help="Which keys each token meets: NAME or NAME:field=value,... of an attention plan; default: all.")]
 Ray = Annotated[str | None, typer.Option("--ray", help="Spread the questions over a Ray cluster: 'auto', 'local' or HOST:PORT of its head.")]
 Replicas = Annotated[int | None, typer.Option(help="With --ray: models at once, each with --threads CPUs; default: as many as the cluster holds.")]
 
@@ -67,12 +73,15 @@ def ask(
     strict: Strict = False,
     threads: Threads = None,
     context: Context = None,
+    draft: Draft = None,
     cache: Cache = None,
+    attend: Attend = None,
     trace: Annotated[Path | None, typer.Option(help="Write every ask, answer and cost to this file, a JSON line each.")] = None,
 ) -> None:
     """Answer one question: the answer, how sure it is, what it cost and why it stopped."""
     _verb("ask", question=question, model=model, strategy=strategy, budget=budget, answer=answer, form=form, max_tokens=max_tokens,
-          weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context, cache=cache, trace=trace)  # fmt: skip
+          weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context, trace=trace,
+          accelerations=Accelerations(draft=draft, cache=cache, attend=attend))  # fmt: skip
 
 
 @app.command()
@@ -93,14 +102,16 @@ def compare(
     strict: Strict = False,
     threads: Threads = None,
     context: Context = None,
+    draft: Draft = None,
     cache: Cache = None,
+    attend: Attend = None,
     ray: Ray = None,
     replicas: Replicas = None,
 ) -> None:
     """Run several strategies on the same questions under the same budget: table, rows, plot."""
     _verb("compare", task=task, strategies=strategies, n=n, budget=budget, model=model, split=split, out=out, resume=resume,
-          weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context, cache=cache,
-          ray=ray, replicas=replicas)  # fmt: skip
+          weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context,
+          ray=ray, replicas=replicas, accelerations=Accelerations(draft=draft, cache=cache, attend=attend))  # fmt: skip
 
 
 @app.command()
@@ -158,13 +169,16 @@ def serve(
     device: Device = "cpu",
     threads: Threads = None,
     context: Context = None,
+    draft: Draft = None,
     cache: Cache = None,
+    attend: Attend = None,
     ray: Annotated[str | None, typer.Option("--ray", help="Behind Ray Serve on a cluster: 'auto', 'local' or HOST:PORT of its head.")] = None,
     replicas: Annotated[int | None, typer.Option(help="With --ray: servers at once, each with --threads CPUs; default: 1.")] = None,
 ) -> None:
     """Serve a model over HTTP as OpenAI's API does, with a strategy and a budget in every request."""
     verb = importlib.import_module("ponder.cli.serve")
-    opening = verb.Opening(model=model, weights=weights, device=device, threads=threads, context=context, store=store, cache=cache)
+    opening = verb.Opening(model=model, weights=weights, device=device, threads=threads, context=context, store=store,
+                           accelerations=Accelerations(draft=draft, cache=cache, attend=attend))  # fmt: skip
     menu = verb.menu_of(model=model, name=name, strategy=strategy, budget=budget, allow_code=allow_code, max_tokens=max_tokens)
     limits = verb.Limits(max_jobs=max_jobs, max_queue=max_queue, max_per_client=max_per_key, max_body=max_body, drain=drain)
     site = verb.Site(keys=verb.read_keys(api_key or (), api_key_file), origins=tuple(cors_origin or ()))
@@ -246,6 +260,26 @@ def train_verifier(
     train = importlib.import_module("ponder.cli.train")
     raise typer.Exit(train.train_verifier(task=task, out=out, kind=kind, n=n, samples=samples, model=train.Opened(model, weights, threads),
                                           fit=train.Recipe(hidden=hidden, seed=seed)))  # fmt: skip
+
+
+@app.command()
+def train_heads(
+    tasks: Annotated[str, typer.Option("--task", "-t", help="Tasks whose dev questions the model answers, comma-separated.")] = "gsm8k,mbpp",
+    prompts: Annotated[Path | None, typer.Option(help="More prompts: a text file with one on each line, or a .jsonl file of JSON texts.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the heads go (.safetensors).")] = Path("out/heads.safetensors"),
+    n: Annotated[int, typer.Option("--n", "-n", help="Questions of each task; a sixth of all prompts measures only.")] = 150,
+    tokens: Annotated[int, typer.Option(help="Most tokens of one answer.")] = 128,
+    samples: Annotated[int, typer.Option(help="Answers to each prompt, the first of them greedy.")] = 2,
+    num: Annotated[int, typer.Option(help="Heads: tokens that are guessed ahead.")] = 3,
+    model: Model = DEFAULT_MODEL,
+    weights: Weights = "native",
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Train Medusa heads on text that the model itself writes, so that it can guess several tokens ahead."""
+    train = importlib.import_module("ponder.cli.train")
+    raise typer.Exit(train.train_heads(tasks=tasks, file=prompts, out=out, n=n, tokens=tokens, samples=samples,
+                                       model=train.Opened(model, weights, threads), fit=train.HeadsRecipe(num=num, seed=seed)))  # fmt: skip
 
 
 @app.command()

@@ -11,6 +11,7 @@ from ponder import catalogue
 from ponder.cli import show
 from ponder.connect.elsewhere import check_settings, is_elsewhere
 from ponder.connect.model import open_by_name
+from ponder.core.accelerations import PLAIN, Accelerations
 from ponder.core.asks import Prompt
 from ponder.core.errors import BadField, PonderError
 from ponder.core.roles import Process
@@ -32,17 +33,16 @@ class Opening:
     threads: int | None
     device: str
     context: int | None = None
-    cache: str | None = None
     ray: str | None = None
     replicas: int | None = None
+    accelerations: Accelerations = PLAIN
 
     def __post_init__(self) -> None:
         """What can be refused is refused before a task is read."""
         check_settings(
-            self.model, weights=self.weights, device=self.device, threads=self.threads, context=self.context, ray=self.ray, cache=self.cache
-        )
-        if self.cache is not None:
-            catalogue.cache_policy(self.cache)
+            self.model, weights=self.weights, device=self.device, threads=self.threads, context=self.context, ray=self.ray,
+            accelerations=self.accelerations,
+        )  # fmt: skip
         if self.ray is None and self.replicas is not None:
             raise BadField(f"replicas={self.replicas}: only with --ray, which says on which cluster")
         if self.ray is None or self.device == "cpu":
@@ -76,8 +76,9 @@ def answering(opening: Opening, here: Callable[[], Process], prompt: Prompt) -> 
     with cluster("address").joined(opening.ray):
         threads = opening.threads or pooling.smallest()
         opener = partial(
-            open_by_name, opening.model, opening.weights, threads, device=opening.device, context_len=opening.context, cache=opening.cache
-        )
+            open_by_name, opening.model, opening.weights, threads, device=opening.device, context_len=opening.context,
+            accelerations=opening.accelerations,
+        )  # fmt: skip
         pool = pooling.Pool(opener, opening.want())
         try:
             with show.waiting(f"opening {opening.model} on {pooling.describe_cluster()}"):

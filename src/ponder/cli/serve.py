@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ponder.cli import show
 from ponder.cli.verbs import open_named
+from ponder.core.accelerations import PLAIN, Accelerations
 from ponder.core.budget import parse_budget
 from ponder.core.errors import BadField
 from ponder.run.driver import Driver
@@ -28,14 +29,21 @@ class Opening:
     threads: int | None
     context: int | None
     store: Path | None
-    cache: str | None = None
+    accelerations: Accelerations = PLAIN
 
 
 def run(opening: Opening, *, host: str, port: int, menu: Menu, limits: Limits, site: Site) -> int:
     """Serves until a signal; 0."""
     menu.specs.read(menu.default)
     with closing(bind(host, port)) as listening:
-        process = open_named(opening.model, opening.weights, opening.threads, device=opening.device, context_len=opening.context, cache=opening.cache)
+        process = open_named(
+            opening.model,
+            opening.weights,
+            opening.threads,
+            device=opening.device,
+            context_len=opening.context,
+            accelerations=opening.accelerations,
+        )
         app = App(lambda: Driver(process, store=None if opening.store is None else SampleStore(opening.store)), menu, limits, site)
         address = f"http://{host}:{listening.getsockname()[1]}"
         ready = lambda: show.say(f"{menu.model} at {address}/v1 ({len(menu.models) - 1} strategies: {address}/ponder/strategies)")

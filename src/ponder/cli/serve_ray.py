@@ -30,7 +30,12 @@ class Build:
     def __call__(self) -> Starlette:
         opening = self.opening
         process = open_by_name(
-            opening.model, opening.weights, opening.threads, device=opening.device, context_len=opening.context, cache=opening.cache
+            opening.model,
+            opening.weights,
+            opening.threads,
+            device=opening.device,
+            context_len=opening.context,
+            accelerations=opening.accelerations,
         )
         return App(lambda: Driver(process), self.menu, self.limits, self.site).build()
 

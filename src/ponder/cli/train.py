@@ -1,5 +1,6 @@
-"""`ponder train-verifier`: rollouts of the model, a head fitted to them, and what it gets right on questions it has not seen."""
+"""`ponder train-verifier` and `train-heads`: text that the model makes, heads fitted to it, and what they get right on what they have not seen."""
 
+import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -7,11 +8,15 @@ from pathlib import Path
 from rich.table import Table
 
 from ponder import catalogue
+from ponder.accelerate.draft.heads import save_heads
 from ponder.cli import show
 from ponder.cli.verbs import open_named, questions_of
+from ponder.core.asks import Prompt, chat
 from ponder.core.errors import BadField
 from ponder.core.probe import checkpoint_of
+from ponder.engine.process import LocalProcess
 from ponder.run.store import SampleStore
+from ponder.train.draft_heads import LEAST_PROMPTS, HeadsRecipe, fit_draft_heads, written
 from ponder.train.fit import Recipe, States, fit_head, split_groups
 from ponder.train.rollouts import Rollout, Rollouts, collect, states_at
 from ponder.verify.heads import save_head
@@ -106,3 +111,55 @@ def _interval(value: float | None, interval: tuple[float, float]) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.2f}".removeprefix("0")
+
+
+def train_heads(*, tasks: str, file: Path | None, out: Path, n: int, tokens: int, samples: int, model: Opened, fit: HeadsRecipe) -> int:
+    """Has the model write, fits heads to what it wrote, saves and reports them."""
+    prompts = prompts_of(tasks, file, n, tokens)
+    process, start = open_named(model.model, model.weights, model.threads), time.perf_counter()
+    if not isinstance(process, LocalProcess):
+        raise BadField(f"model {model.model!r} runs elsewhere: heads need its output head; name a model that runs here")
+    with show.work_bar() as bar:
+        line = bar.add_task("writing", total=len(prompts) * samples, note="")
+        texts = list(written(process, prompts, samples=samples, seed=fit.seed, on_text=lambda: bar.update(line, advance=1)))
+    wrote = time.perf_counter() - start
+    with show.waiting("fitting the heads"):
+        heads = fit_draft_heads(texts, process.decoder.logits, model_id=checkpoint_of(process.model_id), recipe=fit)
+    save_heads(replace(heads, facts=heads.facts | {"tasks": tasks or str(file), "samples": samples}), out)
+    table = Table(title=f"{model.model}: tokens ahead, unseen prompts", title_justify="left", title_style="bold", header_style="bold", padding=(0, 1))
+    for name in ("head", "right", "before training"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for k, (found, before) in enumerate(zip(heads.facts["top1"], heads.facts["top1_untrained"]), 1):  # type: ignore[call-overload]
+        table.add_row(str(k), f"{100 * found:.1f} %", f"{100 * before:.1f} %")
+    show.out.print(table)
+    facts = heads.facts
+    show.say(f"{out}: {facts['num_tokens']} tokens, {len(heads.ids)} kinds scored; writing {wrote:.0f} s, fitting {facts['seconds']:.0f} s")
+    show.say(f"use it as a drafter: {out}")
+    return 0
+
+
+def prompts_of(tasks: str, file: Path | None, n: int, tokens: int) -> list[Prompt]:
+    """`n` dev questions of each task, and every line of the file that holds something; answers of up to `tokens` tokens. Raises BadField."""
+    found = [q.prompt for name in filter(None, tasks.split(",")) for q in questions_of(catalogue.task(name.strip()), "dev", n)]
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise BadField(f"{file}: {error.strerror}; name a text file with a prompt on each line") from error
+        found += [chat(text_of(line, file)) for line in map(str.strip, lines) if line]
+    if len(found) < LEAST_PROMPTS:
+        raise BadField(f"{len(found)} prompts: at least {LEAST_PROMPTS}; name more --task, a larger --n or a longer --prompts file")
+    return [replace(prompt, max_tokens=tokens, form=None) for prompt in found]
+
+
+def text_of(line: str, file: Path) -> str:
+    """A line of a .jsonl file is a JSON text, which may have several lines; any other is a prompt as it stands. Raises BadField."""
+    if file.suffix != ".jsonl":
+        return line
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise BadField(f"{file}: {line[:40]!r} is no JSON ({error}); write one JSON text on each line") from error
+    if not isinstance(found, str) or not found:
+        raise BadField(f"{file}: {line[:40]!r} is no text; write one JSON text on each line")
+    return found

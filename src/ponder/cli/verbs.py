@@ -17,6 +17,7 @@ from ponder.cli import show
 from ponder.cli.forms import read_form
 from ponder.cli.many import Opening, answering
 from ponder.connect.elsewhere import check_settings, is_elsewhere, open_elsewhere
+from ponder.core.accelerations import PLAIN, Accelerations
 from ponder.core.asks import Prompt
 from ponder.core.budget import Budget, parse_budget
 from ponder.core.errors import BadField, PonderError, StoreError, UnknownName
@@ -45,15 +46,15 @@ MAX_SHOWN = 40  # characters of a text among a strategy's fields
 
 def ask(
     *, question: str, model: str, strategy: str, budget: str, answer: str, form: str | None, max_tokens: int, weights: str | None, device: str,
-    seed: int, strict: bool, threads: int | None, context: int | None, cache: str | None, trace: Path | None,
+    seed: int, strict: bool, threads: int | None, context: int | None, trace: Path | None, accelerations: Accelerations = PLAIN,
 ) -> int:  # fmt: skip
     """Answers one question and prints what came of it; 130 when interrupted."""
-    check_settings(model, weights=weights, device=device, threads=threads, context=context, cache=cache)
+    check_settings(model, weights=weights, device=device, threads=threads, context=context, accelerations=accelerations)
     limits = parse_budget(budget, strict=strict)
     chosen = catalogue.strategy(strategy)
     reader, asked_form = _known("answer reader", answer, catalogue.READERS), None if form is None else read_form(form)
     prompt = Prompt(messages=(("user", _question(question)),), max_tokens=max_tokens, answers=reader, form=asked_form)
-    process = open_named(model, catalogue.weights_on(device, weights), threads, device=device, context_len=context, cache=cache)
+    process = open_named(model, catalogue.weights_on(device, weights), threads, device=device, context_len=context, accelerations=accelerations)
     job = Job(id="ask", prompt=prompt, recipe=Recipe(label=strategy, strategy=chosen, budget=limits), seed=hash_seed(seed, "ask"))
     with _interruptible() as should_stop:
         driver = Driver(process, should_stop=should_stop)
@@ -67,25 +68,28 @@ def ask(
     if result.stop_reason == "failed":
         raise PonderError(str(result.diagnostics["error"]))
     show.show_answer(result, strategy=strategy, budget=str(limits))
-    if cache is not None:
-        show.say(f"cache {cache}: {process.kept}")  # type: ignore[attr-defined]
+    if accelerations.cache is not None:
+        show.say(f"cache {accelerations.cache}: {process.kept}")  # type: ignore[attr-defined]
     return INTERRUPTED if result.stop_reason == "interrupted" else 0
 
 
 def compare(
     *, task: str, strategies: str, n: int, budget: str, model: str, split: str, out: Path, resume: bool, weights: str | None, device: str,
-    seed: int, strict: bool, threads: int | None, context: int | None, cache: str | None, ray: str | None, replicas: int | None,
+    seed: int, strict: bool, threads: int | None, context: int | None, ray: str | None, replicas: int | None,
+    accelerations: Accelerations = PLAIN,
 ) -> int:  # fmt: skip
     """Runs a comparison into `out` and prints the table; 130 when interrupted."""
     limits = parse_budget(budget, strict=strict)
     recipes = recipes_of(strategies, limits)
     if n < 1:
         raise BadField(f"n={n}: must be at least 1 question")
-    opening = Opening(model=model, weights=weights, threads=threads, device=device, context=context, cache=cache, ray=ray, replicas=replicas)
+    opening = Opening(
+        model=model, weights=weights, threads=threads, device=device, context=context, ray=ray, replicas=replicas, accelerations=accelerations
+    )
     questions = questions_of(catalogue.task(task), split, n)
     where = opening.format + ("" if device == "cpu" else f" on {device}")
     title = f"{task} ({split}, n={len(questions)}), {model} {where}, at most {limits} a question"
-    here = lambda: open_named(model, opening.format, threads, device=device, context_len=context, cache=cache)
+    here = lambda: open_named(model, opening.format, threads, device=device, context_len=context, accelerations=accelerations)
     with answering(opening, here, questions[0].prompt) as (process, run):
         return run_comparison(process, recipes, questions, out=out, task=task, seed=seed, resume=resume, title=title, run=run)
 
@@ -256,8 +260,8 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
 
 
 def open_named(
-    model: str, weights: str, threads: int | None, *, device: str = "cpu", context_len: int | None = None, cache: str | None = None
-) -> Process:
+    model: str, weights: str, threads: int | None, *, device: str = "cpu", context_len: int | None = None, accelerations: Accelerations = PLAIN
+) -> Process:  # fmt: skip
     """A model by its name or path, as a running process."""
     if is_elsewhere(model):
         with show.waiting(f"opening {model}"):
@@ -265,7 +269,7 @@ def open_named(
     catalogue.weights_on(device, weights)
     path = _pulled(model) if model == catalogue.DEFAULT_MODEL else fetch.resolve(model)
     with show.waiting(f"opening {model}"):
-        return catalogue.open_model(path, weights, threads, cache=cache, device=device, settings=Settings(context_len=context_len))
+        return catalogue.open_model(path, weights, threads, device=device, settings=Settings(context_len=context_len), accelerations=accelerations)
 
 
 def _pulled(name: str) -> Path:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import ponder.catalogue as catalogue
 from ponder.backends.transformers_process import open_transformers
+from ponder.core.accelerations import PLAIN, Accelerations
 from ponder.core.errors import BadField
 from ponder.core.roles import Process
+from ponder.engine.process import Settings
 from ponder.remote.endpoint import is_remote, read_endpoint
 from ponder.remote.open import open_remote
 
@@ -18,10 +20,12 @@ def is_elsewhere(model: str) -> bool:
 
 def check_settings(
     model: str, *, weights: str | None, device: str, threads: int | None, context: int | None, ray: str | None = None,
-    cache: str | None = None,
+    accelerations: Accelerations = PLAIN,
 ) -> None:  # fmt: skip
-    """Refuses settings of the engine for a model that it does not run."""
-    settings = {"weights": weights, "device": None if device == "cpu" else device, "threads": threads, "context": context, "ray": ray, "cache": cache}
+    """Refuses settings of the engine for a model that it does not run, and accelerations that no name stands for."""
+    catalogue.accelerated(Settings(), accelerations)
+    settings = {"weights": weights, "device": None if device == "cpu" else device, "threads": threads, "context": context, "ray": ray}
+    settings |= accelerations.given
     given = [f"{name}={value}" for name, value in settings.items() if value is not None]
     if given and is_elsewhere(model):
         raise BadField(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import ponder.catalogue as catalogue
 from ponder.connect.elsewhere import check_settings, is_elsewhere, open_elsewhere
+from ponder.core.accelerations import PLAIN, Accelerations
 from ponder.core.asks import AnswerReader, Prompt
 from ponder.core.budget import Budget, parse_budget
 from ponder.core.errors import BadField, PonderError, UnknownName
@@ -46,21 +47,24 @@ class Model:
 
 def load(
     model: str = catalogue.DEFAULT_MODEL, *, weights: str | None = None, threads: int | None = None, device: str = "cpu",
-    context_len: int | None = None, cache: str | None = None,
+    context_len: int | None = None, draft: str | None = None, cache: str | None = None, attend: str | None = None,
 ) -> Model:  # fmt: skip
     """The model of that name (fetched into the cache when it is not there), GGUF file, folder, endpoint (URL#MODEL or a .toml file) or
-    transformers:FOLDER, opened."""
-    return Model(open_by_name(model, weights, threads, device=device, context_len=context_len, cache=cache))
+    transformers:FOLDER, opened. draft, cache, attend: how the same answer is to cost less (core.accelerations)."""
+    accelerations = Accelerations(draft=draft, cache=cache, attend=attend)
+    return Model(open_by_name(model, weights, threads, device=device, context_len=context_len, accelerations=accelerations))
 
 
-def open_by_name(model: str, weights: str | None, threads: int | None, *, device: str, context_len: int | None, cache: str | None = None) -> Process:
+def open_by_name(
+    model: str, weights: str | None, threads: int | None, *, device: str, context_len: int | None, accelerations: Accelerations = PLAIN
+) -> Process:
     """As catalogue.open_model, by name or path; top-level, so that it can be sent to another machine and called there."""
-    check_settings(model, weights=weights, device=device, threads=threads, context=context_len, cache=cache)
+    check_settings(model, weights=weights, device=device, threads=threads, context=context_len, accelerations=accelerations)
     if is_elsewhere(model):
         return open_elsewhere(model)
     weights = catalogue.weights_on(device, weights)
     path = fetch.pull(model) if model in MODELS and not Path(model).exists() else fetch.resolve(model)
-    return catalogue.open_model(path, weights, threads, cache=cache, device=device, settings=Settings(context_len=context_len))
+    return catalogue.open_model(path, weights, threads, device=device, settings=Settings(context_len=context_len), accelerations=accelerations)
 
 
 def recipe_of(strategy: str | Strategy, budget: str | Budget) -> Recipe:

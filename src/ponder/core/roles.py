@@ -8,6 +8,9 @@ StopRule    answers drawn so far -> how many to draw next infer/stop/
 Verifier    candidates -> verdicts                        verify/
 Probe       hidden states -> values (core/probe)          verify/
 Process     answers asks, many at once                    engine/, testing/
+Drafter     contexts -> trees of guessed tokens           accelerate/draft/    (core/draft)
+Acceptor    (tree, target's rows) -> path, token          accelerate/accept/   (core/draft)
+LengthControl  how much to guess ahead, zero included     accelerate/length/   (core/draft)
 """
 
 from collections.abc import Generator, Sequence

@@ -39,6 +39,8 @@ class Span:
     """New tokens of a sequence in a step: places start..stop among its keys. Those before num_prompt are prompt tokens.
 
     parents: for a token tree, each token's parent in the span (-1: the token before it); positions count the ancestors.
+    copies: (sequence of another span of the step, start, stop): the tokens at these places are written there too, at the same places, so
+    that it reads them bit for bit as if they were its own.
     """
 
     sequence: Sequence
@@ -46,6 +48,7 @@ class Span:
     stop: int
     num_prompt: int
     parents: tuple[int, ...] | None = None
+    copies: tuple[tuple[Sequence, int, int], ...] = ()
 
     @property
     def positions(self) -> np.ndarray:
@@ -60,6 +63,10 @@ class Span:
     def is_single(self) -> bool:
         return self.stop - self.start == 1 and self.start >= self.num_prompt and self.parents is None
 
+    def singles(self) -> "list[Span]":
+        """Its tokens one by one: each sees those before it all the same, once all are written."""
+        return [self] if self.is_single else [Span(self.sequence, at, at + 1, self.num_prompt) for at in range(self.start, self.stop)]
+
     def sees(self) -> np.ndarray:
         """bool [n, n]: which of a tree's tokens each of them sees (ancestors and itself)."""
         assert self.parents is not None
@@ -73,6 +80,8 @@ class Span:
 class Attention:
     """The attention of a process: its pages, and the kernel that reads them."""
 
+    segment = 1  # prompts are cut only at multiples of it
+
     def __init__(self, config: ModelConfig, pool: Pool, *, is_native: bool = True, is_shared: bool = True) -> None:
         """is_native False: PyTorch even where the compiled kernel can; is_shared False: nobody meets a prefix together."""
         self.config, self.pool, self.is_shared = config, pool, is_shared
@@ -85,6 +94,14 @@ class Attention:
     def name(self) -> str:
         """What a model's id says of the kernel that reads."""
         return "/torch" if self.kernel is None else ""
+
+    def begin(self, num_found: int, num_prompt: int) -> int:
+        """How many of the tokens that are computed already need not be computed again."""
+        return num_found if num_found >= num_prompt else num_found - num_found % self.segment
+
+    def stop(self, stop: int, num_prompt: int) -> int:
+        """Where a span that could end at `stop` ends: a prompt is cut only between segments."""
+        return stop if stop >= num_prompt else min(num_prompt, -(-stop // self.segment) * self.segment)
 
     def plan(self, spans: Seq[Span]) -> "StepPlan":
         """The step's plan; spans must be in the order of `in_order`."""
@@ -108,6 +125,21 @@ class StepPlan(abc.ABC):
         has_trees = any(span.parents is not None for span in spans)
         self.positions = torch.from_numpy(np.concatenate([span.positions for span in spans]) if has_trees else self.places)
         self.has_trees = has_trees
+
+    @cached_property
+    def copies(self) -> np.ndarray:
+        """int64 [N, 3]: flat tokens, numbers of spans in whose sequences they are written too, and places there."""
+        number = {span.sequence: i for i, span in enumerate(self.spans)}
+        rows, lo = [], 0
+        for span in self.spans:
+            for sequence, start, stop in span.copies:
+                rows += [(lo + place - span.start, number[sequence], place) for place in range(start, stop)]
+            lo += span.stop - span.start
+        return np.array(rows, np.int64).reshape(-1, 3)
+
+    def copy_slots(self) -> np.ndarray:
+        """int64 [L, N, K]: flat slots of the copies."""
+        return np.concatenate([slots_at(self.spans[i].sequence, place, place + 1) for _, i, place in self.copies.tolist()], 1)
 
     @property
     def prompts(self) -> list[tuple[int, int]]:
@@ -144,6 +176,7 @@ class NativePlan(StepPlan):
                 tables=[span.sequence.table for span in spans],
                 dropped=[span.sequence.dropped for span in spans] if any(span.sequence.is_ragged for span in spans) else None,
                 groups=attention.groups(spans),
+                copies=self.copies if any(span.copies for span in spans) else None,
             )
         )
 
@@ -195,7 +228,11 @@ class TorchPlan(StepPlan):
 
     def __init__(self, attention: Attention, spans: Seq[Span]) -> None:
         super().__init__(attention, spans)
-        self.slots = torch.from_numpy(np.concatenate([slots_of(span) for span in spans], 1))  # [L, T, K]
+        slots, self.written = [slots_of(span) for span in spans], None  # written: the flat token of each slot, where there are copies
+        if len(self.copies):
+            slots.append(self.copy_slots())
+            self.written = torch.from_numpy(np.concatenate([np.arange(len(self.places)), self.copies[:, 0]]))
+        self.slots = torch.from_numpy(np.concatenate(slots, 1))  # [L, T, K]
         self.calls = list(_calls(spans))
 
     @cached_property
@@ -204,7 +241,10 @@ class TorchPlan(StepPlan):
 
     def attend(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
         width, num_heads = self.config.head_dim, self.config.num_kv_heads
-        positions = self.positions[:, None].expand(-1, num_heads).reshape(-1)
+        positions = self.positions if self.written is None else self.positions[self.written]
+        positions = positions[:, None].expand(-1, num_heads).reshape(-1)
+        if self.written is not None:
+            k_TKE, v_TKE = k_TKE[self.written], v_TKE[self.written]
         self.pool.write(self.slots[layer].reshape(-1), k_TKE.reshape(-1, width), v_TKE.reshape(-1, width), positions)
         outs = [self._run(call, layer, q_THE) for call in self.calls]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
@@ -333,8 +373,12 @@ def _common_blocks(a: Span, b: Span, pages_a: np.ndarray, pages_b: np.ndarray) -
 
 def slots_of(span: Span) -> np.ndarray:
     """int64 [L, n, K]: flat slots of a span's tokens."""
-    sequence = span.sequence
-    at = np.arange(span.start, span.stop) - sequence.dropped[..., None]
+    return slots_at(span.sequence, span.start, span.stop)
+
+
+def slots_at(sequence: Sequence, start: int, stop: int) -> np.ndarray:
+    """int64 [L, n, K]: flat slots of a sequence's places."""
+    at = np.arange(start, stop) - sequence.dropped[..., None]
     pages = np.take_along_axis(sequence.table, at // PAGE, 2).astype(np.int64)
     return (pages * PAGE + at % PAGE).transpose(0, 2, 1)
 

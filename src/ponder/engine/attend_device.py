@@ -27,6 +27,7 @@ from ponder.native.paged import Batch, Paged
 
 MIN_PAGES = 16  # of a table
 MIN_CHUNK, MAX_CHUNK = 64, 1024  # keys of a piece
+MIN_SHARED_CHUNK = 128  # of one that several tokens meet: each piece is one more to merge for all of them
 NUM_PROGRAMS = 264  # that keep a large card busy: two for each of its processors
 MIN_SAVED = 4096  # keys that sharing prefixes must spare a step; its results are merged once more
 MAX_LEVELS = 4  # of shared prefixes
@@ -97,18 +98,20 @@ def chunk_of(num_tokens: int, num_kv_heads: int, num_keys: int) -> int:
     return min(MAX_CHUNK, max(MIN_CHUNK, 1 << max(0, wanted - 1).bit_length()))
 
 
-def cut_pieces(spans: Seq[Span], chunk: int, group: int, is_shared: bool) -> Pieces:
+def cut_pieces(spans: Seq[Span], chunk: int, config: ModelConfig, is_shared: bool) -> Pieces:
     """Every token's keys, each in one piece: those that enough tokens share once, in the order of their tree, then its own."""
     runs = sorted(shared_runs(spans, is_shared), key=lambda run: run[5])
     saved = sum((last - first - 1) * (stop - begin) * BLOCK for first, last, _, begin, stop, _ in runs if stop >= 0)
     if is_shared and (saved < MIN_SAVED or max(run[5] for run in runs) > MAX_LEVELS):
-        return cut_pieces(spans, chunk, group, False)
+        return cut_pieces(spans, chunk, config, False)
+    num_kv_heads = config.num_kv_heads
     single, shared, num_parts = [], [], [0] * len(spans)
-    step = paged.tokens_of_a_shared_piece(group)
+    step = paged.tokens_of_a_shared_piece(config.num_heads // num_kv_heads)
     for first, last, _, begin, stop, _ in runs:
         start, end = begin * BLOCK, spans[first].stop if stop < 0 else stop * BLOCK
-        for at in range(start, end, chunk):
-            slot, until = num_parts[first], at + chunk if stop < 0 else min(at + chunk, end)
+        size = chunk if stop < 0 else max(MIN_SHARED_CHUNK, min(chunk, chunk_of(-(-(last - first) // step), num_kv_heads, end - start)))
+        for at in range(start, end, size):
+            slot, until = num_parts[first], at + size if stop < 0 else min(at + size, end)
             if stop < 0:
                 single.append((first, 1, slot, at, until))
             else:
@@ -136,7 +139,7 @@ class DeviceAttention(Attention):
     def batch(self, spans: Seq[Span]) -> Batch:
         """Single tokens as a batch of exactly their number."""
         device, num_keys = self.pool.device, max(span.stop for span in spans)
-        pieces = cut_pieces(spans, self.chunk(len(spans), num_keys), self.config.num_heads // self.config.num_kv_heads, self.is_shared)
+        pieces = cut_pieces(spans, self.chunk(len(spans), num_keys), self.config, self.is_shared)
         return Batch(
             rows=torch.tensor(self.tables.rows([span.sequence for span in spans]), device=device),
             places=torch.tensor([span.start for span in spans], device=device),
@@ -220,6 +223,8 @@ class DevicePlan(StepPlan):
             self.longs.append(Long(span, lo, hi, self.pool.on_device(span.sequence.table[:, :, : -(-span.stop // PAGE)])))
             lo = hi
         self.slots = None if not self.longs else self.pool.on_device(np.concatenate([slots_of(long.span) for long in self.longs], 1))
+        self.copied = None if not len(self.copies) else self.pool.on_device(self.copies[:, 0])  # flat tokens that are written elsewhere too
+        self.copy_to = None if self.copied is None else self.pool.on_device(self.copy_slots())
 
     def attend(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
         return self.attend_with_lse(layer, q_THE, k_TKE, v_TKE, has_lse=False)[0]
@@ -233,6 +238,10 @@ class DevicePlan(StepPlan):
         if self.slots is not None:
             positions = self.positions[num:, None].expand(-1, k_TKE.shape[1]).reshape(-1)
             self.pool.write(self.slots[layer].reshape(-1), k_TKE[num:].reshape(-1, width), v_TKE[num:].reshape(-1, width), positions)
+        if self.copied is not None and self.copy_to is not None:
+            positions = self.positions[self.copied, None].expand(-1, k_TKE.shape[1]).reshape(-1)
+            k, v = k_TKE[self.copied].reshape(-1, width), v_TKE[self.copied].reshape(-1, width)
+            self.pool.write(self.copy_to[layer].reshape(-1), k, v, positions)
         if self.batch is not None:
             found.append(self.attention.read(self.batch, layer, q_THE[:num], self.num_pages))
         found += [self._long(long, layer, q_THE[long.lo : long.hi], has_lse) for long in self.longs]

@@ -65,6 +65,16 @@ class Matcher:
         self.core.consume_token(self.forms.first[token])
         self.renew()
 
+    def after(self, token: int) -> "Matcher | None":
+        """Another one, a token further; None where the token is not allowed. This one stays where it is."""
+        core = self.core.deep_copy()
+        core.consume_token(self.forms.first[token])
+        if core.is_error():
+            return None
+        found = Matcher(self.forms, self.form, (*self.tokens, token), core)
+        found.is_shared = False
+        return found
+
     def renew(self) -> bool:
         """Derives a broken matcher from nothing, once at each place; whether it did.
 

@@ -14,15 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponder.engine.sampler import BLOCK, Draw, Drawn, block_sums
+from ponder.native import draw as kernels
+from ponder.native import paged
 
 GOLDEN, FIRST, SECOND = (x - (1 << 64) for x in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))  # of splitmix64, as signed
 NUM_COLUMNS = 4  # of what `draw_rows` returns
 
 
 def is_plain(wish: Draw) -> bool:
-    """Whether temperature alone shapes the draw, and nothing but the token and its numbers is wanted."""
+    """Whether seed and temperature alone shape the draw, and nothing but the token and its numbers is wanted."""
     s = wish.sampling
-    return s.top_k is None and s.top_p >= 1.0 and s.min_p <= 0.0 and not wish.is_moved and not wish.num_top
+    is_own = wish.forced is None and not wish.drift
+    return is_own and s.top_k is None and s.top_p >= 1.0 and s.min_p <= 0.0 and not wish.is_moved and not wish.num_top
 
 
 def signed(seed: int) -> int:
@@ -38,7 +41,16 @@ def uniforms(seeds_R: Tensor, positions_R: Tensor) -> Tensor:
 
 
 def draw_rows(logits_RV: Tensor, seeds_R: Tensor, positions_R: Tensor, temperatures_R: Tensor) -> Tensor:
-    """float64 [R, 4]: token, log_p, log_q and certainty of one draw per row of float32 logits; temperature 0 takes the most likely."""
+    """float64 [R, 4]: token, log_p, log_q and certainty of one draw per row of float32 logits; temperature 0 takes the most likely.
+
+    By native/draw where its kernels are; what PyTorch finds here is its oracle.
+    """
+    by = kernels.draw_rows if paged.is_here(logits_RV.device) else draw_rows_by_torch
+    return by(logits_RV, seeds_R, positions_R, temperatures_R)
+
+
+def draw_rows_by_torch(logits_RV: Tensor, seeds_R: Tensor, positions_R: Tensor, temperatures_R: Tensor) -> Tensor:
+    """draw_rows in tensor operations."""
     vocab_size = logits_RV.shape[1]
     if vocab_size % BLOCK:
         logits_RV = F.pad(logits_RV, (0, -vocab_size % BLOCK), value=-math.inf)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ponder.engine.attend import Span
-from ponder.engine.attend_device import MAX_LEVELS, MIN_PAGES, DeviceAttention, Pieces, cut_pieces
+from ponder.engine.attend_device import MIN_PAGES, DeviceAttention, Pieces, cut_pieces
 from ponder.engine.draw_device import draw_rows, drawn_of, signed
 from ponder.engine.pages import PAGE
 from ponder.engine.sampler import Draw, Drawn
@@ -24,6 +24,7 @@ from ponder.native.paged import Batch
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64)  # then every STEP
 STEP = 32
+MIN_PARTS = 4  # of a token's keys
 NUM_WARM = 2  # plain runs before a recording: kernels are compiled and chosen there
 
 
@@ -85,10 +86,13 @@ class DecodeShape:
     recording: Recording
     pieces: Pieces | None = None  # those in the buffers
 
-    def load(self, ints: Seq[Seq[int]], pieces: Pieces, nobody: int) -> None:
-        more = self.ints.shape[1] - len(ints[0])
-        tokens, rows, places = ints
-        self.ints.copy_(torch.tensor([[*tokens, *[0] * more], [*rows, *[nobody] * more], [*places, *[0] * more]]), non_blocking=True)
+    def load(self, tokens: Seq[int] | Tensor, rows: Seq[int], places: Seq[int], *, pieces: Pieces, nobody: int) -> None:
+        """tokens: numbers, or a tensor that is there already."""
+        num, more = len(rows), self.ints.shape[1] - len(rows)
+        given = [0] * num if isinstance(tokens, Tensor) else tokens
+        self.ints.copy_(torch.tensor([[*given, *[0] * more], [*rows, *[nobody] * more], [*places, *[0] * more]]), non_blocking=True)
+        if isinstance(tokens, Tensor):
+            self.ints[0, :num].copy_(tokens)
         if pieces is self.pieces:
             return
         self.pieces = pieces
@@ -113,11 +117,11 @@ class DecodeRunner:
         """can_record False: plain calls on CUDA too."""
         self.decoder, self.attention = decoder, attention
         self.recorder = Recorder(decoder.device, can_record=can_record and decoder.config.num_experts == 0)  # experts wait for the host
-        self.shapes: dict[tuple[int, int, int], DecodeShape] = {}
+        self.shapes: dict[tuple[int, int, int, int], DecodeShape] = {}
         self.resized = 0
         self.known: tuple[object, Pieces] | None = None
 
-    def run(self, spans: Seq[Span], tokens: Seq[int]) -> Tensor:
+    def run(self, spans: Seq[Span], tokens: Seq[int] | Tensor) -> Tensor:
         """Hidden rows [n, D] of the single tokens of n sequences, whose keys and values are written. Spans in the order of `in_order`."""
         attention, num = self.attention, bucket(len(spans))
         rows = attention.tables.rows([span.sequence for span in spans])
@@ -127,28 +131,27 @@ class DecodeRunner:
         num_pages = min(power(-(-max(span.stop for span in spans) // PAGE), MIN_PAGES), attention.tables.pages.shape[3])
         chunk = attention.chunk(num, num_pages * PAGE)
         pieces = self._pieces(spans, chunk)
-        shape = self._shape(num, num_pages, chunk, len(pieces.shared))
-        shape.load((tokens, rows, [span.start for span in spans]), pieces, attention.tables.num_rows)
+        shape = self._shape(num, num_pages, chunk, pieces)
+        shape.load(tokens, rows, [span.start for span in spans], pieces=pieces, nobody=attention.tables.num_rows)
         return shape.recording.run()[: len(spans)].clone()
 
     def _pieces(self, spans: Seq[Span], chunk: int) -> Pieces:
         """Cut again when a sequence comes or goes, or enters another piece."""
         name = (chunk, tuple((span.sequence.number, span.start // chunk) for span in spans))
         if self.known is None or self.known[0] != name:
-            config = self.decoder.config
-            self.known = name, cut_pieces(spans, chunk, config.num_heads // config.num_kv_heads, self.attention.is_shared)
+            self.known = name, cut_pieces(spans, chunk, self.decoder.config, self.attention.is_shared)
         return self.known[1]
 
-    def _shape(self, num: int, num_pages: int, chunk: int, num_shared: int) -> DecodeShape:
-        num_shared = power(num_shared, 1) if num_shared else 0
-        name = (num, num_pages, num_shared)
+    def _shape(self, num: int, num_pages: int, chunk: int, pieces: Pieces) -> DecodeShape:
+        num_shared = power(len(pieces.shared), 1) if pieces.shared else 0
+        name = (num, num_pages, num_shared, power(max(pieces.num_parts), MIN_PARTS))
         if name not in self.shapes:
             device, num_chunks = self.decoder.device, -(-num_pages * PAGE // chunk)
             ints = torch.zeros(3, num, dtype=torch.int64, device=device)
             batch = Batch(
                 rows=ints[1], places=ints[2], single=torch.zeros(num * num_chunks, 5, dtype=torch.int32, device=device),
                 shared=torch.zeros(num_shared, 5, dtype=torch.int32, device=device) if num_shared else None,
-                num_parts=torch.zeros(num, dtype=torch.int32, device=device), max_parts=num_chunks + MAX_LEVELS + 1,
+                num_parts=torch.zeros(num, dtype=torch.int32, device=device), max_parts=name[-1],
             )  # fmt: skip
             self.shapes[name] = DecodeShape(ints, batch, Recording(self.recorder, lambda: self._forward(ints, batch, num_pages)))
         return self.shapes[name]
@@ -177,15 +180,26 @@ class DrawRunner:
         self.decoder, self.recorder = decoder, recorder
         self.shapes: dict[int, DrawShape] = {}
 
-    def run(self, hidden_RD: Tensor, wishes: Seq[Draw]) -> list[Drawn]:
-        """One token per row, of plain wishes (`is_plain`). Waits for the device, once."""
+    def run(self, hidden_RD: Tensor, wishes: Seq[Draw], meanwhile: Callable[[Tensor], None] = lambda _: None) -> list[Drawn]:
+        """One token per row, of plain wishes (`is_plain`). Waits for the device, once, after `meanwhile` was told the tokens (float64 [n, 4],
+        on the device, the token first; valid while it runs)."""
         num, more = len(hidden_RD), bucket(len(hidden_RD)) - len(hidden_RD)
         shape = self._shape(num + more)
         temperatures = torch.tensor([*(wish.sampling.temperature for wish in wishes), *[0.0] * more], dtype=torch.float64)
         counters = torch.tensor([[*(signed(w.seed) for w in wishes), *[0] * more], [*(w.position for w in wishes), *[0] * more]])
         shape.ints.copy_(torch.cat([counters, temperatures.view(torch.int64)[None]]), non_blocking=True)
         shape.hidden[:num].copy_(hidden_RD)
-        return drawn_of(shape.recording.run())[:num]
+        found = shape.recording.run()[:num].clone()
+        if not found.is_cuda:
+            meanwhile(found)
+            return drawn_of(found)
+        here = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+        here.copy_(found, non_blocking=True)
+        is_here = torch.cuda.Event()
+        is_here.record()
+        meanwhile(found)
+        is_here.synchronize()
+        return drawn_of(here)
 
     def _shape(self, num: int) -> DrawShape:
         if num not in self.shapes:

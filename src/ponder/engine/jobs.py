@@ -60,13 +60,16 @@ class Count:
     prompt_tokens: int = 0
     reused_tokens: int = 0
     generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     flops: float = 0.0
     row_tokens: int = 0  # computed by the last step
 
     def cost(self) -> Cost:
         return Cost(
-            prompt_tokens=self.prompt_tokens, reused_tokens=self.reused_tokens, generated_tokens=self.generated_tokens, calls=1, flops=self.flops
-        )
+            prompt_tokens=self.prompt_tokens, reused_tokens=self.reused_tokens, generated_tokens=self.generated_tokens,
+            drafted_tokens=self.drafted_tokens, accepted_tokens=self.accepted_tokens, calls=1, flops=self.flops,
+        )  # fmt: skip
 
 
 class ExtendJob:
@@ -91,12 +94,13 @@ class ExtendJob:
         self.num_left, self.end = min(limits, key=lambda limit: limit[0])  # the first of equals
         self.finish = "stop" if self.text.cut is not None else self.end if self.num_left <= 0 else None
 
-    def wish(self) -> Draw:
+    def wish(self, path: Sequence[int] = (), matcher: Matcher | None = None) -> Draw:
+        """For the next token, or the one after `path`, whose matcher then is to be given too."""
         sampling = self.ask.sampling
-        seen = tuple(self.tokens) if sampling.has_penalties else ()
-        at, ask = len(self.tokens), self.ask
+        seen = (*self.tokens, *path) if sampling.has_penalties else ()
+        at, ask = len(self.tokens) + len(path), self.ask
         forced = ask.forced[at] if at < len(ask.forced) else None
-        return Draw(ask.seed, at, sampling, self.matcher, seen, ask.logprobs, ask.drift, forced)
+        return Draw(ask.seed, at, sampling, matcher if path else self.matcher, seen, ask.logprobs, ask.drift, forced)
 
     def push(self, drawn: Drawn) -> None:
         """Takes the next token; sets `finish` when it is the last."""

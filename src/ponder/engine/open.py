@@ -5,15 +5,21 @@ from pathlib import Path
 import torch
 
 from ponder.core.errors import BadField
-from ponder.core.formats import WeightFormat
+from ponder.core.formats import Tokenizer, WeightFormat
 from ponder.core.schedule import Scheduler
 from ponder.engine.device import find_device
 from ponder.engine.device_process import DeviceProcess
 from ponder.engine.keeping_process import KeepingProcess
 from ponder.engine.process import LocalProcess, Settings
-from ponder.models.decoder import load
+from ponder.models.decoder import Decoder, load
 from ponder.models.place import place
 from ponder.models.tokenizer import open_model
+
+
+def open_twin(path: Path, weights: WeightFormat, head: WeightFormat, dtype: torch.dtype) -> tuple[Decoder, Tokenizer]:
+    """Weights and tokens of a model that guesses for another, on the CPU. Raises BadModelFile, Unsupported."""
+    checkpoint, tokenizer = open_model(path)
+    return load(checkpoint, weights, head, dtype), tokenizer
 
 
 def open_process(
@@ -30,10 +36,22 @@ def open_process(
     where = find_device(device)
     settings = settings or Settings()
     context_len = settings.context_len
+    if settings.cache is not None and settings.speculation is not None and settings.cache.drops_in_answer:
+        raise BadField(
+            f"cache policy {settings.cache.name!r} with a draft: it drops keys while an answer grows, which guesses do not allow yet; "
+            "set trigger=after_prompt, or leave one of them out"
+        )
+    if settings.cache is not None and settings.attend is not None:
+        raise BadField(
+            f"cache policy {settings.cache.name!r} with attention plan {settings.attend.name}: a policy sees attention to all keys; "
+            "leave one of them out"
+        )
     if settings.cache is not None and where.type != "cpu":
         raise BadField(f"cache policy {settings.cache.name!r} on {device}: policies run on the CPU; open the model there, or without a policy")
     checkpoint, tokenizer = open_model(path)  # the tokenizer first: making one takes several times what stays, which the weights then fill
-    decoder = load(checkpoint, weights, head, dtype, context_len=context_len)
+    plan = settings.attend if settings else None
+    longest = None if plan is None else plan.reach(checkpoint.config.context_len)
+    decoder = load(checkpoint, weights, head, dtype, context_len=context_len, longest=longest)
     if where.type == "cpu":
         process = (LocalProcess if settings.cache is None else KeepingProcess)(decoder, tokenizer, scheduler, settings)
     else:

@@ -158,13 +158,24 @@ class Pool:
 
     def read(self, pages: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [..., n * PAGE, E] in the model's dtype of pages [..., n]: a copy."""
-        found = []
-        for i, table in enumerate((self.keys, self.values)):
-            rows = table.index_select(0, pages.reshape(-1))
-            if self.scales is not None:
-                rows = rows.float().mul_(self.scales[i].index_select(0, pages.reshape(-1))[..., None]).to(self.dtype)
-            found.append(rows.view(*pages.shape[:-1], -1, self.width))
-        return found[0], found[1]
+        return self.read_keys(pages), self._read(1, pages)
+
+    def read_keys(self, pages: Tensor) -> Tensor:
+        """The keys of `read` alone."""
+        return self._read(0, pages)
+
+    def rows(self, which: int, slots: Tensor) -> Tensor:
+        """Keys (0) or values (1) [n, E] in the model's dtype of flat slots [n] (page * PAGE + place): a copy."""
+        rows = (self.keys, self.values)[which].view(-1, self.width).index_select(0, slots)
+        if self.scales is not None:
+            rows = rows.float().mul_(self.scales[which].view(-1).index_select(0, slots)[:, None]).to(self.dtype)
+        return rows
+
+    def _read(self, which: int, pages: Tensor) -> Tensor:
+        rows = (self.keys, self.values)[which].index_select(0, pages.reshape(-1))
+        if self.scales is not None:
+            rows = rows.float().mul_(self.scales[which].index_select(0, pages.reshape(-1))[..., None]).to(self.dtype)
+        return rows.view(*pages.shape[:-1], -1, self.width)
 
 
 class Sequence:
@@ -228,6 +239,10 @@ class Sequence:
         other.num_tokens, other.is_ragged = self.num_tokens, self.is_ragged
         self.pool.share(self.table[self._is_held()])
         return other
+
+    def branch(self) -> "Sequence":
+        """A fork that shares nothing but the pages of what was written: what either writes next never meets the other."""
+        return Sequence(self.pool, self.table[:, :, : -(-self.num_tokens // PAGE)], self.num_tokens)
 
     def keep(self, layer: int, head: int, places: Ids) -> bool:
         """Keeps only the keys at `places` (ascending indices among those the head holds) and frees the rest.

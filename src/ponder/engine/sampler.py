@@ -201,6 +201,16 @@ def drawn_from(proposal: LogP, rows: Tensor, draws: Sequence[Draw]) -> tuple[Ten
     return tokens, log_q
 
 
+def proposal_of(logits_1V: Tensor, wish: Draw) -> Tensor:
+    """float64 [V]: log of the distribution that a row's token is drawn from."""
+    proposal = LogP(moved(logits_1V, [wish]) if wish.is_moved else logits_1V)
+    weight = shaped(proposal, torch.zeros(1, dtype=torch.int64), wish.sampling if wish.sampling.temperature > 0 else Sampling())[0].double()
+    certain = wish.forced if wish.forced is not None else int(proposal.logits_RV.argmax()) if wish.sampling.temperature == 0 else None
+    if certain is not None:
+        weight = F.one_hot(torch.tensor(certain), len(weight)).double()
+    return (weight / weight.sum()).log()[: proposal.vocab_size]
+
+
 def moved(logits_RV: Tensor, draws: Sequence[Draw]) -> Tensor:
     """float32 [R, V]: logits after penalties, biases and the form, in this order; a token that the form forbids has -inf."""
     logits_RV = logits_RV.clone()

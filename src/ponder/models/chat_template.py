@@ -1,7 +1,7 @@
 """The chat template of a model file: a Jinja program, run in a sandbox, that turns messages into the text of a prompt."""
 
 import json
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -66,9 +66,12 @@ class ChatTemplate:
 
     def render(self, messages: Messages) -> str:
         """Text up to where the assistant's reply begins. Raises BadField when the template refuses, BadModelFile when it fails."""
-        turns = [{"role": role, "content": content} for role, content in messages]
+        return self.render_turns([{"role": role, "content": content} for role, content in messages], None)
+
+    def render_turns(self, turns: Sequence[Mapping[str, object]], tools: Sequence[Mapping[str, object]] | None) -> str:
+        """As `render`, of messages and tools as OpenAI's API has them, but with the arguments of calls as objects."""
         try:
-            return self.compiled.render(messages=turns, add_generation_prompt=True, tools=None, documents=None, **self.values)
+            return self.compiled.render(messages=turns, add_generation_prompt=True, tools=tools, documents=None, **self.values)
         except _Refused as error:
             raise BadField(f"the chat template refuses these messages: {one_line(error)}") from error
         except Exception as error:  # foreign code: it may raise anything

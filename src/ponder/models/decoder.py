@@ -52,12 +52,14 @@ class Decoder:
         packed = sum(linear.nbytes for layer in self.layers for linear in linears(layer))
         return packed + self.head.nbytes + self.embed.nbytes
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, prompts: Sequence[tuple[int, int]] = ()) -> Tensor:
+    def forward(
+        self, tokens: Tensor, positions: Tensor, attend: Attend, prompts: Sequence[tuple[int, int]] = (), *, skips: frozenset[int] = frozenset()
+    ) -> Tensor:
         """Hidden rows after the final norm, [T, D] in `dtype`, of tokens [T] at absolute positions [T] (int64).
 
         `attend` is called once per layer, in order, with rotated q and k. Row i depends on token i, on what `attend` returns
         for it, and on whether it is of a prompt, alone, bit for bit where the weight format keeps that promise.
-        prompts: ascending (start, stop) of rows whose tokens are of prompts.
+        prompts: ascending (start, stop) of rows whose tokens are of prompts. skips: layers that are left out.
         """
         x_TD = self.embed.rows(tokens)
         if self.config.embed_scale != 1:
@@ -65,6 +67,8 @@ class Decoder:
         angles = [table.at(positions) for table in self.tables]
         runs = kinds_of_rows(len(tokens), prompts)
         for index, body in enumerate(self.bodies):
+            if index in skips:
+                continue
             q_THE, k_TKE, v_TKE = before(body, runs, x_TD, angles[self.table_of[index]])
             x_TD = after(body, runs, x_TD, attend(index, q_THE, k_TKE, v_TKE))
         return rms_norm(x_TD, self.norm, self.config.norm_eps, self.dtype)
@@ -232,13 +236,15 @@ def load(
     dtype: torch.dtype = torch.bfloat16,
     *,
     context_len: int | None = None,
+    longest: int | None = None,
 ) -> Decoder:
     """Packs a checkpoint, matrix by matrix, so that the whole model is never held in float32.
 
     head: format of the output head; None for the same as the rest. context_len: of the decoder; None for the model's own.
+    longest: most that context_len may be; None for what the model allows.
     Raises Unsupported for an unknown architecture, BadField for a context that the model does not allow.
     """
-    config = with_context(checkpoint.config, context_len)
+    config = with_context(checkpoint.config, context_len, longest)
     if config.arch not in FAMILIES:
         raise Unsupported(f"model architecture {config.arch!r}: the decoder runs {', '.join(FAMILIES)}")
     head = head or weights
@@ -269,12 +275,13 @@ def load(
     )
 
 
-def with_context(config: ModelConfig, context_len: int | None) -> ModelConfig:
+def with_context(config: ModelConfig, context_len: int | None, longest: int | None = None) -> ModelConfig:
     """`config` for contexts of at most context_len tokens: beyond the usual length with the long rotary factors, where there are any."""
     if context_len is None:
         return config
-    if not 0 < context_len <= (config.long_context_len or config.context_len):
-        raise BadField(f"context_len is {context_len}; the model's own allows 1 to {config.long_context_len or config.context_len}")
+    longest = longest or config.long_context_len or config.context_len
+    if not 0 < context_len <= longest:
+        raise BadField(f"context_len is {context_len}; the model's own allows 1 to {longest}")
     factors = config.long_rope_factors if context_len > config.context_len else config.rope_factors
     return replace(config, context_len=context_len, rope_factors=factors)
 

@@ -58,7 +58,9 @@ class FileEmbedding:
         ids, places = np.unique(tokens.cpu().numpy(), return_inverse=True)
         if len(ids) and not 0 <= ids[0] <= ids[-1] < self.raw.shape[0]:
             raise IndexError(f"rows {ids[0]} to {ids[-1]} of an embedding that has {self.raw.shape[0]}")
-        blocks = [self.raw.blocks(i, i + 1) for i in ids.tolist()] or [self.raw.blocks(0, 0)]
+        is_run = len(ids) and ids[-1] - ids[0] + 1 == len(ids)  # neighbours are read at once
+        spans = [(int(ids[0]), int(ids[-1]) + 1)] if is_run else [(i, i + 1) for i in ids.tolist()] or [(0, 0)]
+        blocks = [self.raw.blocks(start, stop) for start, stop in spans]
         found = torch.from_numpy(dequantize(KINDS[self.raw.kind], np.concatenate(blocks)))[torch.from_numpy(places)]
         return (found if self.dtype is None else found.to(self.dtype).float()).to(tokens.device)
 

@@ -64,17 +64,35 @@ def rotary_kind(config: ModelConfig, layer: int) -> str:
     return "local" if config.rope_local_theta is not None and config.window(layer) is not None else "global"
 
 
-def rotary_rows(config: ModelConfig, kind: str, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """cos and signed sin of positions start to stop, laid out for `rotate`. Parts that do not rotate have angle 0."""
-    half, scale = (config.rotary_dim or config.head_dim) // 2, config.rope_scale if kind == "global" else 1.0
+def frequencies(config: ModelConfig, kind: str) -> Tensor:
+    """float64 [E / 2]: angle of one position; 0 for parts that do not rotate."""
+    half = (config.rotary_dim or config.head_dim) // 2
     theta = config.rope_local_theta if kind == "local" and config.rope_local_theta else config.rope_theta
     frequency = torch.zeros(config.head_dim // 2, dtype=torch.float64)
     if kind != "none":
         frequency[:half] = theta ** -(torch.arange(half, dtype=torch.float64) / half)
     if kind == "global" and config.rope_factors is not None:
         frequency[:half] /= torch.tensor(config.rope_factors, dtype=torch.float64)
-    angle = torch.outer(torch.arange(start, stop, dtype=torch.float64), frequency)
-    cos, sin = angle.cos().float(), angle.sin().float()
-    cos[:, :half] *= scale
-    sin[:, :half] *= scale
+    return frequency
+
+
+def rotary_rows(config: ModelConfig, kind: str, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """cos and signed sin of positions start to stop, laid out for `rotate`. Parts that do not rotate have angle 0."""
+    half, scale = (config.rotary_dim or config.head_dim) // 2, config.rope_scale if kind == "global" else 1.0
+    cos, sin = cos_sin(frequencies(config, kind), torch.arange(start, stop, dtype=torch.float64))
+    for x in (cos, sin):
+        x[:, :half] *= scale
     return torch.cat([cos, cos], -1)[:, None], torch.cat([-sin, sin], -1)[:, None]
+
+
+def cos_sin(frequency: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 [T, E / 2] of float64 positions [T]."""
+    angle = torch.outer(positions, frequency)
+    return angle.cos().float(), angle.sin().float()
+
+
+def turned(x_THE: Tensor, frequency: Tensor, turn_T: Tensor) -> Tensor:
+    """Rows that were rotated to one position, rotated to another `turn` positions on; scales stay as they are. In the dtype of x."""
+    cos, sin = (part[:, None] for part in cos_sin(frequency, turn_T.double()))
+    low, high = x_THE.float().chunk(2, -1)
+    return torch.cat([low * cos - high * sin, high * cos + low * sin], -1).to(x_THE.dtype)

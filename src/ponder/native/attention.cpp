@@ -19,7 +19,7 @@ extern "C" {
 
 // One step. Tokens are flat; sequences are numbered; groups are ranges of tokens that share the pages of a block range.
 struct Step {
-    int32_t num_tokens, num_heads, num_kv_heads, num_groups, tail_words, num_threads;
+    int32_t num_tokens, num_heads, num_kv_heads, num_groups, tail_words, num_threads, num_copies;
     const int32_t *sequence;       // [T] which sequence a token belongs to
     const int32_t *index;          // [T] its place among the keys of its sequence
     const int32_t *limit;          // [T] keys it sees: those of index below this ...
@@ -29,6 +29,7 @@ struct Step {
     const int64_t *capacity;       // per sequence
     const int32_t *const *dropped; // per sequence: [L, K] keys that a head no longer holds, or null
     const int32_t *groups;         // [num_groups, 6]: first token, last token, sequence, first block, last block or -1, level
+    const int32_t *copies;         // [num_copies, 3]: a token that is written to that sequence too, at that place
 };
 
 }
@@ -51,13 +52,11 @@ inline int count_keys(const Step &step, int token) {
     return visible;
 }
 
-inline float exp2_one(float x) { return _mm512_cvtss_f32(exp2_ps(_mm512_set1_ps(x))); }
-
 struct Call {
     const Pool *pool;
     const Plan *plan;
     int layer, window;
-    float scale, softcap, exponent;  // exponent: what makes of scores, as tops are kept, powers of two
+    Scaling scaling;
     const uint16_t *q;
     int64_t q_stride;
 };
@@ -66,19 +65,10 @@ inline float *state_of(const Plan &plan, int token, int head, int chunk, int wid
     return scratch.data() + ((plan.states[token] + chunk) * plan.step.num_heads + head) * (width + 2);
 }
 
-// Keys are scattered and met once: without asking ahead a core waits for memory half of its time.
-inline void prefetch_block(const Call &call, const Unit &unit, int block) {
-    const Step &step = call.plan->step;
-    const Pool &pool = *call.pool;
-    const int32_t *pages = step.pages[unit.sequence] + (static_cast<int64_t>(call.layer) * step.num_kv_heads + unit.head) * step.capacity[unit.sequence];
-    const int64_t nbytes = static_cast<int64_t>(PAGE) * pool.width * (pool.is_int8 ? 1 : 2);
+inline void prefetch_block(const Call &call, const Unit &unit, const int32_t *pages, int block) {
     int stop = (block + 1) * (BLOCK / PAGE);
     if (stop > unit.num_pages) stop = unit.num_pages;
-    for (int p = block * (BLOCK / PAGE); p < stop; ++p) {
-        const char *keys = static_cast<const char *>(pool.keys) + pages[p] * nbytes, *values = static_cast<const char *>(pool.values) + pages[p] * nbytes;
-        for (int64_t at = 0; at < nbytes; at += 64) _mm_prefetch(keys + at, _MM_HINT_T0);
-        for (int64_t at = 0; at < nbytes; at += 64) _mm_prefetch(values + at, _MM_HINT_T0);
-    }
+    for (int p = block * (BLOCK / PAGE); p < stop; ++p) prefetch_page(*call.pool, pages[p]);
 }
 
 // What a row sees of a register of keys: those below its limit, its tail, and within its window.
@@ -99,58 +89,6 @@ inline __mmask16 seen_of(const Call &call, const Room &room, int row, int start,
         seen &= _mm512_cmpgt_epi32_mask(at, _mm512_set1_epi32(step.position[token] - call.window));
     }
     return seen;
-}
-
-// Scores of up to 16 rows from `first` on become weights; tops, totals and the factors of what was summed before are carried on.
-// IS_PLAIN: every row sees the whole block, and scores need nothing but the scale.
-template <bool IS_PLAIN>
-inline void weigh(const Call &call, Room &room, int first, int num_rows, int start, const int32_t *pages, int num_pages) {
-    const Pool &pool = *call.pool;
-    const __m512 none = _mm512_set1_ps(MINUS_INF), unit = _mm512_set1_ps(call.exponent);
-    __m512 rows[16];
-    __mmask16 seen[16][4];
-    for (int r = 0; r < num_rows; ++r) {
-        float *scores = room.scores + (first + r) * BLOCK;
-        __m512 s[4];
-        for (int v = 0; v < 4; ++v) {
-            s[v] = _mm512_loadu_ps(scores + v * 16);
-            if constexpr (!IS_PLAIN) {
-                seen[r][v] = seen_of(call, room, first + r, start, pages, num_pages, v);
-                if (pool.is_int8 && seen[r][v])
-                    s[v] = _mm512_mul_ps(s[v], _mm512_loadu_ps(pool.key_scales + static_cast<int64_t>(pages[start / PAGE + v]) * PAGE));
-                if (call.softcap > 0) s[v] = capped(s[v], call.scale, call.softcap);
-                s[v] = _mm512_mask_blend_ps(seen[r][v], none, s[v]);
-                _mm512_storeu_ps(scores + v * 16, s[v]);
-            }
-        }
-        rows[r] = _mm512_max_ps(_mm512_max_ps(s[0], s[1]), _mm512_max_ps(s[2], s[3]));
-    }
-    for (int r = num_rows; r < 16; ++r) rows[r] = none;
-    const __m512 tops = _mm512_loadu_ps(room.tops + first);
-    const __m512 now = _mm512_max_ps(tops, reduce_rows(rows, [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); }));
-    const __mmask16 was_there = _mm512_cmp_ps_mask(tops, none, _CMP_NEQ_OQ);
-    const __m512 factors = _mm512_maskz_mov_ps(was_there, exp2_ps(_mm512_mul_ps(_mm512_sub_ps(tops, now), unit)));
-    _mm512_storeu_ps(room.tops + first, now);
-    _mm512_storeu_ps(room.factors + first, factors);
-    for (int r = 0; r < num_rows; ++r) {
-        const float *scores = room.scores + (first + r) * BLOCK;
-        const __m512 top = _mm512_set1_ps(room.tops[first + r]);
-        __m512 p[4];
-        for (int v = 0; v < 4; ++v) {
-            p[v] = exp2_ps(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + v * 16), top), unit));
-            if constexpr (!IS_PLAIN) p[v] = _mm512_maskz_mov_ps(seen[r][v], p[v]);
-        }
-        rows[r] = _mm512_add_ps(_mm512_add_ps(p[0], p[1]), _mm512_add_ps(p[2], p[3]));
-        if constexpr (!IS_PLAIN)
-            for (int v = 0; v < 4; ++v)
-                if (pool.is_int8 && seen[r][v])
-                    p[v] = _mm512_maskz_mul_ps(seen[r][v], p[v], _mm512_loadu_ps(pool.value_scales + static_cast<int64_t>(pages[start / PAGE + v]) * PAGE));
-        for (int v = 0; v < 4; v += 2)
-            _mm512_storeu_si512(room.weights + (first + r) * (BLOCK / 2) + v * 8, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(p[v + 1], p[v])));
-    }
-    for (int r = num_rows; r < 16; ++r) rows[r] = _mm512_setzero_ps();
-    const __m512 total = reduce_rows(rows, [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); });
-    _mm512_storeu_ps(room.totals + first, _mm512_fmadd_ps(_mm512_loadu_ps(room.totals + first), factors, total));
 }
 
 // Takes up the rows of a unit where an earlier one of the same chunk left them. Returns the most and the fewest keys that a row sees.
@@ -204,29 +142,21 @@ void run_unit(const Call &call, const Unit &unit) {
     const int32_t *pages = step.pages[unit.sequence] + (static_cast<int64_t>(call.layer) * step.num_kv_heads + unit.head) * step.capacity[unit.sequence];
     const auto [most, fewest] = begin_unit<NV>(call, unit, room, num_rows, chunk);
     begin_scores<NV>(pool, room, num_rows);
-    const bool is_simple = !call.window && call.softcap == 0 && !pool.is_int8;
+    const bool is_simple = !call.window && call.scaling.softcap == 0 && !pool.is_int8;
     for (int block = unit.begin; block < unit.end; ++block) {
         const int start = block * BLOCK, num_keys = most - start < BLOCK ? most - start : BLOCK;
         if (num_keys <= 0) break;
-        if (block + 1 < unit.end) prefetch_block(call, unit, block + 1);
+        if (block + 1 < unit.end) prefetch_block(call, unit, pages, block + 1);
         const int num_pages = (num_keys + PAGE - 1) / PAGE;
         if (call.window && is_too_old(call, room, num_rows, pages, start, num_keys)) continue;
         score_all<NV>(pool, room, num_rows, pages + start / PAGE, num_pages);
         for (int first = 0; first < num_rows; first += 16) {
             const int num = num_rows - first < 16 ? num_rows - first : 16;
-            if (is_simple && fewest >= start + BLOCK) weigh<true>(call, room, first, num, start, pages, num_pages);
-            else weigh<false>(call, room, first, num, start, pages, num_pages);
+            const auto sees = [&](int row, int v) { return seen_of(call, room, row, start, pages, num_pages, v); };
+            if (is_simple && fewest >= start + BLOCK) weigh<true>(pool, call.scaling, room, first, num, pages + start / PAGE, sees);
+            else weigh<false>(pool, call.scaling, room, first, num, pages + start / PAGE, sees);
         }
-        for (int r = 0; r < num_rows; ++r) {
-            if (room.factors[r] == 1.0f) continue;
-            const __m512 factor = _mm512_set1_ps(room.factors[r]);
-            for (int v = 0; v < NV; ++v) {
-                float *sums = room.sums + r * E + v * 16;
-                _mm512_storeu_ps(sums, _mm512_mul_ps(_mm512_loadu_ps(sums), factor));
-            }
-        }
-        pack_values<NV>(pool, pages, start, num_keys, room.values);
-        gather_all<NV>(room, num_rows, num_keys);
+        gather_block<NV>(pool, room, num_rows, pages + start / PAGE, num_keys);
     }
     for (int r = 0; r < num_rows; ++r) {
         const int token = room.tokens[r];
@@ -234,30 +164,6 @@ void run_unit(const Call &call, const Unit &unit) {
         float *state = state_of(*call.plan, token, unit.head * group + r % group, chunk, E);
         state[0] = room.tops[r], state[1] = room.totals[r];
         std::memcpy(state + 2, room.sums + r * E, E * sizeof(float));
-    }
-}
-
-inline void write_slot(const Pool &pool, int64_t slot, const uint16_t *k, const uint16_t *v, int position) {
-    const int width = pool.width;
-    pool.positions[slot] = position;
-    if (!pool.is_int8) {
-        std::memcpy(static_cast<uint16_t *>(pool.keys) + slot * width, k, width * 2);
-        std::memcpy(static_cast<uint16_t *>(pool.values) + slot * width, v, width * 2);
-        return;
-    }
-    const uint16_t *sources[2] = {k, v};
-    int8_t *targets[2] = {static_cast<int8_t *>(pool.keys) + slot * width, static_cast<int8_t *>(pool.values) + slot * width};
-    float *scales[2] = {pool.key_scales + slot, pool.value_scales + slot};
-    for (int i = 0; i < 2; ++i) {
-        float row[MAX_WIDTH], top = 0;
-        for (int e = 0; e < width; ++e) {
-            const uint32_t bits = static_cast<uint32_t>(sources[i][e]) << 16;
-            std::memcpy(&row[e], &bits, 4);
-            if (std::fabs(row[e]) > top) top = std::fabs(row[e]);
-        }
-        *scales[i] = top / 127.0f;
-        const float inverse = top > 0 ? 127.0f / top : 0.0f;
-        for (int e = 0; e < width; ++e) targets[i][e] = static_cast<int8_t>(std::nearbyintf(row[e] * inverse));
     }
 }
 
@@ -276,12 +182,14 @@ void run_all(const Call &call, const uint16_t *k, int64_t k_stride, const uint16
         const ponder::Tiles tiles;
 #endif
 #pragma omp for schedule(static)
-        for (int token = 0; token < step.num_tokens; ++token) {
-            const int sequence = step.sequence[token];
+        for (int i = 0; i < step.num_tokens + step.num_copies; ++i) {
+            const int32_t *copy = step.copies + (i - step.num_tokens) * 3;
+            const bool is_copy = i >= step.num_tokens;
+            const int token = is_copy ? copy[0] : i, sequence = is_copy ? copy[1] : step.sequence[i], place = is_copy ? copy[2] : step.index[i];
             for (int head = 0; head < step.num_kv_heads; ++head) {
                 const int64_t row = static_cast<int64_t>(call.layer) * step.num_kv_heads + head;
                 const int32_t *gone = step.dropped ? step.dropped[sequence] : nullptr;
-                const int at = step.index[token] - (gone ? gone[row] : 0);
+                const int at = place - (gone ? gone[row] : 0);
                 const int64_t page = step.pages[sequence][row * step.capacity[sequence] + at / PAGE];
                 write_slot(*call.pool, page * PAGE + at % PAGE, k + token * k_stride + head * E, v + token * v_stride + head * E, step.position[token]);
             }
@@ -295,24 +203,13 @@ void run_all(const Call &call, const uint16_t *k, int64_t k_stride, const uint16
         for (int token = 0; token < step.num_tokens; ++token) {
             const int num_chunks = static_cast<int>(plan.states[token + 1] - plan.states[token]);
             for (int head = 0; head < step.num_heads; ++head) {
-                float top = MINUS_INF, total = 0;
-                for (int c = 0; c < num_chunks; ++c) top = std::fmax(top, state_of(plan, token, head, c, E)[0]);
                 __m512 sum[NV];
-                for (int w = 0; w < NV; ++w) sum[w] = _mm512_setzero_ps();
-                for (int c = 0; c < num_chunks; ++c) {
-                    const float *state = state_of(plan, token, head, c, E);
-                    if (state[0] == MINUS_INF) continue;
-                    const float factor = exp2_one((state[0] - top) * call.exponent);
-                    total = std::fma(state[1], factor, total);
-                    for (int w = 0; w < NV; ++w) sum[w] = _mm512_fmadd_ps(_mm512_loadu_ps(state + 2 + w * 16), _mm512_set1_ps(factor), sum[w]);
-                }
-                if (is_shuffled<NV>(*call.pool))
-                    for (int w = 0; w + 1 < NV; w += 2) in_order(sum[w], sum[w + 1]);
-                const __m512 inverse = _mm512_set1_ps(total > 0 ? 1.0f / total : 0.0f);
+                const auto state = [&](int c) { return state_of(plan, token, head, c, E); };
+                const float log_total = join_chunks<NV>(*call.pool, call.scaling, num_chunks, state, sum);
                 for (int w = 0; w < NV; ++w)
                     _mm256_storeu_si256(reinterpret_cast<__m256i *>(out + (static_cast<int64_t>(token) * step.num_heads + head) * E + w * 16),
-                                        reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_mul_ps(sum[w], inverse))));
-                if (lse) lse[static_cast<int64_t>(token) * step.num_heads + head] = top * call.exponent * 0.693147181f + std::log(total);
+                                        reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(sum[w])));
+                if (lse) lse[static_cast<int64_t>(token) * step.num_heads + head] = log_total;
             }
         }
     }
@@ -363,8 +260,7 @@ void attention_free(void *plan) { delete static_cast<Plan *>(plan); }
 // q [T, H, E], k and v [T, K, E] bfloat16, rows `stride` elements apart -> out [T, H, E] bfloat16, lse [T, H] or null. 0 when the width is unknown.
 int attention_run(void *plan, const Pool *pool, int layer, int window, float softcap, const uint16_t *q, int64_t q_stride,
                   const uint16_t *k, int64_t k_stride, const uint16_t *v, int64_t v_stride, uint16_t *out, float *lse) {
-    const float scale = 1.0f / std::sqrt(static_cast<float>(pool->width)), log2e = 1.44269504f;
-    const Call call{pool, static_cast<const Plan *>(plan), layer, window, scale, softcap, softcap > 0 ? log2e : scale * log2e, q, q_stride};
+    const Call call{pool, static_cast<const Plan *>(plan), layer, window, scaling_of(*pool, softcap), q, q_stride};
     switch (pool->width) {
         case 16: run_all<1>(call, k, k_stride, v, v_stride, out, lse); return 1;
         case 32: run_all<2>(call, k, k_stride, v, v_stride, out, lse); return 1;

@@ -26,8 +26,8 @@ class PoolStruct(ctypes.Structure):
 
 
 class StepStruct(ctypes.Structure):
-    _fields_ = [(name, i32) for name in ("num_tokens", "num_heads", "num_kv_heads", "num_groups", "tail_words", "num_threads")] + [
-        (name, pointer) for name in ("sequence", "index", "limit", "tail", "position", "pages", "capacity", "dropped", "groups")
+    _fields_ = [(name, i32) for name in ("num_tokens", "num_heads", "num_kv_heads", "num_groups", "tail_words", "num_threads", "num_copies")] + [
+        (name, pointer) for name in ("sequence", "index", "limit", "tail", "position", "pages", "capacity", "dropped", "groups", "copies")
     ]
 
 
@@ -45,6 +45,7 @@ class Tokens:
     tables: Sequence[np.ndarray]  # int32 [L, K, capacity] pages of each sequence
     dropped: Sequence[np.ndarray] | None  # int32 [L, K] keys each head no longer holds
     groups: Sequence[tuple[int, int, int, int, int, int]]  # first token, last token, sequence, first block, last block or -1, level
+    copies: np.ndarray | None = None  # [N, 3] (token, sequence, place): what is written to another sequence too
 
 
 class Kernel:
@@ -67,12 +68,13 @@ class Plan:
         capacity = np.array([table.shape[2] for table in tokens.tables], np.int64)
         dropped = None if tokens.dropped is None else np.array([x.ctypes.data for x in tokens.dropped], np.uint64)
         groups = np.array(sorted(tokens.groups, key=lambda g: g[5]), np.int32)
-        self.held = (ints, pages, capacity, dropped, groups, tokens)
+        copies = np.zeros((0, 3), np.int32) if tokens.copies is None else np.ascontiguousarray(tokens.copies, np.int32)
+        self.held = (ints, pages, capacity, dropped, groups, copies, tokens)
         step = StepStruct(
             len(ints[0]), tokens.num_heads, tokens.num_kv_heads, len(groups), 0 if tokens.tail is None else tokens.tail.shape[1],
-            torch.get_num_threads(), ints[0].ctypes.data, ints[1].ctypes.data, ints[2].ctypes.data,
+            torch.get_num_threads(), len(copies), ints[0].ctypes.data, ints[1].ctypes.data, ints[2].ctypes.data,
             None if tokens.tail is None else tokens.tail.ctypes.data, ints[3].ctypes.data, pages.ctypes.data, capacity.ctypes.data,
-            None if dropped is None else dropped.ctypes.data, groups.ctypes.data,
+            None if dropped is None else dropped.ctypes.data, groups.ctypes.data, copies.ctypes.data,
         )  # fmt: skip
         self.step = step
         self.handle = kernel.lib.attention_plan(ctypes.byref(step))

@@ -133,9 +133,9 @@ inline void interleave(const uint16_t *first, const uint16_t *second, uint32_t *
     }
 }
 
-// Values of keys start .. start + num_keys - 1 of a sequence, zeros behind them up to whole tiles.
+// Values of the first num_keys keys of a block's pages, zeros behind them up to whole tiles.
 template <int NV>
-inline void pack_values(const Pool &pool, const int32_t *pages, int start, int num_keys, uint32_t *out) {
+inline void pack_values(const Pool &pool, const int32_t *pages, int num_keys, uint32_t *out) {
     constexpr int E = NV * 16;
     const int num_pairs = num_keys > BLOCK / 2 ? BLOCK / 2 : BLOCK / 4;
     for (int j = 0; j < num_pairs; ++j) {
@@ -144,7 +144,7 @@ inline void pack_values(const Pool &pool, const int32_t *pages, int start, int n
             for (int v = 0; v < NV; ++v) _mm512_storeu_si512(row + v * 16, _mm512_setzero_si512());
             continue;
         }
-        const int64_t slot = static_cast<int64_t>(pages[(start + 2 * j) / PAGE]) * PAGE + (start + 2 * j) % PAGE;
+        const int64_t slot = static_cast<int64_t>(pages[2 * j / PAGE]) * PAGE + 2 * j % PAGE;
         const bool has_second = 2 * j + 1 < num_keys;
         if (is_shuffled<NV>(pool)) {
             const uint16_t *values = static_cast<const uint16_t *>(pool.values) + slot * E;
@@ -396,6 +396,134 @@ inline __m512 reduce_rows(const __m512 (&rows)[16], const Join &join) {
     const __m512 low = join(_mm512_shuffle_f32x4(quads[0], quads[1], 0x88), _mm512_shuffle_f32x4(quads[0], quads[1], 0xdd));
     const __m512 high = join(_mm512_shuffle_f32x4(quads[2], quads[3], 0x88), _mm512_shuffle_f32x4(quads[2], quads[3], 0xdd));
     return join(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
+}
+
+inline void write_slot(const Pool &pool, int64_t slot, const uint16_t *k, const uint16_t *v, int position) {
+    const int width = pool.width;
+    pool.positions[slot] = position;
+    if (!pool.is_int8) {
+        std::memcpy(static_cast<uint16_t *>(pool.keys) + slot * width, k, width * 2);
+        std::memcpy(static_cast<uint16_t *>(pool.values) + slot * width, v, width * 2);
+        return;
+    }
+    const uint16_t *sources[2] = {k, v};
+    int8_t *targets[2] = {static_cast<int8_t *>(pool.keys) + slot * width, static_cast<int8_t *>(pool.values) + slot * width};
+    float *scales[2] = {pool.key_scales + slot, pool.value_scales + slot};
+    for (int i = 0; i < 2; ++i) {
+        float row[MAX_WIDTH], top = 0;
+        for (int e = 0; e < width; ++e) {
+            const uint32_t bits = static_cast<uint32_t>(sources[i][e]) << 16;
+            std::memcpy(&row[e], &bits, 4);
+            if (std::fabs(row[e]) > top) top = std::fabs(row[e]);
+        }
+        *scales[i] = top / 127.0f;
+        const float inverse = top > 0 ? 127.0f / top : 0.0f;
+        for (int e = 0; e < width; ++e) targets[i][e] = static_cast<int8_t>(std::nearbyintf(row[e] * inverse));
+    }
+}
+
+struct Scaling { float scale, softcap, exponent; };  // exponent: what makes of scores, as tops are kept, powers of two
+
+inline Scaling scaling_of(const Pool &pool, float softcap) {
+    const float scale = 1.0f / std::sqrt(static_cast<float>(pool.width)), log2e = 1.44269504f;
+    return {scale, softcap, softcap > 0 ? log2e : scale * log2e};
+}
+
+inline float exp2_one(float x) { return _mm512_cvtss_f32(exp2_ps(_mm512_set1_ps(x))); }
+
+// Scores of up to 16 rows from `first` on become weights; tops, totals and the factors of what was summed before are carried on.
+// pages: of the block. sees(row, v): which keys of its page v a row sees. IS_PLAIN: all of all, and scores need nothing but the scale.
+template <bool IS_PLAIN, class Sees>
+inline void weigh(const Pool &pool, const Scaling &scaling, Room &room, int first, int num_rows, const int32_t *pages, const Sees &sees) {
+    const __m512 none = _mm512_set1_ps(MINUS_INF), unit = _mm512_set1_ps(scaling.exponent);
+    __m512 rows[16];
+    __mmask16 seen[16][4];
+    for (int r = 0; r < num_rows; ++r) {
+        float *scores = room.scores + (first + r) * BLOCK;
+        __m512 s[4];
+        for (int v = 0; v < 4; ++v) {
+            s[v] = _mm512_loadu_ps(scores + v * 16);
+            if constexpr (!IS_PLAIN) {
+                seen[r][v] = sees(first + r, v);
+                if (pool.is_int8 && seen[r][v])
+                    s[v] = _mm512_mul_ps(s[v], _mm512_loadu_ps(pool.key_scales + static_cast<int64_t>(pages[v]) * PAGE));
+                if (scaling.softcap > 0) s[v] = capped(s[v], scaling.scale, scaling.softcap);
+                s[v] = _mm512_mask_blend_ps(seen[r][v], none, s[v]);
+                _mm512_storeu_ps(scores + v * 16, s[v]);
+            }
+        }
+        rows[r] = _mm512_max_ps(_mm512_max_ps(s[0], s[1]), _mm512_max_ps(s[2], s[3]));
+    }
+    for (int r = num_rows; r < 16; ++r) rows[r] = none;
+    const __m512 tops = _mm512_loadu_ps(room.tops + first);
+    const __m512 now = _mm512_max_ps(tops, reduce_rows(rows, [](__m512 a, __m512 b) { return _mm512_max_ps(a, b); }));
+    const __mmask16 was_there = _mm512_cmp_ps_mask(tops, none, _CMP_NEQ_OQ);
+    const __m512 factors = _mm512_maskz_mov_ps(was_there, exp2_ps(_mm512_mul_ps(_mm512_sub_ps(tops, now), unit)));
+    _mm512_storeu_ps(room.tops + first, now);
+    _mm512_storeu_ps(room.factors + first, factors);
+    for (int r = 0; r < num_rows; ++r) {
+        const float *scores = room.scores + (first + r) * BLOCK;
+        const __m512 top = _mm512_set1_ps(room.tops[first + r]);
+        __m512 p[4];
+        for (int v = 0; v < 4; ++v) {
+            p[v] = exp2_ps(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + v * 16), top), unit));
+            if constexpr (!IS_PLAIN) p[v] = _mm512_maskz_mov_ps(seen[r][v], p[v]);
+        }
+        rows[r] = _mm512_add_ps(_mm512_add_ps(p[0], p[1]), _mm512_add_ps(p[2], p[3]));
+        if constexpr (!IS_PLAIN)
+            for (int v = 0; v < 4; ++v)
+                if (pool.is_int8 && seen[r][v])
+                    p[v] = _mm512_maskz_mul_ps(seen[r][v], p[v], _mm512_loadu_ps(pool.value_scales + static_cast<int64_t>(pages[v]) * PAGE));
+        for (int v = 0; v < 4; v += 2)
+            _mm512_storeu_si512(room.weights + (first + r) * (BLOCK / 2) + v * 8, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(p[v + 1], p[v])));
+    }
+    for (int r = num_rows; r < 16; ++r) rows[r] = _mm512_setzero_ps();
+    const __m512 total = reduce_rows(rows, [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); });
+    _mm512_storeu_ps(room.totals + first, _mm512_fmadd_ps(_mm512_loadu_ps(room.totals + first), factors, total));
+}
+
+// What a row read of all its keys: its chunks joined in order. state_of(chunk): its top, total and sums. Returns the log of the total.
+template <int NV, class StateOf>
+inline float join_chunks(const Pool &pool, const Scaling &scaling, int num_chunks, const StateOf &state_of, __m512 (&sum)[NV]) {
+    float top = MINUS_INF, total = 0;
+    for (int c = 0; c < num_chunks; ++c) top = std::fmax(top, state_of(c)[0]);
+    for (int w = 0; w < NV; ++w) sum[w] = _mm512_setzero_ps();
+    for (int c = 0; c < num_chunks; ++c) {
+        const float *state = state_of(c);
+        if (state[0] == MINUS_INF) continue;
+        const float factor = exp2_one((state[0] - top) * scaling.exponent);
+        total = std::fma(state[1], factor, total);
+        for (int w = 0; w < NV; ++w) sum[w] = _mm512_fmadd_ps(_mm512_loadu_ps(state + 2 + w * 16), _mm512_set1_ps(factor), sum[w]);
+    }
+    if (is_shuffled<NV>(pool))
+        for (int w = 0; w + 1 < NV; w += 2) in_order(sum[w], sum[w + 1]);
+    const __m512 inverse = _mm512_set1_ps(total > 0 ? 1.0f / total : 0.0f);
+    for (int w = 0; w < NV; ++w) sum[w] = _mm512_mul_ps(sum[w], inverse);
+    return top * scaling.exponent * 0.693147181f + std::log(total);
+}
+
+// Sums of all rows, times what the new tops make of them; then the values of a block are added.
+template <int NV>
+inline void gather_block(const Pool &pool, Room &room, int num_rows, const int32_t *pages, int num_keys) {
+    constexpr int E = NV * 16;
+    for (int r = 0; r < num_rows; ++r) {
+        if (room.factors[r] == 1.0f) continue;
+        const __m512 factor = _mm512_set1_ps(room.factors[r]);
+        for (int v = 0; v < NV; ++v) {
+            float *sums = room.sums + r * E + v * 16;
+            _mm512_storeu_ps(sums, _mm512_mul_ps(_mm512_loadu_ps(sums), factor));
+        }
+    }
+    pack_values<NV>(pool, pages, num_keys, room.values);
+    gather_all<NV>(room, num_rows, num_keys);
+}
+
+// Keys are scattered and met once: without asking ahead a core waits for memory half of its time.
+inline void prefetch_page(const Pool &pool, int64_t page) {
+    const int64_t nbytes = static_cast<int64_t>(PAGE) * pool.width * (pool.is_int8 ? 1 : 2);
+    const char *keys = static_cast<const char *>(pool.keys) + page * nbytes, *values = static_cast<const char *>(pool.values) + page * nbytes;
+    for (int64_t at = 0; at < nbytes; at += 64) _mm_prefetch(keys + at, _MM_HINT_T0);
+    for (int64_t at = 0; at < nbytes; at += 64) _mm_prefetch(values + at, _MM_HINT_T0);
 }
 
 }  // namespace

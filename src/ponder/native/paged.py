@@ -17,6 +17,7 @@ except ImportError:  # Triton is no dependency: it comes with PyTorch's CUDA bui
 
 BLOCK_KEYS = 64
 WIDE_ROWS = 64  # query rows of a piece that several tokens share
+BLOCK_PARTS = 16  # partial results merged at a time
 MIN_ROWS = 16  # of a product of tensor cores
 
 
@@ -88,7 +89,9 @@ def read(paged: Paged, batch: Batch, layer: int, q_BHE: Tensor, *, window: int, 
         )  # fmt: skip
     out = torch.empty(num, num_heads * paged.width, dtype=q_BHE.dtype, device=q_BHE.device)
     lse = torch.empty(num, num_heads, dtype=torch.float32, device=q_BHE.device)
-    kernels.join[(num, num_heads)](out_parts, lse_parts, batch.num_parts, out, lse, num, num_heads, WIDTH=paged.width, BLOCK_E=paged.block)
+    kernels.join[(num, num_heads)](
+        out_parts, lse_parts, batch.num_parts, out, lse, num, num_heads, WIDTH=paged.width, BLOCK_E=paged.block, BLOCK_P=BLOCK_PARTS
+    )
     return out, lse
 
 

@@ -103,23 +103,26 @@ def attend(
 
 @triton.jit(do_not_specialize=["num_tokens"])
 def join(
-    out_parts, lse_parts, num_parts, out_ptr, lse_ptr, num_tokens, num_heads, WIDTH: tl.constexpr, BLOCK_E: tl.constexpr
+    out_parts, lse_parts, num_parts, out_ptr, lse_ptr, num_tokens, num_heads, WIDTH: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_P: tl.constexpr
 ):  # fmt: skip
-    """Program (token, query head): the exact merge of its first num_parts[token] slots."""
+    """Program (token, query head): the exact merge of its first num_parts[token] slots, BLOCK_P at a time."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    e = tl.arange(0, BLOCK_E)
+    e, p = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_P)
     inside = e < WIDTH
     best = tl.full((), float("-inf"), tl.float32)
     total = tl.zeros((), tl.float32)
     out = tl.zeros((BLOCK_E,), tl.float32)
-    for part in range(tl.load(num_parts + token)):
-        at = (part * num_tokens + token) * num_heads + head
-        lse = tl.load(lse_parts + at)
-        better = tl.maximum(best, lse)
+    num = tl.load(num_parts + token)
+    for first in range(0, num, BLOCK_P):
+        is_part = first + p < num
+        at = ((first + p) * num_tokens + token) * num_heads + head
+        lse = tl.load(lse_parts + at, mask=is_part, other=float("-inf"))
+        part = tl.load(out_parts + at[:, None] * WIDTH + e[None, :], mask=is_part[:, None] & inside[None, :], other=0.0)
+        better = tl.maximum(best, tl.max(lse))
         shift = tl.where(better == float("-inf"), 0.0, better)
         kept, weight = tl.exp(best - shift), tl.exp(lse - shift)
-        total = total * kept + weight
-        out = out * kept + weight * tl.load(out_parts + at * WIDTH + e, mask=inside, other=0.0)
+        total = total * kept + tl.sum(weight)
+        out = out * kept + tl.sum(weight[:, None] * part, 0)
         best = better
     out = out / tl.maximum(total, 1e-37)
     lse = tl.where(total > 0, tl.where(best == float("-inf"), 0.0, best) + tl.log(tl.maximum(total, 1e-37)), float("-inf"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ponder.core.formats import LayerBody, LayerWeights, ModelConfig
+from ponder.core.formats import LayerBody, LayerWeights, Linear, ModelConfig
 from ponder.native import paged
 
 try:
@@ -21,6 +21,7 @@ except ImportError:  # Triton is no dependency
 
 HONOURED = {"qk_norm", "has_pre_norms", "has_post_norms", "activation", "query_scale"}  # of core.formats.BODY_SETTINGS
 GATE_BLOCK = 1024  # columns of a program
+MAX_FEW = 2  # rows that meet a matrix by `few_rows`: it reads as fast as the card can, and norms, gates and sums cost no launch of their own
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,11 @@ class DeviceBody:
 
     def before(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         layer, config = self.layer, self.config
-        qkv = layer.qkv.apply(normed(x_TD, None, layer.attn_norm, config.norm_eps, dtype=self.dtype))
-        finish_qkv(qkv, layer, config, cos=cos, sin=sin)
+        if self.is_few(x_TD) and config.qk_norm == "none":
+            qkv = few_qkv(x_TD, self.weight(layer.qkv), layer, config, cos=cos, sin=sin)
+        else:
+            qkv = layer.qkv.apply(normed(x_TD, None, layer.attn_norm, config.norm_eps, dtype=self.dtype))
+            finish_qkv(qkv, layer, config, cos=cos, sin=sin)
         heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         q_THE, k_TKE, v_TKE = qkv.view(len(qkv), -1, config.head_dim).split(heads, 1)
         return q_THE, k_TKE, v_TKE
@@ -46,6 +50,10 @@ class DeviceBody:
         layer, config = self.layer, self.config
         assert layer.gate_up is not None
         assert layer.down is not None
+        if self.is_few(x_TD):
+            few_rows(out_TX, self.weight(layer.o), into=x_TD)
+            act_TF = few_rows(x_TD, self.weight(layer.gate_up), norm=layer.ffn_norm, eps=config.norm_eps, activation=config.activation)
+            return few_rows(act_TF, self.weight(layer.down), into=x_TD)
         added = self._post_normed(layer.o.apply(out_TX), layer.attn_post_norm)
         gate_up = layer.gate_up.apply(normed(x_TD, added, layer.ffn_norm, config.norm_eps, dtype=self.dtype))
         act_TF = gated(gate_up, config.activation)
@@ -54,7 +62,15 @@ class DeviceBody:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.layer.qkv.weight.dtype  # type: ignore[attr-defined, no-any-return]
+        return self.weight(self.layer.qkv).dtype
+
+    def is_few(self, x_TD: Tensor) -> bool:
+        """Whether the rows go through `few_rows`, which knows norms before the products only."""
+        return len(x_TD) <= MAX_FEW and self.config.has_pre_norms and not self.config.has_post_norms
+
+    @staticmethod
+    def weight(linear: Linear) -> Tensor:
+        return linear.weight  # type: ignore[attr-defined, no-any-return]
 
     def _post_normed(self, x_TD: Tensor, weight: Tensor | None) -> Tensor:
         return x_TD if weight is None else normed(x_TD.float(), None, weight, self.config.norm_eps, dtype=torch.float32)
@@ -89,6 +105,41 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
     out = torch.empty(num, width, dtype=gate_up.dtype, device=gate_up.device)
     kernels.gate[(num, -(-width // GATE_BLOCK))](gate_up, out, F=width, BLOCK_F=GATE_BLOCK, IS_GELU=activation == "gelu")
     return out
+
+
+def few_rows(
+    x_TD: Tensor, weight: Tensor, *, norm: Tensor | None = None, eps: float = 0.0, activation: str | None = None, into: Tensor | None = None
+) -> Tensor:
+    """weight norm(x) in the weight's dtype; gated where an activation is named; added to `into` (float32), which is then what is returned."""
+    num_out, width = len(weight) // (1 if activation is None else 2), weight.shape[1]
+    out = torch.empty(len(x_TD), num_out, dtype=weight.dtype, device=x_TD.device) if into is None else into
+    block_n, block_d, num_warps = blocks_of(num_out, width, is_paired=activation is not None)
+    kernels.few_rows[(len(x_TD), -(-num_out // block_n))](
+        x_TD, weight, norm if norm is not None else x_TD, out, eps, N=num_out, D=width, BLOCK_N=block_n, BLOCK_D=block_d,
+        BLOCK_ALL=1 << (width - 1).bit_length(), HAS_NORM=norm is not None, IS_GATED=activation is not None, IS_ADDED=into is not None,
+        IS_GELU=activation == "gelu", num_warps=num_warps,
+    )  # fmt: skip
+    return out
+
+
+def few_qkv(x_TD: Tensor, weight: Tensor, layer: LayerWeights, config: ModelConfig, *, cos: Tensor, sin: Tensor) -> Tensor:
+    """[T, (H + 2 K) * E]: norm, product, bias, rotation and scale of few rows, of layers without norms of heads."""
+    num_out, width = weight.shape
+    block_n, block_d, num_warps = blocks_of(num_out // 2, width, is_paired=True)
+    qkv = torch.empty(len(x_TD), num_out, dtype=weight.dtype, device=x_TD.device)
+    kernels.few_qkv[(len(x_TD), -(-num_out // 2 // block_n))](
+        x_TD, weight, layer.attn_norm, layer.qkv_bias if layer.qkv_bias is not None else qkv, cos, sin, qkv, config.norm_eps,
+        float(config.query_scale),
+        NUM_HEADS=config.num_heads, NUM_KV=config.num_kv_heads, E=config.head_dim, D=width, BLOCK_N=block_n, BLOCK_D=block_d,
+        BLOCK_ALL=1 << (width - 1).bit_length(), HAS_BIAS=layer.qkv_bias is not None, num_warps=num_warps,
+    )  # fmt: skip
+    return qkv
+
+
+def blocks_of(num_out: int, width: int, *, is_paired: bool) -> tuple[int, int, int]:
+    """(outputs, inputs at a time, warps) of a program of `products`: the best of a trial on an H100 (benchmarks/gpu_rows.py)."""
+    block_d = min(2048 if is_paired or width <= 2048 else 1024, 1 << (width - 1).bit_length())
+    return (2, block_d, 8) if is_paired else (4, block_d, 8 if block_d == 2048 else 4)
 
 
 def fuse(layer: LayerWeights, config: ModelConfig, device: torch.device) -> DeviceBody | None:

@@ -1,4 +1,5 @@
-"""Triton kernels over the rows of a layer: norms, what follows the product of q, k and v, the gate. native/rows.py launches them.
+"""Triton kernels over the rows of a layer: norms, what follows the product of q, k and v, the gate, products of few rows.
+native/rows.py launches them.
 
 Shapes: T tokens, D width, J = H + 2 K heads, E head width, F ffn width.
 """
@@ -75,3 +76,81 @@ def gate(gate_up_ptr, out_ptr, F: tl.constexpr, BLOCK_F: tl.constexpr, IS_GELU: 
         act = g * tl.sigmoid(g)
     dtype = out_ptr.dtype.element_ty
     tl.store(out_ptr + token * F + f, (act.to(dtype).to(tl.float32) * up).to(dtype), mask=inside)
+
+
+@triton.jit
+def products(
+    x_ptr, norm_ptr, eps, first, second, is_row, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_ALL: tl.constexpr,
+    HAS_NORM: tl.constexpr, HAS_SECOND: tl.constexpr,
+):  # fmt: skip
+    """Two matrices' rows (pointers [BLOCK_N] to their beginnings) times one row x, or its norm, rounded to the matrix's type; read once by whole
+    threads, which is all that a few rows are."""
+    dtype = first.dtype.element_ty
+    scale = 1.0
+    if HAS_NORM:
+        all_d = tl.arange(0, BLOCK_ALL)
+        whole = tl.load(x_ptr + all_d, mask=all_d < D, other=0.0)
+        scale = 1 / tl.sqrt(tl.sum(whole * whole) / D + eps)
+    total = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    other = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    for start in tl.static_range(0, D, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        inside = is_row[:, None] & (d < D)[None, :]
+        weight = tl.load(first[:, None] + d[None, :], mask=inside, other=0.0)
+        x = tl.load(x_ptr + d, mask=d < D, other=0.0).to(tl.float32)
+        if HAS_NORM:
+            x = (x * scale * tl.load(norm_ptr + d, mask=d < D, other=0.0)).to(dtype).to(tl.float32)
+        total += weight.to(tl.float32) * x[None, :]
+        if HAS_SECOND:
+            other += tl.load(second[:, None] + d[None, :], mask=inside, other=0.0).to(tl.float32) * x[None, :]
+    return tl.sum(total, 1).to(dtype).to(tl.float32), tl.sum(other, 1).to(dtype).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["eps"])
+def few_rows(
+    x_ptr, weight_ptr, norm_ptr, out_ptr, eps, N: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_ALL: tl.constexpr, HAS_NORM: tl.constexpr, IS_GATED: tl.constexpr, IS_ADDED: tl.constexpr, IS_GELU: tl.constexpr,
+):  # fmt: skip
+    """Program (row, block of outputs): y = W norm(x); with IS_GATED the rows n and N + n of W become act(y[n]) * y[N + n]; with IS_ADDED
+    out (float32) += y."""
+    row, n = tl.program_id(0), tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    is_row = n < N
+    dtype = weight_ptr.dtype.element_ty
+    first = weight_ptr + n.to(tl.int64) * D
+    y, up = products(x_ptr + row * D, norm_ptr, eps, first, first + N * D, is_row, D, BLOCK_N, BLOCK_D, BLOCK_ALL, HAS_NORM, IS_GATED)
+    if IS_GATED:
+        act = y * tl.sigmoid(2 * 0.7978845608028654 * (y + 0.044715 * y * y * y)) if IS_GELU else y * tl.sigmoid(y)
+        y = act.to(dtype).to(tl.float32) * up
+    to = out_ptr + row * N + n
+    if IS_ADDED:
+        y += tl.load(to, mask=is_row, other=0.0)
+    tl.store(to, y.to(out_ptr.dtype.element_ty), mask=is_row)
+
+
+@triton.jit(do_not_specialize=["eps"])
+def few_qkv(
+    x_ptr, weight_ptr, norm_ptr, bias_ptr, cos_ptr, sin_ptr, out_ptr, eps, query_scale, NUM_HEADS: tl.constexpr, NUM_KV: tl.constexpr,
+    E: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_ALL: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """Program (row, block of a head's first half): norm, product, bias, rotation with the other half, scale of q."""
+    row, pair = tl.program_id(0), tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    half = E // 2
+    head, e = pair // half, pair % half
+    is_row = head < NUM_HEADS + 2 * NUM_KV
+    dtype = weight_ptr.dtype.element_ty
+    n = head * E + e
+    first = weight_ptr + n.to(tl.int64) * D
+    cos_a, cos_b = tl.load(cos_ptr + row * E + e), tl.load(cos_ptr + row * E + half + e)
+    sin_a, sin_b = tl.load(sin_ptr + row * E + e), tl.load(sin_ptr + row * E + half + e)
+    bias_a, bias_b = 0.0, 0.0
+    if HAS_BIAS:
+        bias_a = tl.load(bias_ptr + n, mask=is_row, other=0.0).to(tl.float32)
+        bias_b = tl.load(bias_ptr + n + half, mask=is_row, other=0.0).to(tl.float32)
+    a, b = products(x_ptr + row * D, norm_ptr, eps, first, first + half * D, is_row, D, BLOCK_N, BLOCK_D, BLOCK_ALL, True, True)
+    if HAS_BIAS:
+        a, b = (a + bias_a).to(dtype).to(tl.float32), (b + bias_b).to(dtype).to(tl.float32)
+    factor = tl.where(head < NUM_HEADS, query_scale, 1.0)
+    is_turned = head < NUM_HEADS + NUM_KV
+    to = out_ptr + row * (NUM_HEADS + 2 * NUM_KV) * E + n
+    tl.store(to, tl.where(is_turned, (a * cos_a + b * sin_a) * factor, a).to(dtype), mask=is_row)
+    tl.store(to + half, tl.where(is_turned, (b * cos_b + a * sin_b) * factor, b).to(dtype), mask=is_row)

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ponder.core.errors import BadField
 from ponder.run.driver import Driver
 from ponder.serve.desk import Desk, Limits
+from ponder.serve.embed import Embeddings
 from ponder.serve.errors import Refusal, on_bug, on_refusal, on_status
 from ponder.serve.generate import Generate
 from ponder.serve.menu import Menu, described
@@ -29,6 +30,7 @@ from ponder.serve.metrics import Metrics
 from ponder.serve.openapi import openapi
 from ponder.serve.replies import CHAT, TEXT, Pieces, finite
 from ponder.serve.runs import Run
+from ponder.serve.tools import Template
 
 PAGE = Path(__file__).parent / "page"
 
@@ -79,17 +81,30 @@ class App:
             "/ponder/runs": self.list_runs, "/ponder/runs/{id}": self.one_run, "/ponder/runs/{id}/events": self.run_events,
         }  # fmt: skip
         routes: list[BaseRoute] = [
-            Route(path, Generate(self.desk, self.menu, shape, who=self.who, pieces=lambda: self.pieces), methods=["POST"])
+            Route(
+                path,
+                Generate(self.desk, self.menu, shape, who=self.who, pieces=lambda: self.pieces, template=lambda: self.template),
+                methods=["POST"],
+            )
             for path, shape in generate.items()
         ]
+        routes.append(Route("/v1/embeddings", Embeddings(self.desk, self.menu, who=self.who, tokenizer=lambda: self.tokenizer), methods=["POST"]))
         routes += [Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()]
         if (self.site.page / "index.html").exists():
             routes.append(Mount("/", Page(directory=self.site.page, html=True)))
         return routes
 
     @property
+    def tokenizer(self) -> object:
+        return getattr(self.desk.driver.process, "tokenizer", None)
+
+    @property
     def pieces(self) -> Pieces | None:
-        return getattr(getattr(self.desk.driver.process, "tokenizer", None), "pieces", None)
+        return getattr(self.tokenizer, "pieces", None)
+
+    @property
+    def template(self) -> Template | None:
+        return getattr(self.tokenizer, "template", None)
 
     def who(self, request: Request) -> str:
         """The client of a request: its key, or where there are none its host. Raises Refusal (401, 403)."""
@@ -234,6 +249,7 @@ class Counted:
 KNOWN: Sequence[str] = (
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/embeddings",
     "/v1/models",
     "/ponder/runs",
     "/ponder/strategies",

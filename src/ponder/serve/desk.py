@@ -44,12 +44,11 @@ class Limits:
 
 @dataclass(eq=False)
 class Ticket:
-    """One choice of a request, from its arrival to its result. `wake` is set when there is news."""
+    """One choice of a request, from its arrival to its result."""
 
     job: Job
-    client: str
+    visit: "Visit"
     run: Run
-    wake: asyncio.Event
     index: int
     is_urgent: bool  # its deadline is the client's own: it goes first
     prompt_len: int = 0
@@ -59,6 +58,10 @@ class Ticket:
     result: Result | None = None
     error: Exception | None = None
     timer: asyncio.TimerHandle | None = None  # ends it when its deadline comes before its turn
+
+    @property
+    def client(self) -> str:
+        return self.visit.client
 
     @property
     def deadline(self) -> float | None:
@@ -75,9 +78,9 @@ class Ticket:
             self.timer = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Visit:
-    """A request under way."""
+    """A request under way. `wake` is set when there is news that `tell`, if there is one, has not passed on by itself."""
 
     id: str
     client: str
@@ -86,10 +89,28 @@ class Visit:
     created: int
     tickets: list[Ticket] = field(default_factory=list)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    tell: Callable[[], bool] | None = None  # passes the news on at once; False where the request's own task has to
+
+    num_over: int = 0
+    error: Exception | None = None  # what to refuse the whole request for
 
     @property
     def is_over(self) -> bool:
-        return all(ticket.is_over for ticket in self.tickets)
+        return self.num_over == len(self.tickets)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.error is not None or self.num_over == len(self.tickets)
+
+    def hear(self) -> None:
+        """There is news."""
+        try:
+            if self.tell is not None and self.tell():
+                return
+        except Exception:  # its own task will meet it, and answer for it: this call is on behalf of all requests
+            self.tell = None
+        self.wake.set()
 
 
 class Desk:
@@ -150,7 +171,7 @@ class Desk:
         job = Job(id=name, prompt=prompt, recipe=recipe, seed=seed, deadline=deadline, is_watched=order.is_watched)
         run = Run(name, visit.client, order.spec, str(order.budget), prompt.question[:500], visit.seed, order.user)
         self.runs.put(run)
-        return Ticket(job, visit.client, run, visit.wake, index, order.is_urgent)
+        return Ticket(job, visit, run, index, order.is_urgent)
 
     def leave(self, visit: Visit) -> None:
         """The request is answered, or its client has gone: what is left of its work ends."""
@@ -188,7 +209,8 @@ class Desk:
     def _end(self, ticket: Ticket, *, result: Result | None = None, error: Exception | None = None) -> None:
         ticket.result, ticket.error = result, error
         ticket.stop_timer()
-        run = ticket.run
+        run, visit = ticket.run, ticket.visit
+        visit.num_over, visit.error = visit.num_over + 1, visit.error or error
         run.seconds = time.time() - run.created
         if result is not None:
             run.state, run.stop_reason, run.answer, run.text = "done", result.stop_reason, result.answer, result.text
@@ -205,7 +227,7 @@ class Desk:
             run.state, run.stop_reason = "refused", str(error)
         run.wake()
         self.runs.trim()
-        ticket.wake.set()
+        visit.wake.set()
 
     # the engine's thread tells
 
@@ -215,6 +237,8 @@ class Desk:
             self.loop.call_soon_threadsafe(self._told, news)
 
     def _told(self, news: Sequence[News]) -> None:
+        """One call a step, whatever the number of requests: what it takes, the engine's thread may have to wait for."""
+        fresh: dict[int, Visit] = {}
         is_free = False
         for event in news:
             if isinstance(event, Broken):
@@ -225,31 +249,23 @@ class Desk:
             ticket = self.running.get(event.job)
             if ticket is None:
                 continue
-            if isinstance(event, Grown):
-                ticket.so_far = event.so_far
-                ticket.wake.set()
-            elif isinstance(event, Told):
-                ticket.num_told += 1
-                ticket.best = event.best[0].text if event.best else ticket.best
-                ticket.run.add(event.lines)
-                ticket.wake.set()
-            elif isinstance(event, Started):
-                ticket.run.state = "running"
-                ticket.run.add(event.lines)
-                ticket.wake.set()
-            elif isinstance(event, Accepted):
-                ticket.prompt_len = event.prompt_len
-            else:
+            if isinstance(event, Finished | Refused):
                 self._ended(event)
                 is_free = True
+            else:
+                _note(ticket, event)
+            fresh[id(ticket.visit)] = ticket.visit
+        for visit in fresh.values():
+            visit.hear()
         if is_free:
             self._dispatch()
 
     def _ended(self, event: Finished | Refused) -> None:
+        order = self.running[event.job].visit.order
         if isinstance(event, Refused):
-            self._over(event.job, error=refusal_of(str(event.error)))
+            self._over(event.job, error=refusal_of(str(event.error), order))
         elif event.result.stop_reason == "failed":
-            self._over(event.job, error=refusal_of(str(event.result.diagnostics["error"])))
+            self._over(event.job, error=refusal_of(str(event.result.diagnostics["error"]), order))
         else:
             self._over(event.job, result=event.result)
 
@@ -280,22 +296,24 @@ class Desk:
             await self.loop.run_in_executor(None, self.stepper.stop)
 
 
-FIELDS = (
-    ("budget", "ponder.budget"),
-    ("logit_bias", "logit_bias"),
-    ("form", "response_format"),
-    ("schema", "response_format"),
-    ("prompt", "messages"),
-)
+def _note(ticket: Ticket, event: Accepted | Started | Told | Grown) -> None:
+    if isinstance(event, Grown):
+        ticket.so_far = event.so_far
+    elif isinstance(event, Told):
+        ticket.num_told += 1
+        ticket.best = event.best[0].text if event.best else ticket.best
+        ticket.run.add(event.lines)
+    elif isinstance(event, Started):
+        ticket.run.state = "running"
+        ticket.run.add(event.lines)
+    else:
+        ticket.prompt_len = event.prompt_len
 
 
-def refusal_of(message: str) -> Refusal:
+def refusal_of(message: str, order: Order) -> Refusal:
     """A job that its prompt, form or budget does not allow: the client's mistake."""
-    param = next((param for word, param in FIELDS if word in message), None)
+    form = "response_format" if order.tools is None else "tools"
+    fields = {"budget": "ponder.budget", "logit_bias": "logit_bias", "form": form, "schema": form, "prompt": order.prompt_field}
+    param = next((param for word, param in fields.items() if word in message), None)
     code = "context_length_exceeded" if "context holds" in message else None
     return Refusal(400, message[:2000], param=param, code=code)
-
-
-def error_of(visit: Visit) -> Exception | None:
-    """What to refuse the whole request for."""
-    return next((ticket.error for ticket in visit.tickets if ticket.error is not None), None)

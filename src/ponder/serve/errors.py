@@ -17,11 +17,11 @@ TYPES = {
     503: "server_error",
 }
 REASONS = {  # fields of OpenAI's that are not honoured here, and what to do instead
-    "tools": "tool calls are not offered here; describe the tools in a message and ask for a form by response_format",
-    "tool_choice": "tool calls are not offered here; leave it out",
-    "parallel_tool_calls": "tool calls are not offered here; leave it out",
-    "functions": "function calls are not offered here; ask for a form by response_format",
-    "function_call": "function calls are not offered here; leave it out",
+    "tools": "tools are called in chats, by /v1/chat/completions; leave them out",
+    "tool_choice": "tools are called in chats, by /v1/chat/completions; leave it out",
+    "parallel_tool_calls": "tools are called in chats, by /v1/chat/completions; leave it out",
+    "functions": "use tools",
+    "function_call": "use tool_choice",
     "modalities": "text is all that is offered here; leave it out",
     "audio": "text is all that is offered here; leave it out",
     "best_of": "use ponder.strategy, as in 'best_of_n:num=4'",
@@ -30,6 +30,7 @@ REASONS = {  # fields of OpenAI's that are not honoured here, and what to do ins
     "service_tier": "all requests are treated alike; leave it out",
     "metadata": "it would be kept nowhere; leave it out",
     "prediction": "it is not used; leave it out",
+    "dimensions": "the states of this model have one length; leave it out",
 }
 
 

@@ -6,27 +6,28 @@ import time
 from collections.abc import Callable
 
 from starlette.requests import Request
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from ponder.serve.desk import Desk, Visit, error_of
+from ponder.serve.desk import Desk, Visit
 from ponder.serve.errors import Refusal, bad
 from ponder.serve.menu import Menu
 from ponder.serve.replies import Pieces, Shape, Writer
+from ponder.serve.stream import Gone, Stream, is_gone, lent_by, raise_error
+from ponder.serve.tools import Template
 from ponder.serve.wire import ChatRequest, CompletionRequest, read
 
 BODY_SECONDS = 30.0  # that a client may take to send a body
-QUIET_SECONDS = 15.0  # without content: a turn of the strategy sends a comment, so that proxies keep the connection
-
-SSE = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 JSON = [(b"content-type", b"application/json")]
-Gone = asyncio.Future[None]
 
 
 class Generate:
     """An ASGI endpoint. who: names the client of a request, or refuses it."""
 
-    def __init__(self, desk: Desk, menu: Menu, shape: Shape, *, who: Callable[[Request], str], pieces: Callable[[], Pieces | None]) -> None:
-        self.desk, self.menu, self.shape, self.who, self.pieces = desk, menu, shape, who, pieces
+    def __init__(
+        self, desk: Desk, menu: Menu, shape: Shape, *, who: Callable[[Request], str], pieces: Callable[[], Pieces | None],
+        template: Callable[[], Template | None],
+    ) -> None:  # fmt: skip
+        self.desk, self.menu, self.shape, self.who, self.pieces, self.template = desk, menu, shape, who, pieces, template
         self.kind: type[ChatRequest] | type[CompletionRequest] = ChatRequest if shape.is_chat else CompletionRequest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,19 +36,18 @@ class Generate:
         client = self.who(request)
         body = await read_body(request, receive, self.desk.limits.max_body)
         asked = read(self.kind, body)
-        order = self.menu.order(asked, request.headers)
+        order = self.menu.order(asked, request.headers, self.template())
         pieces = self.pieces() if order.logprobs is not None else None
         if order.logprobs is not None and pieces is None:
             raise bad("logprobs", "logprobs: this model does not tell the texts of its tokens; leave them out")
         seed = secrets.randbits(53) if order.seed is None else order.seed
         visit = Visit(f"{self.shape.prefix}-{secrets.token_hex(12)}", client, order, seed, int(time.time()))
         self.desk.enter(visit, arrived)
-        gone = asyncio.ensure_future(_gone(receive))
-        gone.add_done_callback(lambda _: visit.wake.set())
+        gone = gone_of(receive, visit)
         try:
             if asked.stream:
                 has_usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
-                await self._stream(visit, Writer(self.shape, visit, asked.model, pieces, has_usage=has_usage), gone, send)
+                await Stream(visit, Writer(self.shape, visit, asked.model, pieces, has_usage=has_usage), send, lent_by(scope)).run(gone)
             else:
                 await self._whole(visit, asked.model, pieces, gone=gone, send=send)
         finally:
@@ -55,54 +55,21 @@ class Generate:
             self.desk.leave(visit)
 
     async def _whole(self, visit: Visit, model: str, pieces: Pieces | None, *, gone: Gone, send: Send) -> None:
-        while not visit.is_over and error_of(visit) is None:
-            if await _is_gone(visit, gone):
+        visit.tell = lambda: not visit.is_settled  # how it grows is nobody's business here
+        while not visit.is_settled:
+            if await is_gone(visit, gone):
                 return
-        _raise(visit)
+        raise_error(visit)
         headers = [*JSON, (b"x-ponder-run", visit.id.encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": self.shape.reply(visit, model, pieces)})
 
-    async def _stream(self, visit: Visit, writer: Writer, gone: Gone, send: Send) -> None:
-        while all(ticket.run.state == "queued" for ticket in visit.tickets):  # what is refused before it begins has its own status
-            if await _is_gone(visit, gone):
-                return
-        _raise(visit)
-        await send({"type": "http.response.start", "status": 200, "headers": [*SSE, (b"x-ponder-run", visit.id.encode())]})
-        await send(_part(writer.opening()))
-        sent = time.monotonic()
-        while True:
-            is_over, error = visit.is_over, error_of(visit)
-            told = writer.news()
-            if error is not None:
-                refusal = error if isinstance(error, Refusal) else Refusal(500, str(error))
-                await send(_part(told + writer.failure(refusal.body), more=False))
-                return
-            if is_over:
-                await send(_part(told + writer.closing(), more=False))
-                return
-            if told or time.monotonic() - sent > QUIET_SECONDS:
-                await send(_part(told or b": waiting\n\n"))
-                sent = time.monotonic()
-            if await _is_gone(visit, gone):
-                return
 
-
-def _part(body: bytes, *, more: bool = True) -> Message:
-    return {"type": "http.response.body", "body": body, "more_body": more}
-
-
-def _raise(visit: Visit) -> None:
-    error = error_of(visit)
-    if error is not None:
-        raise error
-
-
-async def _is_gone(visit: Visit, gone: Gone) -> bool:
-    """Waits for news of a request, and says whether its client has gone."""
-    await visit.wake.wait()
-    visit.wake.clear()
-    return gone.done()
+def gone_of(receive: Receive, visit: Visit) -> Gone:
+    """Done when the client has closed the connection, of which the visit's task then hears."""
+    gone = asyncio.ensure_future(_gone(receive))
+    gone.add_done_callback(lambda _: visit.wake.set())
+    return gone
 
 
 async def _gone(receive: Receive) -> None:

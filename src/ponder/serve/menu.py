@@ -6,8 +6,9 @@ Names from a request become objects by the catalogue's tables without those that
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import ponder.catalogue as catalogue
@@ -19,6 +20,7 @@ from ponder.core.rng import Rng
 from ponder.core.roles import Asking, Strategy
 from ponder.run.spec import FilesToo, Specs
 from ponder.serve.errors import Refusal, bad
+from ponder.serve.tools import Template, Tools, is_about_tools, rendered, tools_of
 from ponder.serve.wire import MAX_CHOICES, ChatRequest, CompletionRequest, Generation, NamedSchema, SchemaFormat
 
 SANDBOX = "ponder.verify.sandbox"  # a verifier whose module takes something from there executes what a model wrote
@@ -41,6 +43,8 @@ class Order:
     is_plain: bool  # the text of its first extension is the answer from the first token on
     is_live: bool  # the client wants to see answers that may be revised
     user: str | None
+    tools: Tools | None = None  # which the answer may call
+    prompt_field: str = "messages"  # of the request
 
     @property
     def is_watched(self) -> bool:
@@ -57,23 +61,29 @@ class Menu:
     allow_code: bool = False
     max_tokens: int = 1024  # of an answer whose request names no limit
 
-    @property
+    @cached_property
     def specs(self) -> Specs:
         verifiers = {name: v for name, v in catalogue.VERIFIERS.items() if self.allow_code or not runs_code(v)}
         parts = {name: table.table if isinstance(table, FilesToo) else table for name, table in catalogue.PARTS.items()}
         return Specs("strategy", catalogue.STRATEGIES, parts | {"verifier": verifiers})
 
+    @cached_property
+    def read(self) -> Callable[[str], Strategy]:
+        """The strategy of a spec, of which clients repeat few. Raises as `_checked`."""
+        return lru_cache(maxsize=256)(self._checked)
+
     @property
     def models(self) -> list[str]:
         return [self.model, *(f"{self.model}@{name}" for name in catalogue.STRATEGIES)]
 
-    def order(self, request: ChatRequest | CompletionRequest, headers: Mapping[str, str]) -> Order:
-        """Raises Refusal for what cannot be honoured."""
+    def order(self, request: ChatRequest | CompletionRequest, headers: Mapping[str, str], template: Template | None = None) -> Order:
+        """template: the model's, where it has one. Raises Refusal for what cannot be honoured."""
         source, spec = self._spec(request, headers)
         name = spec.partition(":")[0].strip()
         strategy = with_sampling(self._strategy(source, spec), name, spec, request)
         logprobs = _logprobs(request, name, is_direct(strategy))
-        prompts = self._prompts(request)
+        tools = tools_of(request) if isinstance(request, ChatRequest) else None
+        prompts = self._prompts(request, tools, template)
         num = request.n or 1
         if num * len(prompts) > MAX_CHOICES:
             raise bad("n", f"n={num} of {len(prompts)} prompts: at most {MAX_CHOICES} choices in one request")
@@ -85,8 +95,9 @@ class Menu:
         budget = self._budget(request, headers)
         return Order(
             prompts=prompts, num=num, spec=spec, strategy=strategy if logprobs is None else Logged(strategy=strategy, num=logprobs),
-            budget=budget, is_urgent=budget.seconds != self.most.seconds, seed=request.seed, logprobs=logprobs, is_plain=is_direct(strategy),
-            is_live=is_live, user=request.user,
+            budget=budget, is_urgent=budget.seconds != self.most.seconds, seed=request.seed, logprobs=logprobs,
+            is_plain=is_direct(strategy) and tools is None, is_live=is_live, user=request.user, tools=tools,
+            prompt_field="messages" if isinstance(request, ChatRequest) else "prompt",
         )  # fmt: skip
 
     def _spec(self, request: Generation, headers: Mapping[str, str]) -> tuple[str, str]:
@@ -108,14 +119,18 @@ class Menu:
 
     def _strategy(self, source: str, spec: str) -> Strategy:
         try:
-            found: Any = self.specs.read(spec)
+            return self.read(spec)
         except (PonderError, ValueError, OverflowError) as error:
             raise bad(source, f"{source}: {error}") from error
+
+    def _checked(self, spec: str) -> Strategy:
+        """Raises PonderError, ValueError or OverflowError for a spec that cannot be had from here."""
+        found: Any = self.specs.read(spec)
         usual = self.specs.settable(catalogue.STRATEGIES[spec.partition(":")[0].strip()])
         for name, value in self.specs.settable(found).items():
             limit = max(MAX_SETTING, 4 * default) if isinstance(default := usual.get(name), int) else MAX_SETTING
             if isinstance(value, int) and not -limit <= value <= limit:
-                raise bad(source, f"{source}: {name}={value} is more than a request may ask for; at most {limit}")
+                raise BadField(f"{name}={value} is more than a request may ask for; at most {limit}")
         return found  # type: ignore[no-any-return]
 
     def _budget(self, request: Generation, headers: Mapping[str, str]) -> Budget:
@@ -136,7 +151,7 @@ class Menu:
                 limits |= {} if limit is None else {unit: limit}
         return replace(self.most, **limits)
 
-    def _prompts(self, request: ChatRequest | CompletionRequest) -> tuple[Prompt, ...]:
+    def _prompts(self, request: ChatRequest | CompletionRequest, tools: Tools | None, template: Template | None) -> tuple[Prompt, ...]:
         readers: dict[str, AnswerReader] = catalogue.READERS
         reader = (request.ponder and request.ponder.answer) or "text"
         if reader not in readers:
@@ -146,9 +161,11 @@ class Menu:
             num, form = request.max_tokens or 16, None
         else:
             conversations = [tuple(("system" if m.role == "developer" else m.role, m.text) for m in request.messages)]
+            if is_about_tools(request, tools):
+                conversations = [(("raw", rendered(request, tools, template)),)]
             if None not in (request.max_tokens, request.max_completion_tokens) and request.max_tokens != request.max_completion_tokens:
                 raise bad("max_tokens", "max_tokens differs from max_completion_tokens; give one")
-            num, form = request.max_completion_tokens or request.max_tokens or self.max_tokens, form_of(request)
+            num, form = request.max_completion_tokens or request.max_tokens or self.max_tokens, form_of(request, tools)
         return tuple(Prompt(messages=c, stop=request.stops, max_tokens=num, answers=readers[reader], form=form) for c in conversations)
 
 
@@ -158,8 +175,10 @@ def runs_code(verifier: object) -> bool:
     return module.__name__ == SANDBOX or any(getattr(value, "__module__", None) == SANDBOX for value in vars(module).values())
 
 
-def form_of(request: ChatRequest) -> Form | None:
+def form_of(request: ChatRequest, tools: Tools | None) -> Form | None:
     wanted = request.response_format
+    if tools is not None:
+        return tools.form
     if wanted is None or wanted.type == "text":
         return None
     return JsonSchema(_schema(wanted.json_schema)) if isinstance(wanted, SchemaFormat) else Json()

@@ -3,7 +3,7 @@
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from ponder.serve.wire import ChatRequest, CompletionRequest
+from ponder.serve.wire import ChatRequest, CompletionRequest, EmbeddingRequest
 
 ERROR = {
     "type": "object",
@@ -35,6 +35,7 @@ GETS = {  # path -> (what it tells, type of its response, statuses beside 200)
 POSTS: dict[str, tuple[str, type[BaseModel]]] = {
     "/v1/chat/completions": ("Answers a conversation.", ChatRequest),
     "/v1/completions": ("Goes on from a text.", CompletionRequest),
+    "/v1/embeddings": ("Tells the model's last hidden state of a text.", EmbeddingRequest),
 }
 REFUSALS = (400, 401, 403, 404, 408, 413, 429, 503)
 

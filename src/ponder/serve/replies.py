@@ -67,10 +67,19 @@ def usage_of(tickets: Sequence[Ticket]) -> dict[str, object]:
 # ---- one choice
 
 
-def finish_of(result: Result) -> str:
+Calls = list[dict[str, object]]
+
+
+def said_by(ticket: Ticket, result: Result) -> tuple[str | None, Calls]:
+    """(content, tool calls) of an answer."""
+    tools = ticket.visit.order.tools
+    return (result.text, []) if tools is None else tools.read(result.text, ticket.job.id)
+
+
+def finish_of(result: Result, calls: Calls) -> str:
     """OpenAI's word for why the text ended."""
     selected = result.candidates[0].finish if result.candidates else "length"
-    return "length" if selected in ("length", "budget") else "stop"
+    return "length" if selected in ("length", "budget") else "tool_calls" if calls else "stop"
 
 
 def ponder_of(ticket: Ticket, result: Result) -> dict[str, object]:
@@ -139,12 +148,14 @@ class Shape:
     def choice(self, ticket: Ticket, pieces: Pieces | None) -> dict[str, object]:
         result = ticket.result
         assert result is not None
+        content, calls = said_by(ticket, result)
+        called = {"tool_calls": calls} if calls else {}
         body: dict[str, object] = (
-            {"message": {"role": "assistant", "content": result.text, "refusal": None}} if self.is_chat else {"text": result.text}
+            {"message": {"role": "assistant", "content": content, "refusal": None, **called}} if self.is_chat else {"text": content}
         )
         rows = rows_of(result) if pieces is not None and "logprobs" in result.diagnostics else None
         told = None if rows is None or pieces is None else self.logprobs(rows, pieces)
-        return {"index": ticket.index, **body, "logprobs": told, "finish_reason": finish_of(result), "ponder": ponder_of(ticket, result)}
+        return {"index": ticket.index, **body, "logprobs": told, "finish_reason": finish_of(result, calls), "ponder": ponder_of(ticket, result)}
 
     def reply(self, visit: Visit, model: str, pieces: Pieces | None) -> bytes:
         choices = [self.choice(ticket, pieces) for ticket in visit.tickets]
@@ -254,13 +265,17 @@ class Writer:
 
     def _ending(self, i: int, ticket: Ticket, result: Result) -> list[bytes]:
         parts = self._shown(i, ticket.index, result.text) if self.visit.order.is_live else []
-        new = result.text[self.sent[i] :]
+        content, calls = said_by(ticket, result)
+        new = (content or "")[self.sent[i] :]
         if "logprobs" in result.diagnostics and (told := self._rows(i, rows_of(result))) is not None:
             parts.append(self._chunk([{"index": ticket.index, **self.shape.delta(new), "logprobs": told, "finish_reason": None}]))
         elif new:
             parts.append(self._content(ticket.index, new))
+        if calls:
+            numbered = [{"index": at, **call} for at, call in enumerate(calls)]
+            parts.append(self._chunk([{"index": ticket.index, "delta": {"tool_calls": numbered}, "logprobs": None, "finish_reason": None}]))
         end: dict[str, object] = {"delta": {}} if self.shape.is_chat else {"text": ""}
-        last = {"index": ticket.index, **end, "logprobs": None, "finish_reason": finish_of(result), "ponder": ponder_of(ticket, result)}
+        last = {"index": ticket.index, **end, "logprobs": None, "finish_reason": finish_of(result, calls), "ponder": ponder_of(ticket, result)}
         return [*parts, self._chunk([last], {"ponder": head_of(self.visit, self.model)})]
 
     def _content(self, index: int, text: str) -> bytes:

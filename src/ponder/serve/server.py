@@ -8,9 +8,12 @@ import sys
 from collections.abc import Callable, Iterator
 
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from ponder.core.errors import BadField
 from ponder.serve.app import App
+from ponder.serve.stream import LENT
 
 SWITCH_SECONDS = 0.0005  # a thread that wants Python gets it: the event loop must not wait 5 ms for the engine's thread
 
@@ -21,6 +24,27 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+class Lending(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # httptools where it is installed, else h11
+    """Lends a request its connection, so that a token can be written without a turn of the event loop (serve.stream)."""
+
+    app: ASGIApp
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        inner = self.app
+
+        async def lending(scope: Scope, receive: Receive, send: Send) -> None:
+            await inner({**scope, "extensions": {**scope.get("extensions", {}), LENT: transport}}, receive, send)
+
+        self.app = lending
+
+
+def configured(app: App) -> uvicorn.Config:
+    return uvicorn.Config(
+        app.build(), http=Lending, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=3, ws="none", server_header=False
+    )
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -46,10 +70,7 @@ async def serve(app: App, listening: socket.socket, on_ready: Callable[[], None]
     Raises what opening the driver raised.
     """
     await app.desk.start()  # here, where a failure is an exception
-    config = uvicorn.Config(
-        app.build(), log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=3, ws="none", server_header=False
-    )
-    server, drains = Server(config), list[asyncio.Task[None]]()
+    server, drains = Server(configured(app)), list[asyncio.Task[None]]()
 
     async def drain(seconds: float) -> None:
         await app.desk.drain(seconds)

@@ -1,9 +1,9 @@
 """What a request's body may hold. Strict: a field is honoured or refused; types are not converted; null means left out."""
 
 import json
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ponder.serve.errors import REASONS, bad, of_validation
 
@@ -24,18 +24,70 @@ class TextPart(Wire):
     text: str
 
 
+FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+class CalledFunction(Wire):
+    name: FunctionName
+    arguments: str  # JSON
+
+
+class ToolCall(Wire):
+    id: Word
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class Message(Wire):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=1000)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=1000)] | None
     refusal: None = None  # what OpenAI's clients echo of a reply
     audio: None = None
-    tool_calls: None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=128)] | None = None  # of an assistant
+    tool_call_id: Word | None = None  # what a tool's message answers
     function_call: None = None
     annotations: Annotated[list[str], Field(max_length=0)] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _calls_need_no_content(cls, found: object) -> object:
+        is_call = isinstance(found, dict) and found.get("tool_calls") is not None and "content" not in found
+        return {**found, "content": None} if is_call else found  # type: ignore[dict-item]
+
+    @model_validator(mode="after")
+    def _fits_its_role(self) -> "Message":
+        if self.tool_calls is not None and self.role != "assistant":
+            raise ValueError(f"tool_calls are an assistant's, not a {self.role}'s; leave them out")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("a message of role tool, and no other, has a tool_call_id")
+        if self.content is None and self.tool_calls is None:
+            raise ValueError("content is null: write a text")
+        return self
+
     @property
     def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
+
+
+class Function(Wire):
+    name: FunctionName
+    description: Annotated[str, Field(max_length=10_000)] | None = None
+    parameters: dict[str, object] | None = None  # JSON schema of an object
+    strict: bool | None = None
+
+
+class Tool(Wire):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Wire):
+    name: FunctionName
+
+
+class NamedTool(Wire):
+    type: Literal["function"]
+    function: NamedFunction
 
 
 class StreamOptions(Wire):
@@ -99,6 +151,9 @@ class ChatRequest(Generation):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     store: Literal[False] | None = None
 
 
@@ -110,6 +165,27 @@ class CompletionRequest(Generation):
     @property
     def prompts(self) -> list[str]:
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=1 << 17)]
+
+
+class EmbeddingRequest(Wire):
+    model: Word
+    input: (
+        str
+        | TokenIds
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_CHOICES)]
+    )
+    encoding_format: Literal["float", "base64"] | None = None
+    user: Annotated[str, Field(max_length=512)] | None = None
+
+    @property
+    def texts(self) -> list[str | list[int]]:
+        """Each a text or its tokens."""
+        found: Any = self.input
+        return [found] if isinstance(found, str) or isinstance(found[0], int) else found
 
 
 def read(kind: type[T], body: bytes) -> T:

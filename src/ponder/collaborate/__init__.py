@@ -1,0 +1,1 @@
+"""Two models at one answer. What comes out is neither model's own, and says so."""

@@ -1,0 +1,185 @@
+"""Models that drafters run: another one with the same tokens, which keeps keys of its own, or the target with layers left out.
+
+Both answer `guess` (core.draft.Runner): one forward pass over what they have not read yet of every context and draft, and a draw as
+plain decoding would make it. Nothing that they write is read by anybody else: a twin has its own pages, and a thinned target writes
+behind its sequence's keys, where the verifying pass writes next.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+
+import torch
+from torch import Tensor
+
+from ponder.core.draft import Context, Guess, Host, Runner, Twin
+from ponder.core.errors import BadField
+from ponder.core.formats import Tokenizer
+from ponder.engine.attend import Attention, Span, in_order
+from ponder.engine.kv import common_len
+from ponder.engine.pages import Pool
+from ponder.engine.pages import Sequence as Pages
+from ponder.engine.sampler import Draw, draw, proposal_of
+from ponder.models.decoder import Decoder
+
+KV_BYTES = 1 << 29  # bound on a twin's keys and values
+
+
+def guesses(logits_RV: Tensor, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool) -> list[Guess]:
+    """What the rows' own model draws after each context and draft."""
+    wishes = []
+    for context, draft in zip(contexts, drafts):
+        seen = (*context.tokens[context.num_prompt :], *draft) if context.sampling.has_penalties else ()
+        wishes.append(Draw(context.seed, context.position + len(draft), context.sampling, None, seen, None, context.drift))
+    drawn = draw(logits_RV, wishes)
+    log_q = [proposal_of(logits_RV[i : i + 1], wish) if with_log_q else None for i, wish in enumerate(wishes)]
+    return [Guess(d.token, math.exp(d.log_q), q) for d, q in zip(drawn, log_q)]
+
+
+def last_rows(
+    decoder: Decoder, attention: Attention, spans: Sequence[Span], tokens: dict[Pages, list[int]], *, skips: frozenset[int] = frozenset()
+) -> Tensor:
+    """Logits [len(spans), V] after each span, in the order given."""
+    ordered = in_order(spans)
+    plan = attention.plan(ordered)
+    flat = torch.tensor([token for span in ordered for token in tokens[span.sequence]], device=decoder.device)
+    hidden_TD = decoder.forward(flat, plan.positions, plan.attend, plan.prompts, skips=skips)
+    ends, at = {}, 0
+    for span in ordered:
+        at += span.stop - span.start
+        ends[span.sequence] = at - 1
+    return decoder.logits(hidden_TD[[ends[span.sequence] for span in spans]]).cpu()
+
+
+@dataclass(eq=False)
+class Reading:
+    """What a twin has read of a request: `tokens` have keys, the first num_told of them of its context as it was last seen."""
+
+    pages: Pages
+    tokens: list[int] = field(default_factory=list)
+    num_told: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Lender:
+    """What a process lends to its drafter. twins: opens other models; None where it cannot."""
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    attention: Attention
+    _: KW_ONLY
+    take: Callable[[Pages, int], bool]
+    pages_of: Callable[[int], Pages | None]
+    twins: Callable[[Twin], tuple[Decoder, Tokenizer]] | None
+
+    def host(self) -> Host:
+        decoder, tokens = self.decoder, self.tokenizer
+        return Host(
+            vocab_size=len(tokens.pieces), eos_ids=tokens.eos_ids, num_layers=decoder.config.num_layers, dim=decoder.config.dim,
+            runner=self.runner, logits=decoder.logits,
+        )  # fmt: skip
+
+    def runner(self, twin: Twin) -> Runner:
+        if twin.skips and twin.model is None and twin.weights is None:
+            return ThinnedRunner(self.decoder, self.attention, frozenset(twin.skips), pages_of=self.pages_of, take=self.take)
+        if self.twins is None or twin.skips:
+            raise BadField(
+                f"draft by {twin}: this process opens no other model, or one with all its layers; use catalogue.open_model, leave skips out"
+            )
+        decoder, tokenizer = self.twins(twin)
+        if tokenizer.pieces != self.tokenizer.pieces:
+            raise BadField(
+                f"draft by {twin}: its {len(tokenizer.pieces)} tokens are not this model's {len(self.tokenizer.pieces)}; take one of its family"
+            )
+        return TwinRunner(decoder, lambda pool: Attention(decoder.config, pool, is_native=self.attention.kernel is not None))
+
+
+class TwinRunner:
+    """Another model. A context longer than its own is no longer guessed for; short of memory it forgets who was read longest ago."""
+
+    def __init__(self, decoder: Decoder, open_attention: Callable[[Pool], Attention], kv_bytes: int = KV_BYTES) -> None:
+        config = decoder.config
+        self.decoder = decoder
+        self.pool = Pool((config.num_layers, config.num_kv_heads, config.head_dim), decoder.dtype, kv_bytes, device=decoder.device)
+        self.attention = open_attention(self.pool)
+        self.readings: OrderedDict[int, Reading] = OrderedDict()
+
+    def guess(self, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool = False) -> list[Guess | None]:
+        found: list[Guess | None] = [None] * len(contexts)
+        spans: dict[int, Span] = {}
+        tokens: dict[Pages, list[int]] = {}
+        for i, (context, draft) in enumerate(zip(contexts, drafts)):
+            if len(context.tokens) + len(draft) <= self.decoder.config.context_len:
+                reading = self._caught_up(context, draft, {c.request for c in contexts})
+                if reading is not None:
+                    start = reading.pages.num_tokens
+                    spans[i] = Span(reading.pages, start, len(reading.tokens), context.num_prompt)
+                    tokens[reading.pages] = reading.tokens[start:]
+        if spans:
+            logits_RV = last_rows(self.decoder, self.attention, list(spans.values()), tokens)
+            made = guesses(logits_RV, [contexts[i] for i in spans], [drafts[i] for i in spans], with_log_q=with_log_q)
+            for (i, span), guess in zip(spans.items(), made):
+                span.sequence.num_tokens = span.stop
+                found[i] = guess
+        return found
+
+    def forget(self, request: int) -> None:
+        reading = self.readings.pop(request, None)
+        if reading is not None:
+            reading.pages.release()
+
+    def _caught_up(self, context: Context, draft: Sequence[int], busy: set[int]) -> Reading | None:
+        """The request's reading with room for all of it; tokens from pages.num_tokens on, at least one, are to be computed."""
+        reading = self.readings.setdefault(context.request, Reading(Pages(self.pool)))
+        self.readings.move_to_end(context.request)
+        same = reading.num_told  # contexts only grow
+        fresh = [*context.tokens[same:], *draft]
+        num = same + common_len(reading.tokens[same:], fresh)
+        reading.tokens[same:] = fresh
+        reading.num_told = len(context.tokens)
+        reading.pages.num_tokens = min(num, len(reading.tokens) - 1)
+        while not reading.pages.reserve(len(reading.tokens)):
+            oldest = next((request for request in self.readings if request not in busy), None)
+            if oldest is None:
+                self.forget(context.request)
+                return None
+            self.forget(oldest)
+        return reading
+
+
+class ThinnedRunner:
+    """The target without some of its layers, over the target's own keys of what is committed."""
+
+    def __init__(
+        self, decoder: Decoder, attention: Attention, skips: frozenset[int], *, pages_of: Callable[[int], Pages | None],
+        take: Callable[[Pages, int], bool],
+    ) -> None:  # fmt: skip
+        """pages_of: a request's pages, where it runs; take(pages, num): makes room."""
+        if not skips or not skips < set(range(decoder.config.num_layers)):
+            raise BadField(f"draft skips={sorted(skips)}: must be some of the layers 0 to {decoder.config.num_layers - 1}, and not all")
+        self.decoder, self.attention, self.skips, self.pages_of, self.take = decoder, attention, skips, pages_of, take
+        self.ahead: dict[int, tuple[int, int]] = {}  # request -> (committed tokens, drafted ones that are written behind)
+
+    def guess(self, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool = False) -> list[Guess | None]:
+        found: list[Guess | None] = [None] * len(contexts)
+        spans: dict[int, Span] = {}
+        tokens: dict[Pages, list[int]] = {}
+        for i, (context, draft) in enumerate(zip(contexts, drafts)):
+            num, pages = len(context.tokens), self.pages_of(context.request)
+            if pages is None or not self.take(pages, num + len(draft)):
+                continue
+            before, written = self.ahead.get(context.request, (0, 0))
+            start = num - 1 if before != num or written > len(draft) else num - 1 + written
+            spans[i] = Span(pages, start, num + len(draft), context.num_prompt)
+            tokens[pages] = [context.tokens[-1], *draft][start - num + 1 :]
+            self.ahead[context.request] = num, 1 + len(draft)
+        if spans:
+            logits_RV = last_rows(self.decoder, self.attention, list(spans.values()), tokens, skips=self.skips)
+            made = guesses(logits_RV, [contexts[i] for i in spans], [drafts[i] for i in spans], with_log_q=with_log_q)
+            for i, guess in zip(spans, made):
+                found[i] = guess
+        return found
+
+    def forget(self, request: int) -> None:
+        self.ahead.pop(request, None)
