@@ -24,6 +24,7 @@ ROLES = {
     "accelerate/attend": "Attention plans",
     "accelerate/schedule": "Schedulers",
     "accelerate/cache": "Cache policies and their parts",
+    "collaborate": "Collaborations",
 }
 CATALOGUE_HEAD = """# Catalogue
 
