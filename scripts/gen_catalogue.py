@@ -25,6 +25,9 @@ ROLES = {
     "accelerate/schedule": "Schedulers",
     "accelerate/cache": "Cache policies and their parts",
     "collaborate": "Collaborations",
+    "accelerate/draft": "Drafters",
+    "accelerate/accept": "Acceptors",
+    "accelerate/length": "Length controls",
 }
 CATALOGUE_HEAD = """# Catalogue
 
