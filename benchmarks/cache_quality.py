@@ -82,8 +82,7 @@ def run(process: LocalProcess, seed: int, num_functions: int) -> tuple[int, dict
     pages = Sequence(process.pool)
     records: dict[Needs, Record] = {}
     for need, keeper in keepers.items():
-        keeper.begin(pages, len(prompt))
-        records[need] = keeper.records[pages]
+        records[need] = keeper.begin(len(prompt))
 
     def watch(layer: int, start: int, q, lse) -> None:
         for need, keeper in keepers.items():
@@ -100,8 +99,7 @@ def run(process: LocalProcess, seed: int, num_functions: int) -> tuple[int, dict
         if name != "none":
             policy = cache_policy(f"{name}:{share}")
             keeper = Keeper(policy, *parts)
-            keeper.records[fork] = records[policy.scorer.needs].copy(len(prompt))
-            assert keeper.drop_keys(fork)
+            assert keeper.drop_keys(fork, records[policy.scorer.needs].copy(len(prompt)))
         right = is_right(process, hidden[-1:], fork, answer, len(prompt))
         after = forward(process, fork, again, len(prompt))
         found[name, share] = right, is_right(process, after[-1:], fork, process.tokenizer.encode(two), len(prompt))

@@ -24,10 +24,10 @@ ROLES = {
     "accelerate/attend": "Attention plans",
     "accelerate/schedule": "Schedulers",
     "accelerate/cache": "Cache policies and their parts",
+    "collaborate": "Collaborations",
     "accelerate/draft": "Drafters",
     "accelerate/accept": "Acceptors",
     "accelerate/length": "Length controls",
-    "collaborate": "Ways in which two models write one answer",
 }
 CATALOGUE_HEAD = """# Catalogue
 

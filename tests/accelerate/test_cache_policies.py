@@ -2,6 +2,7 @@
 alone and in a crowd; keys that stay are the ones that were there, at their positions; and wrong implementations fail."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +10,22 @@ import torch
 
 from engine.test_process import answers, bare, mixed_asks
 from engine.tiny_models import ByteTokenizer, tiny_decoder
+from ponder.accelerate.accept.coupled import Coupled
 from ponder.accelerate.cache.drop import Drop
+from ponder.accelerate.draft.ngram import Ngram
+from ponder.accelerate.length.fixed import Fixed
 from ponder.accelerate.schedule.sarathi import Sarathi
-from ponder.catalogue import CACHES, cache_policy
+from ponder.catalogue import CACHES, WEIGHTS, attention_plan, cache_policy
+from ponder.cli.many import Opening
+from ponder.connect.elsewhere import check_settings
+from ponder.core.accelerations import Accelerations
 from ponder.core.asks import Expansion, Extend, Extension, Prefix, Sampling, chat
+from ponder.core.draft import Speculation
 from ponder.core.errors import BadField, UnknownName
 from ponder.core.keeping import Policy
 from ponder.engine.keeping_process import KeepingProcess
+from ponder.engine.open import open_process
+from ponder.engine.pages import INT8, PLAIN, KVFormat
 from ponder.engine.process import LocalProcess, Settings
 from ponder.testing.laws_process import LAWS
 
@@ -32,8 +42,10 @@ def policy(name: str, keep: float, *, is_full_kept: bool = False, trigger: str |
     return cache_policy(spec + (f",trigger={trigger}" if trigger else ""))
 
 
-def keeping(chosen: Policy, *, max_rows: int = 64, kv_bytes: int = 1 << 24, chunk: int = 512, is_native: bool = True) -> KeepingProcess:
-    settings = Settings(max_rows=max_rows, kv_bytes=kv_bytes, chunk=chunk, is_native=is_native, cache=chosen)
+def keeping(
+    chosen: Policy, *, max_rows: int = 64, kv_bytes: int = 1 << 24, chunk: int = 512, is_native: bool = True, kv_format: KVFormat = PLAIN
+) -> KeepingProcess:
+    settings = Settings(max_rows=max_rows, kv_bytes=kv_bytes, chunk=chunk, is_native=is_native, cache=chosen, kv_format=kv_format)
     return KeepingProcess(DECODER, ByteTokenizer(), Sarathi(), settings)
 
 
@@ -71,7 +83,7 @@ def test_an_answer_is_the_same_whatever_runs_beside_it(name: str, max_rows: int,
         prefixes = [p for p in grown if not p.is_final][::3]
     assert crowd.nbytes <= kv_bytes
     assert crowd.keeper.kept.num_times > 0
-    assert not crowd.keeper.records
+    assert not crowd.records
     crowd.drop_cache()
     assert crowd.pool.num_used == 0, "pages leak"
 
@@ -146,7 +158,7 @@ def test_long_answers_stay_within_the_budget(name: str):
     process.add(Extend(prefix=Prefix(chat("word " * 12, max_tokens=90)), seed=1, sampling=Sampling(temperature=1.0), forced=(65,) * 80))
     while process.jobs:
         process.step()
-        held += [p.num_tokens - int(p.dropped.max()) for p, r in process.keeper.records.items() if r.last]
+        held += [p.num_tokens - int(p.dropped.max()) for p, r in ((t.pages, r) for t, r in process.records.items()) if r.last]
     assert max(held) <= 24 + 16 + 12 * (name == "d2o")  # the fullest head of a layer that keeps more
     assert min(held) == 24 or name == "d2o"
     assert len(held) > 70
@@ -165,10 +177,24 @@ def test_policies_by_name():
             cache_policy(spec)
 
 
-@pytest.mark.parametrize("name", ["snapkv", "h2o", "streaming"])
-def test_without_the_compiled_kernel(name: str):
+@pytest.mark.parametrize("name", ["snapkv", "h2o", "streaming", "d2o", "elastic"])
+@pytest.mark.parametrize("how", [{"is_native": False}, {"kv_format": INT8}], ids=["torch", "int8"])
+def test_without_the_compiled_kernel_and_with_keys_of_eight_bits(name: str, how: dict):
     chosen, asks = policy(name, 0.4), mixed_asks(1, [Prefix(chat("y" * 50 + "x" * n, max_tokens=24)) for n in (1, 60)])
-    crowd = keeping(chosen, is_native=False, chunk=9)
-    alone = [answers(keeping(chosen, is_native=False), [ask])[0] for ask in asks]
+    crowd = keeping(chosen, chunk=9, **how)
+    alone = [answers(keeping(chosen, **how), [ask])[0] for ask in asks]
     assert [bare(a) for a in answers(crowd, asks)] == [bare(a) for a in alone]
     assert crowd.keeper.kept.num_times > 0
+
+
+def test_refused_where_it_cannot_be(tmp_path: Path):
+    for name, other in (("h2o", Settings(speculation=Speculation(drafter=Ngram(), acceptor=Coupled(), control=Fixed(num=4)))),
+                        ("snapkv", Settings(attend=attention_plan("s2")))):  # fmt: skip
+        with pytest.raises(BadField, match="leave one of them out"):
+            open_process(tmp_path, weights=WEIGHTS["bf16"], scheduler=Sarathi(), settings=dataclasses.replace(other, cache=cache_policy(name)))
+    with pytest.raises(BadField, match="cache=snapkv"):
+        check_settings(
+            "http://127.0.0.1:1/v1#m", weights=None, device="cpu", threads=None, context=None, accelerations=Accelerations(cache="snapkv:0.5")
+        )
+    with pytest.raises(UnknownName, match="did you mean snapkv"):
+        Opening(model="smollm2-135m", weights=None, threads=None, device="cpu", accelerations=Accelerations(cache="snapk:0.5"))

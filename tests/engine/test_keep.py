@@ -7,12 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from accelerate.test_cache_policies import keeping, policy, read_prompt, shelved
+from accelerate.test_cache_policies import DECODER, keeping, policy, read_prompt, shelved
 from engine.test_process import answers, bare
+from engine.tiny_models import ByteTokenizer
+from ponder.accelerate.accept.coupled import Coupled
+from ponder.accelerate.draft.ngram import Ngram
+from ponder.accelerate.length.fixed import Fixed
+from ponder.accelerate.schedule.sarathi import Sarathi
+from ponder.catalogue import cache_policy
 from ponder.core.asks import Answer, Expand, Extend, Prefix, Sampling, chat
+from ponder.core.draft import Speculation
 from ponder.core.keeping import Policy
 from ponder.engine.keep import Keeper, Shelf
+from ponder.engine.keeping_process import KeepingProcess
 from ponder.engine.pages import PAGE, Pool, Sequence
+from ponder.engine.process import Settings
 
 TEXT = "a shared beginning that both prompts have, word for word, and then "
 
@@ -120,6 +129,20 @@ def test_a_crowd_that_does_not_fit_is_put_back_and_ends():
     found = answers(process, asks)
     assert process.num_preempted > 0
     assert [bare(a) for a in found] == [bare(answers(keeping(policy("h2o", 0.5)), [one])[0]) for one in asks]
+
+
+def test_guesses_change_no_answer():
+    """A policy that drops keys after the prompt, with and without a drafter that is often right: the same bits."""
+    asks = [Extend(prefix=Prefix(chat("abcabcabc " * 8 + "x" * n, max_tokens=40)), seed=n, sampling=Sampling(temperature=0.0)) for n in (1, 5, 9)]
+    guessing = Speculation(drafter=Ngram(), acceptor=Coupled(), control=Fixed(num=4))
+    for name in ("snapkv", "adakv", "knorm"):
+        found = []
+        for speculation in (None, guessing):
+            settings = Settings(cache=policy(name, 0.4), speculation=speculation)
+            found.append([bare(a) for a in answers(KeepingProcess(DECODER, ByteTokenizer(), Sarathi(), settings), asks)])
+        assert found[0] == found[1]
+    assert not cache_policy("snapkv").drops_in_answer
+    assert cache_policy("snapkv:trigger=every").drops_in_answer
 
 
 def test_memory_goes_back_to_the_system():

@@ -77,22 +77,20 @@ class Keeper:
     def __init__(self, policy: Policy, config: ModelConfig, pool: Pool, kernel: Kernel | None) -> None:
         self.policy, self.config, self.pool, self.kernel = policy, config, pool, kernel
         self.needs = policy.scorer.needs
-        self.records: dict[Pages, Record] = {}
         self.kept = Kept(torch.zeros(config.num_layers, config.num_kv_heads, dtype=torch.int64))
 
-    def begin(self, pages: Pages, num_prompt: int) -> None:
-        """A sequence of which `first_row(num_prompt)` tokens at most are computed."""
-        self.records[pages] = Record(num_prompt, num_prompt, rows=[[] for _ in range(self.config.num_layers)])
+    def begin(self, num_prompt: int) -> Record:
+        """Of a sequence of which `first_row(num_prompt)` tokens at most are computed."""
+        return Record(num_prompt, num_prompt, rows=[[] for _ in range(self.config.num_layers)])
 
     def first_row(self, num_prompt: int) -> int:
         """The first token of a prompt whose row the policy must see: those before may have been computed by somebody else."""
         return min(self.needs.first_row(num_prompt), num_prompt - 1)
 
-    def watched(self, plan: StepPlan, spans: Sequence[Span]) -> Attend:
-        """The plan's attend, which also keeps what the policy must see."""
+    def watched(self, plan: StepPlan, spans: Sequence[Span], records: Sequence[Record | None]) -> Attend:
+        """The plan's attend, which also keeps what the policy must see of the spans that have a record."""
         wanted, at = [], 0
-        for span in spans:
-            record = self.records.get(span.sequence)  # none of what is only guessed
+        for span, record in zip(spans, records, strict=True):
             first = span.stop if record is None or record.due is None else max(span.start, self.needs.first_row(record.due))
             if record is not None and first < span.stop:
                 wanted.append((span, record, at + first - span.start, at + span.stop - span.start))
@@ -115,13 +113,8 @@ class Keeper:
 
         return attend
 
-    def is_due(self, pages: Pages) -> bool:
-        record = self.records[pages]
-        return record.due is not None and pages.num_tokens >= record.due
-
-    def drop_keys(self, pages: Pages) -> bool:
+    def drop_keys(self, pages: Pages, record: Record) -> bool:
         """Does what the policy says now. False, and nothing changed, when there are no pages to move shared keys to."""
-        record = self.records[pages]
         budget = self.policy.budget(record.num_prompt)
         num = pages.num_tokens - torch.from_numpy(pages.dropped).long()  # [L, K]
         if int(num.sum()) > budget * num.numel() and not self._apply(pages, record, num, budget):

@@ -15,7 +15,7 @@ from ponder.core.formats import Tokenizer
 from ponder.core.schedule import Scheduler
 from ponder.engine.attend import Span
 from ponder.engine.jobs import Job, Track
-from ponder.engine.keep import Keeper, Kept, Shelf
+from ponder.engine.keep import Keeper, Kept, Record, Shelf
 from ponder.engine.kv import common_len
 from ponder.engine.process import LocalProcess, Settings
 from ponder.models.decoder import Decoder
@@ -29,6 +29,7 @@ class KeepingProcess(LocalProcess):
         policy = settings.cache
         assert policy is not None
         self.policy, self.shelf = policy, Shelf()
+        self.records: dict[Track, Record] = {}
         self.keeper = Keeper(policy, decoder.config, self.pool, self.attention.kernel)
         self.model_id += f"/cache-{policy.label}"
 
@@ -46,7 +47,7 @@ class KeepingProcess(LocalProcess):
         return tuple(track.key[: min(track.num_given, self.keeper.first_row(track.num_prompt))])
 
     def _stop(self, track: Track) -> int:
-        due = None if track.pages is None else self.keeper.records[track.pages].due
+        due = self.records[track].due
         end = track.num_given if track.num_computed < track.num_given else len(track.key)  # what is given is shelved for others
         return end if due is None else min(end, due)
 
@@ -55,7 +56,9 @@ class KeepingProcess(LocalProcess):
 
     def _forward(self, spans: Sequence[Span], tokens: list[int]) -> Tensor:
         plan = self.attention.plan(spans)
-        return self.decoder.forward(torch.tensor(tokens), plan.positions, self.keeper.watched(plan, spans), plan.prompts)
+        records = {track.pages: self.records[track] for _, track in self.running}
+        attend = self.keeper.watched(plan, spans, [records.get(span.sequence) for span in spans])  # none of what is only guessed
+        return self.decoder.forward(torch.tensor(tokens), plan.positions, attend, plan.prompts)
 
     # tracks begin
 
@@ -69,15 +72,14 @@ class KeepingProcess(LocalProcess):
         if found is None:
             if not super()._begin(job, track, []):
                 return False
-            assert track.pages is not None
-            self.keeper.begin(track.pages, track.num_prompt)
+            self.records[track] = self.keeper.begin(track.num_prompt)
             return True
         shelved, track.num_computed = found
         track.node = self.store.root
         self.store.pin(track.node)
         track.pages = shelved.pages.fork()
         track.pages.num_tokens = track.num_computed
-        self.keeper.records[track.pages] = shelved.record.copy(track.num_computed)
+        self.records[track] = shelved.record.copy(track.num_computed)
         if track.num_computed == track.num_given and shelved.hidden is not None:
             track.hidden.append(shelved.hidden[None])
         elif track.num_computed == shelved.pages.num_tokens and ~track.key[-1] in shelved.paid:
@@ -106,7 +108,8 @@ class KeepingProcess(LocalProcess):
         last = hidden_ND[-1].clone()
         if span.stop == track.num_prompt and self.policy.is_full_kept:
             self.store.put(tuple(track.key[: span.stop]), span.sequence)
-        if self.keeper.is_due(span.sequence) and not self._drop_keys(track):
+        due = self.records[track].due
+        if due is not None and span.stop >= due and not self._drop_keys(track):
             self._preempt(track)
             return
         if span.stop == track.num_prompt or span.stop == track.num_given:
@@ -115,7 +118,7 @@ class KeepingProcess(LocalProcess):
     def _drop_keys(self, track: Track) -> bool:
         """False when there is no page to move keys to, even after all that is idle is gone."""
         assert track.pages is not None
-        while not self.keeper.drop_keys(track.pages):
+        while not self.keeper.drop_keys(track.pages, self.records[track]):
             if self._drop_idle():
                 continue
             if track.node is self.store.root or track.node is None:
@@ -129,14 +132,14 @@ class KeepingProcess(LocalProcess):
 
     def _shelve(self, track: Track, num: int, hidden: Tensor | None = None) -> None:
         assert track.pages is not None
-        self.shelf.put(*_parts(track, num), pages=track.pages, record=self.keeper.records[track.pages], hidden=hidden)
+        self.shelf.put(*_parts(track, num), pages=track.pages, record=self.records[track], hidden=hidden)
 
     # ends
 
     def _retire(self, track: Track, *, is_over: bool = True) -> None:
         if track.pages is None or track.node is None:
             return
-        record = self.keeper.records.pop(track.pages)
+        record = self.records.pop(track)
         kept = min(track.num_computed, track.num_given) if track.keeps_all else track.num_computed
         if record.last:
             if kept >= record.last:

@@ -36,8 +36,16 @@ def open_process(
     where = find_device(device)
     settings = settings or Settings()
     context_len = settings.context_len
-    if settings.cache is not None and settings.speculation is not None:
-        raise BadField(f"cache policy {settings.cache.name!r} with a draft: the two do not work together yet; leave one of them out")
+    if settings.cache is not None and settings.speculation is not None and settings.cache.drops_in_answer:
+        raise BadField(
+            f"cache policy {settings.cache.name!r} with a draft: it drops keys while an answer grows, which guesses do not allow yet; "
+            "set trigger=after_prompt, or leave one of them out"
+        )
+    if settings.cache is not None and settings.attend is not None:
+        raise BadField(
+            f"cache policy {settings.cache.name!r} with attention plan {settings.attend.name}: a policy sees attention to all keys; "
+            "leave one of them out"
+        )
     if settings.cache is not None and where.type != "cpu":
         raise BadField(f"cache policy {settings.cache.name!r} on {device}: policies run on the CPU; open the model there, or without a policy")
     checkpoint, tokenizer = open_model(path)  # the tokenizer first: making one takes several times what stays, which the weights then fill
