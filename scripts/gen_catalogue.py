@@ -63,10 +63,11 @@ def benchmark_figures(root: Path) -> dict[str, list[str]]:
 
 
 def technique_section(source: house.Source, names: list[str], figures: dict[str, list[str]]) -> list[str]:
-    """One technique: names, idea, card, benchmark rows."""
-    card = read_card(source)
-    lines = [f"### {', '.join(names)}", "", card.pop("Idea"), ""]
+    """One technique: its file's name, idea, card, the names that it has part in, benchmark rows."""
+    card, own = read_card(source), source.module.rpartition("/")[2]
+    lines = [f"### {own}", "", card.pop("Idea"), ""]
     lines += [f"- **{heading}**: {text}" for heading, text in card.items()]
+    lines += [f"- **Named**: {', '.join(f'`{name}`' for name in names)}"] if names != [own] else []
     lines += [f"- **Measured**: {figure}" for name in names for figure in figures.get(name, [])]
     return [*lines, f"- `{source.path}`, {source.num_lines} lines", ""]
 
