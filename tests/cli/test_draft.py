@@ -34,3 +34,11 @@ def test_wrong_drafts_are_refused_before_a_model_is_opened():
             check_settings(model, weights=None, device="cpu", threads=None, context=None, accelerations=Accelerations(draft="nothing"))
     with pytest.raises(BadField, match="draft=ngram"):
         check_settings("http://127.0.0.1:1/v1#x", weights=None, device="cpu", threads=None, context=None, accelerations=Accelerations(draft="ngram"))
+
+
+@pytest.mark.parametrize(
+    "pair", [{"draft": "ngram", "attend": "s2"}, {"cache": "snapkv:0.5", "attend": "s2"}, {"cache": "h2o:0.5", "draft": "ngram"}]
+)
+def test_accelerations_that_do_not_go_together_are_refused_before_a_model_is_read(pair, tmp_path):
+    with pytest.raises(BadField, match="leave one of them out"):
+        catalogue.open_model(tmp_path / "nothing.gguf", accelerations=Accelerations(**pair))

@@ -36,16 +36,7 @@ def open_process(
     where = find_device(device)
     settings = settings or Settings()
     context_len = settings.context_len
-    if settings.cache is not None and settings.speculation is not None and settings.cache.drops_in_answer:
-        raise BadField(
-            f"cache policy {settings.cache.name!r} with a draft: it drops keys while an answer grows, which guesses do not allow yet; "
-            "set trigger=after_prompt, or leave one of them out"
-        )
-    if settings.cache is not None and settings.attend is not None:
-        raise BadField(
-            f"cache policy {settings.cache.name!r} with attention plan {settings.attend.name}: a policy sees attention to all keys; "
-            "leave one of them out"
-        )
+    check_together(settings)
     if settings.cache is not None and where.type != "cpu":
         raise BadField(f"cache policy {settings.cache.name!r} on {device}: policies run on the CPU; open the model there, or without a policy")
     checkpoint, tokenizer = open_model(path)  # the tokenizer first: making one takes several times what stays, which the weights then fill
@@ -60,3 +51,17 @@ def open_process(
     if context_len is not None:
         process.model_id += f"/context-{context_len}"  # long answers end elsewhere
     return process
+
+
+def check_together(settings: Settings) -> None:
+    """Refuses accelerations that no law has seen work together. Raises BadField."""
+    cache, attend, speculation = settings.cache, settings.attend, settings.speculation
+    if cache is not None and speculation is not None and cache.drops_in_answer:
+        raise BadField(
+            f"cache policy {cache.name!r} with a draft: it drops keys while an answer grows, which guesses do not allow yet; "
+            "set trigger=after_prompt, or leave one of them out"
+        )
+    if cache is not None and attend is not None:
+        raise BadField(f"cache policy {cache.name!r} with attention plan {attend.name}: a policy sees attention to all keys; leave one of them out")
+    if attend is not None and speculation is not None:
+        raise BadField(f"attention plan {attend.name} with a draft: guesses are met by plain attention only; leave one of them out")
