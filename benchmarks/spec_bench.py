@@ -56,7 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--acceptors", default="coupled")
     parser.add_argument("--controls", default="expected", help="length controls of the catalogue")
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--python", help="interpreter that has the peers; without it none is measured")
+    parser.add_argument("--python", type=os.path.abspath, help="interpreter that has the peers; without it none is measured")
     parser.add_argument("--cpu", action="store_true", help="compare CPU time, not the clock's; for ours alone")
     parser.add_argument("--write-lessons", type=Path, help="write prompts to train heads on, 60 of each category, and stop")
     return parser.parse_args()
