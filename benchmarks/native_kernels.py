@@ -16,9 +16,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from lib.rows import append
 from torch import Tensor
@@ -33,6 +31,7 @@ from ponder.models.checkpoint import open_checkpoint
 from ponder.models.decoder import Decoder, load
 from ponder.models.fetch import pull
 from ponder.native.build import reason
+from ponder.testing.in_memory import InMemory
 
 SHAPES = {  # [out, in]
     "smollm2-135m qkv": (960, 576), "smollm2-135m o": (576, 576), "smollm2-135m gate_up": (3072, 576), "smollm2-135m down": (576, 1536),
@@ -42,25 +41,6 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 256)
 TOKENS = (1, 4, 16, 64, 256, 1024)
 FORMATS = {"native4": Native4(fallback=Int4()), "native8": Native8(fallback=Bf16()), "int4": Int4(), "bf16": Bf16()}
 CACHES = 64 << 20  # bytes of all copies of a matrix: more than any cache holds
-
-
-@dataclass(frozen=True)
-class Random:
-    """A RawTensor of float32 noise."""
-
-    weight: Tensor
-    name: str = "w"
-    kind: str = "F32"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.weight.shape)
-
-    def dense(self, start: int = 0, stop: int | None = None) -> Tensor:
-        return self.weight[start:stop].clone()
-
-    def blocks(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        return self.dense(start, stop).numpy().view(np.uint8)
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -85,8 +65,8 @@ def summary(times: dict[str, list[float]], unit: float) -> dict[str, list[float]
 
 def copies(fmt: WeightFormat, weight: Tensor) -> list[Linear]:
     """The same matrix packed until its copies are more than the caches hold."""
-    first = fmt.pack((Random(weight),))
-    return [first, *(fmt.pack((Random(weight),)) for _ in range(CACHES // first.nbytes))]
+    first = fmt.pack((InMemory(weight),))
+    return [first, *(fmt.pack((InMemory(weight),)) for _ in range(CACHES // first.nbytes))]
 
 
 def measure_matrix(name: str, rounds: int) -> None:

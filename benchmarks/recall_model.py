@@ -28,6 +28,7 @@ from ponder.engine.pages import Pool
 from ponder.engine.pages import Sequence as Pages
 from ponder.engine.planned import PlannedAttention
 from ponder.models.decoder import Decoder, load
+from ponder.testing.in_memory import InMemory
 
 NUM_KEYS, NUM_VALUES, VOCAB = 16, 16, 48  # keys 1..16, values 17..32, the rest is filler
 DIM, HEADS, WIDTH, LAYERS, THETA = 64, 2, 32, 2, 300.0
@@ -113,22 +114,6 @@ def train(length: int, steps: int, seed: int) -> tuple[Net, float]:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A RawTensor over a float32 tensor."""
-
-    name: str
-    weight: Tensor
-    kind: str = "F32"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.weight.shape)
-
-    def dense(self, start: int = 0, stop: int | None = None) -> Tensor:
-        return self.weight[start:stop].clone()
-
-
-@dataclass(frozen=True)
 class Trained:
     """A Checkpoint over the net."""
 
@@ -136,16 +121,16 @@ class Trained:
     config: ModelConfig
     model_id: str = "recall"
 
-    def tensor(self, name: str) -> Stored:
+    def tensor(self, name: str) -> InMemory:
         if not name.startswith("layers."):
             found = {"embed": self.net.embed, "norm": self.net.norm, "head": self.net.head.weight}[name]
-            return Stored(name, found.detach())
+            return InMemory(found.detach(), name)
         _, index, part = name.split(".")
         layer = self.net.layers[int(index)]
         q, k, v = layer.qkv.weight.chunk(3)
         gate, up = layer.gate_up.weight.chunk(2)
         own = {"q": q, "k": k, "v": v, "o": layer.o.weight, "gate": gate, "up": up, "down": layer.down.weight}
-        return Stored(name, (own | {"attn_norm": layer.attn_norm, "ffn_norm": layer.ffn_norm})[part].detach())
+        return InMemory((own | {"attn_norm": layer.attn_norm, "ffn_norm": layer.ffn_norm})[part].detach(), name)
 
 
 def decoder_of(net: Net, context_len: int) -> Decoder:

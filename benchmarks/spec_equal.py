@@ -4,29 +4,15 @@
 """
 
 import argparse
-import random
 import time
 
 from lib.rows import append
 
 import ponder
-from ponder.core.asks import Extend, Extension, Prefix, Prompt, Sampling, chat
+from ponder.core.asks import Extend, Extension, Prefix, Sampling
 from ponder.engine.process import LocalProcess
+from ponder.testing.prompts import varied_prompts
 from ponder.testing.run import answer_turn
-
-WORDS = ["river", "stone", "seven", "copper", "lamp", "garden", "under", "quickly", "Monday", "music", "paper", "window", "12", "47", "the", "and"]
-KINDS = (
-    "Repeat this text word for word: {}",
-    "Write a short story about: {}",
-    "Fix the code:\ndef f(x):\n    return x + {}\n\nprint(f(3))\nExplain.",
-    "What is 17 + {}? Think step by step.",
-    "Summarise: {0}. {0}.",
-)
-
-
-def prompts(num: int) -> list[Prompt]:
-    rng = random.Random(0)
-    return [chat(KINDS[i % len(KINDS)].format(" ".join(rng.choices(WORDS, k=rng.randint(5, 60)))), max_tokens=48) for i in range(num)]
 
 
 def answered(process: LocalProcess, asks: list[Extend], batch: int) -> tuple[list[Extension], float]:
@@ -43,7 +29,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--model", default="smollm2-135m")
     args = parser.parse_args()
-    asks = [Extend(prefix=Prefix(p), seed=i, sampling=Sampling(temperature=(0.0, 0.7, 1.0, 0.0)[i % 4])) for i, p in enumerate(prompts(args.n))]
+    prompts = varied_prompts(args.n, max_tokens=48)
+    asks = [Extend(prefix=Prefix(p), seed=i, sampling=Sampling(temperature=(0.0, 0.7, 1.0, 0.0)[i % 4])) for i, p in enumerate(prompts)]
     path = ponder.pull(args.model)
     plain, drafting = (ponder.open_model(path, threads=1, draft=draft) for draft in (None, args.draft))
     (wanted, plain_seconds), (found, seconds) = answered(plain, asks, args.batch), answered(drafting, asks, args.batch)

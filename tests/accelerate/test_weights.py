@@ -14,28 +14,10 @@ from ponder.accelerate.weights.int8 import Int8, Int8Head
 from ponder.accelerate.weights.int8_dynamic import Int8Dynamic
 from ponder.core.errors import Unsupported
 from ponder.models.dequantize import KINDS, dequantize
+from ponder.testing.in_memory import InMemory
 
 FORMATS = [Float32(), Bf16(), Bf16Head(), Int8(), Int8Dynamic(), Int8Head(), Int4()]
 ROW_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 15, 16, 17, 31, 33, 64, 65, 100, 128, 256, 511)
-
-
-@dataclass(frozen=True)
-class InMemory:
-    """A RawTensor over a float32 matrix."""
-
-    weight: Tensor
-    name: str = "w"
-    kind: str = "F32"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.weight.shape)
-
-    def dense(self, start: int = 0, stop: int | None = None) -> Tensor:
-        return self.weight[start:stop].clone()
-
-    def blocks(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        return self.weight[start:stop].numpy().view(np.uint8)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from ponder.core.formats import ModelConfig
 from ponder.engine.process import LocalProcess, Settings
 from ponder.models.checkpoint import HF_NAMES
 from ponder.models.decoder import Decoder, load
+from ponder.testing.in_memory import InMemory
 
 VOCAB = 272  # 256 bytes, then control tokens; a multiple of 16
 END = 256
@@ -22,22 +23,6 @@ FAMILIES = {
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A RawTensor over a float32 tensor."""
-
-    name: str
-    weight: Tensor
-    kind: str = "F32"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.weight.shape)
-
-    def dense(self, start: int = 0, stop: int | None = None) -> Tensor:
-        return self.weight[start:stop].clone()
-
-
-@dataclass(frozen=True)
 class StateCheckpoint:
     """A Checkpoint over a transformers state dict."""
 
@@ -45,11 +30,11 @@ class StateCheckpoint:
     state: dict[str, Tensor]
     model_id: str = "tiny"
 
-    def tensor(self, name: str) -> Stored:
+    def tensor(self, name: str) -> InMemory:
         if not name.startswith("layers."):
-            return Stored(name, self.state[HF_NAMES[name]])
+            return InMemory(self.state[HF_NAMES[name]], name)
         _, layer, part = name.split(".", 2)
-        return Stored(name, self.state[f"{HF_NAMES['layers.']}{layer}.{HF_NAMES[part]}"])
+        return InMemory(self.state[f"{HF_NAMES['layers.']}{layer}.{HF_NAMES[part]}"], name)
 
 
 @dataclass(frozen=True)

@@ -110,3 +110,11 @@ def test_a_product_of_few_rows(kind: str, device: str):
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     alone = rows.few_rows(x[1:], weight, into=into[1:].clone() if kind == "added" else None, **options)
     assert torch.equal(alone[0], found[1])
+
+
+@pytest.mark.parametrize("device", WHERE)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_few_rows_in_half_precision(dtype: torch.dtype, device: str, tmp_path):
+    """What a card runs when one sequence generates."""
+    assert worst_of(decoder_of("qwen2", tmp_path, device, dtype), 1) < 0.02

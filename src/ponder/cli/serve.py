@@ -1,7 +1,7 @@
 """The verb `serve`: arguments to a server that runs until a signal ends it."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from ponder.cli.verbs import open_named
 from ponder.core.accelerations import PLAIN, Accelerations
 from ponder.core.budget import parse_budget
 from ponder.core.errors import BadField
+from ponder.core.roles import Process
 from ponder.run.driver import Driver
 from ponder.run.store import SampleStore
 from ponder.serve.app import App, Site
@@ -31,19 +32,18 @@ class Opening:
     store: Path | None
     accelerations: Accelerations = PLAIN
 
+    def by(self, opener: Callable[..., Process]) -> Process:
+        """The model, opened by a function of its name, weights, threads and settings."""
+        return opener(
+            self.model, self.weights, self.threads, device=self.device, context_len=self.context, accelerations=self.accelerations
+        )  # fmt: skip
+
 
 def run(opening: Opening, *, host: str, port: int, menu: Menu, limits: Limits, site: Site) -> int:
     """Serves until a signal; 0."""
     menu.specs.read(menu.default)
     with closing(bind(host, port)) as listening:
-        process = open_named(
-            opening.model,
-            opening.weights,
-            opening.threads,
-            device=opening.device,
-            context_len=opening.context,
-            accelerations=opening.accelerations,
-        )
+        process = opening.by(open_named)
         app = App(lambda: Driver(process, store=None if opening.store is None else SampleStore(opening.store)), menu, limits, site)
         address = f"http://{host}:{listening.getsockname()[1]}"
         ready = lambda: show.say(f"{menu.model} at {address}/v1 ({len(menu.models) - 1} strategies: {address}/ponder/strategies)")

@@ -28,15 +28,7 @@ class Build:
     site: Site
 
     def __call__(self) -> Starlette:
-        opening = self.opening
-        process = open_by_name(
-            opening.model,
-            opening.weights,
-            opening.threads,
-            device=opening.device,
-            context_len=opening.context,
-            accelerations=opening.accelerations,
-        )
+        process = self.opening.by(open_by_name)
         return App(lambda: Driver(process), self.menu, self.limits, self.site).build()
 
 

@@ -13,12 +13,11 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from ponder.core.errors import BadField, StoreError
+from ponder.core.errors import BadField
+from ponder.core.tensor_file import load_tensors, save_tensors
 
 KIND = "ponder head 1"
 TENSORS = ("mean", "scale", "w_in", "w_out", "w_skip", "bias", "slope", "offset")
@@ -79,23 +78,12 @@ def sigmoid(x: float) -> float:
 def save_head(head: Head, path: Path) -> None:
     """Writes safetensors. Raises StoreError."""
     facts = {"kind": KIND, "model_id": head.model_id, "place": head.place, "facts": json.dumps(head.facts, sort_keys=True)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file({name: getattr(head, name).contiguous() for name in TENSORS}, path, metadata=facts)
-    except OSError as error:
-        raise StoreError(f"{path}: {error}; free disk space or name another file") from error
+    save_tensors({name: getattr(head, name) for name in TENSORS}, facts, path)
 
 
 def load_head(path: Path) -> Head:
     """Raises BadField for a file that is no head, StoreError for one that cannot be read."""
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            facts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    except OSError as error:
-        raise StoreError(f"{path}: {error}; name a head that `ponder train-verifier` wrote") from error
-    except safetensors.SafetensorError as error:
-        raise BadField(f"{path} is no safetensors file ({error}); name a head that `ponder train-verifier` wrote") from error
+    tensors, facts = load_tensors(path, "name a head that `ponder train-verifier` wrote")
     if facts.get("kind") != KIND or facts.get("place") not in PLACES or set(tensors) != set(TENSORS):
         raise BadField(f"{path} holds no head; name a file that `ponder train-verifier` wrote")
     check_tensors(tensors, path)

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ponder.core.errors import BadField, StoreError
+from ponder.core.errors import BadField
+from ponder.core.tensor_file import load_tensors, save_tensors
 
 KIND = "ponder medusa heads 1"
 
@@ -68,25 +67,13 @@ def _size(x_ND: Tensor) -> Tensor:
 def save_heads(heads: Heads, path: Path) -> None:
     """Writes safetensors. Raises StoreError."""
     facts = {"kind": KIND, "model_id": heads.model_id, "facts": json.dumps(heads.facts, sort_keys=True)}
-    tensors = {name: getattr(heads, name).contiguous() for name in ("residual", "rows", "ids")}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(tensors, path, metadata=facts)
-    except OSError as error:
-        raise StoreError(f"{path}: {error}; free disk space or name another file") from error
+    save_tensors({name: getattr(heads, name) for name in ("residual", "rows", "ids")}, facts, path)
 
 
 def load_heads(path: Path) -> Heads:
     """Raises BadField for a file that holds no heads, StoreError for one that cannot be read."""
     mend = "name a file that `ponder train-heads` wrote"
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            facts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    except OSError as error:
-        raise StoreError(f"{path}: {error}; {mend}") from error
-    except safetensors.SafetensorError as error:
-        raise BadField(f"{path} is no safetensors file ({error}); {mend}") from error
+    tensors, facts = load_tensors(path, mend)
     if facts.get("kind") != KIND or set(tensors) != {"residual", "rows", "ids"}:
         raise BadField(f"{path} holds no heads; {mend}")
     _check(tensors["residual"], tensors["rows"], tensors["ids"], path)
