@@ -32,10 +32,12 @@ from ponder.engine.runners import Lender
 from ponder.engine.sampler import Draw, Drawn, LogP, draw, most_likely
 from ponder.engine.settings import Settings
 from ponder.models.decoder import Decoder
+from ponder.models.memory import give_back
 
 UNLIMITED = 1 << 60
 HEAD_ROWS = 64  # scored positions that meet the output head at a time
 NUM_RENDERED = 4096  # prompts whose token ids are remembered
+TIDY_STEPS, TIDY_NBYTES = 128, 1 << 28  # steps after which free memory goes back to the system, if it is more than so many bytes
 
 
 class LocalProcess:
@@ -54,7 +56,7 @@ class LocalProcess:
         self.store = KVStore(self.pool)
         self.attention = self._open_attention(settings)
         self.model_id += self.attention.name  # equal only for equal results, and the kernels round differently
-        self.count, self.num_calls = Count(), 0  # counted by the loop, whoever asked
+        self.count, self.num_calls, self.num_steps = Count(), 0, 0  # counted by the loop, whoever asked
         self.num_preempted = self.num_recomputed = 0  # tracks put back, and tokens computed again for them
         self.jobs: dict[int, Job] = {}
         self.priorities: dict[int, int] = {}
@@ -117,6 +119,9 @@ class LocalProcess:
         done = [(ticket, job) for ticket, job in self.jobs.items() if self._is_done(job)]
         for ticket, job in done:
             self._close(ticket, job)
+        self.num_steps += 1
+        if not self.num_steps % TIDY_STEPS:
+            give_back(above=TIDY_NBYTES)
         if not self.jobs:
             self.pool.trim()
         return [(ticket, job.answer()) for ticket, job in done]
