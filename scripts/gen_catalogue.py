@@ -23,6 +23,7 @@ ROLES = {
     "accelerate/weights": "Weight formats",
     "accelerate/attend": "Attention plans",
     "accelerate/prompt": "Pruned prompts",
+    "accelerate/layers": "Models with trained tails",
     "accelerate/schedule": "Schedulers",
     "accelerate/cache": "Cache policies and their parts",
     "collaborate": "Collaborations",

@@ -1,11 +1,14 @@
-"""Which tokens of a prompt are read, by name."""
+"""Which tokens of a prompt are read, and with which tails a model may be trained to read less of it, by name."""
 
+from ponder.accelerate.layers.swiftkv import SwiftKV
 from ponder.accelerate.prompt.gemfilter import GemFilter
 from ponder.accelerate.prompt.specpc import SpecPC
 from ponder.core.pruning import PromptFilter
 from ponder.run.spec import Specs
 
 PROMPT_FILTERS: dict[str, PromptFilter] = {"gemfilter": GemFilter(), "specpc": SpecPC()}
+
+TAILS: dict[str, SwiftKV] = {"swiftkv": SwiftKV()}
 
 
 def prompt_filter(spec: str) -> PromptFilter:
@@ -17,3 +20,8 @@ def with_keep(spec: str) -> str:
     """A spec whose first setting may be a bare share."""
     name, colon, rest = spec.partition(":")
     return f"{name}{colon}keep={rest}" if rest and "=" not in rest.partition(",")[0] else spec
+
+
+def tail_kind(spec: str) -> SwiftKV:
+    """How the tail begins that NAME or NAME:field=value,... means. Raises UnknownName or BadField."""
+    return Specs("tail", TAILS, {}).read(spec)  # type: ignore[return-value]

@@ -11,6 +11,7 @@ class Accelerations:
     cache: object = None  # which keys long prompts go on with: str or core.keeping.Policy
     attend: object = None  # which keys each query meets: str or core.attention_plan.AttentionPlan
     prompt: object = None  # which tokens of a prompt are read: str or core.pruning.PromptFilter
+    tail: object = None  # what its last layers were trained to do instead: str (a file) or core.tail.Tail
 
     @property
     def given(self) -> dict[str, object]:

@@ -40,7 +40,7 @@ class Span:
 
     parents: for a token tree, each token's parent in the span (-1: the token before it); positions count the ancestors.
     copies: (sequence of another span of the step, start, stop): the tokens at these places are written there too, at the same places, so
-    that it reads them bit for bit as if they were its own.
+    that it reads them bit for bit as if they were its own. asked: nobody asks what the model says at places before this one.
     """
 
     sequence: Sequence
@@ -49,6 +49,7 @@ class Span:
     num_prompt: int
     parents: tuple[int, ...] | None = None
     copies: tuple[tuple[Sequence, int, int], ...] = ()
+    asked: int = 0
 
     @property
     def positions(self) -> np.ndarray:

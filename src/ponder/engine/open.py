@@ -10,6 +10,8 @@ from ponder.core.schedule import Scheduler
 from ponder.engine.device import find_device
 from ponder.engine.device_process import DeviceProcess
 from ponder.engine.keeping_process import KeepingProcess
+from ponder.engine.pages import PLAIN
+from ponder.engine.passes import with_tail
 from ponder.engine.process import LocalProcess, Settings
 from ponder.models.decoder import Decoder, load
 from ponder.models.place import place
@@ -41,10 +43,14 @@ def open_process(
         raise BadField(f"cache policy {settings.cache.name!r} on {device}: policies run on the CPU; open the model there, or without a policy")
     if settings.prompt is not None and where.type != "cpu":
         raise BadField(f"prompt filter {settings.prompt.name} on {device}: prompts are filtered on the CPU; open the model there, or leave it out")
+    if settings.tail is not None and where.type != "cpu":
+        raise BadField(f"a tail on {device}: its layers run on the CPU; open the model there, or leave it out")
     checkpoint, tokenizer = open_model(path)  # the tokenizer first: making one takes several times what stays, which the weights then fill
     plan = settings.attend if settings else None
     longest = None if plan is None else plan.reach(checkpoint.config.context_len)
     decoder = load(checkpoint, weights, head, dtype, context_len=context_len, longest=longest)
+    if settings.tail is not None:
+        decoder = with_tail(decoder, settings.tail, weights)
     if where.type == "cpu":
         process = (LocalProcess if settings.cache is None else KeepingProcess)(decoder, tokenizer, scheduler, settings)
     else:
@@ -67,3 +73,8 @@ def check_together(settings: Settings) -> None:
         raise BadField(f"cache policy {cache.name!r} with attention plan {attend.name}: a policy sees attention to all keys; leave one of them out")
     if attend is not None and speculation is not None:
         raise BadField(f"attention plan {attend.name} with a draft: guesses are met by plain attention only; leave one of them out")
+    if settings.tail is not None:
+        others = {"draft": speculation, "cache policy": cache, "attention plan": attend, "prompt filter": settings.prompt}
+        others["KV format"] = None if settings.kv_format is PLAIN else settings.kv_format
+        for kind in [kind for kind, other in others.items() if other is not None]:
+            raise BadField(f"a tail with a {kind}: no law has seen the two together; leave one of them out")

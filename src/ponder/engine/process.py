@@ -25,6 +25,7 @@ from ponder.engine.jobs import Count, ExpandJob, ExtendJob, Job, ReadJob, ScoreJ
 from ponder.engine.kv import KVStore, common_len
 from ponder.engine.pages import PAGE, PLAIN, Pool
 from ponder.engine.pages import Sequence as Pages
+from ponder.engine.passes import num_key_layers, passes_of
 from ponder.engine.planned import PlannedAttention
 from ponder.engine.prompts import Prompts
 from ponder.engine.rounds import Rounds
@@ -51,10 +52,11 @@ class LocalProcess:
         self.model_id, self.context_len = decoder.model_id, config.context_len
         if settings.kv_format is not PLAIN:
             self.model_id += f"/kv-{settings.kv_format.name}"
-        shape = (config.num_layers, config.num_kv_heads, config.head_dim)
+        shape = (num_key_layers(decoder), config.num_kv_heads, config.head_dim)
         self.pool = Pool(shape, decoder.dtype, settings.kv_bytes, settings.kv_format, device=decoder.device)
         self.store = KVStore(self.pool)
         self.attention = self._open_attention(settings)
+        self.passes = passes_of(decoder, self.attention)
         self.model_id += self.attention.name  # equal only for equal results, and the kernels round differently
         self.count, self.num_calls, self.num_steps = Count(), 0, 0  # counted by the loop, whoever asked
         self.num_preempted = self.num_recomputed = 0  # tracks put back, and tokens computed again for them
@@ -160,8 +162,7 @@ class LocalProcess:
 
     def _forward(self, spans: Sequence[Span], tokens: list[int]) -> Tensor:
         """Hidden rows [T, D] of the spans' tokens, whose keys and values are written."""
-        plan = self.attention.plan(spans)
-        return self.decoder.forward(torch.tensor(tokens), plan.positions, plan.attend, plan.prompts)
+        return self.passes.run(spans, tokens)
 
     def _draw(self, hidden_RD: Tensor, wishes: Sequence[Draw]) -> list[Drawn]:
         return draw(self.decoder.logits(hidden_RD), wishes)
@@ -377,7 +378,7 @@ class LocalProcess:
                 continue
             stop = self.attention.stop(start + num, track.num_prompt)
             if self._make_room(track, stop):
-                spans.append((Span(track.pages, start, stop, track.num_prompt), job, track))
+                spans.append((Span(track.pages, start, stop, track.num_prompt, asked=track.num_given - 1), job, track))
             else:
                 self._preempt(track)
         spans = [(span, job, track) for span, job, track in spans if track.pages is not None]  # a later one may have taken an earlier one's pages
@@ -403,7 +404,7 @@ class LocalProcess:
         num_free = max(0, span.stop - max(start, track.num_known))  # generated here: paid when drawn
         if track.is_paid and start < track.num_given <= span.stop:
             num_free += 1
-        flops = self.flops(num, (start + 1 + span.stop) / 2)
+        flops = self.flops(num, (start + 1 + span.stop) / 2) - self.passes.spared(start, span.stop, span.asked)
         job.count.prompt_tokens += num - num_free
         job.count.row_tokens += num
         job.count.flops += flops

@@ -21,6 +21,7 @@ from ponder.models.embedding import open_embedding
 from ponder.models.families import FAMILIES
 from ponder.models.memory import give_back
 from ponder.models.rotary import Rotary, WholeRotary, rotary_kind
+from ponder.models.tail import PackedTail
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (layer, q_THE, k_TKE, v_TKE) -> out_TX with X = H * E
 
@@ -41,6 +42,7 @@ class Decoder:
     head: Linear
     tables: tuple[Rotary | WholeRotary, ...]
     table_of: tuple[int, ...]  # which table each layer rotates by
+    tail: PackedTail | None = None  # what its last layers have instead of their projections; whoever calls them knows (engine.passes)
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,1 @@
+"""Models with other layers than they came with."""
