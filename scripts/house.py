@@ -52,7 +52,7 @@ CATALOGUE = {  # technique folder -> dicts of the catalogue that name its techni
     "verify": ("VERIFIERS", "SCORERS", "TRAINED"),
     "accelerate/cache": ("CACHES", "CACHE_PARTS"),
     "accelerate/attend": ("ATTENTION_PLANS",),
-    "accelerate/prompt": ("PROMPT_FILTERS",),
+    "accelerate/prompt": ("PROMPT_FILTERS", "LAYER_PLANS"),
     "accelerate/schedule": ("SCHEDULERS",),
     "collaborate": ("COLLABORATIONS",),
     "accelerate/weights": ("WEIGHTS", "DEVICE_WEIGHTS"),

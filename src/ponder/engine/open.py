@@ -11,6 +11,7 @@ from ponder.engine.device import find_device
 from ponder.engine.device_process import DeviceProcess
 from ponder.engine.keeping_process import KeepingProcess
 from ponder.engine.process import LocalProcess, Settings
+from ponder.engine.thinning_process import ThinningProcess
 from ponder.models.decoder import Decoder, load
 from ponder.models.place import place
 from ponder.models.tokenizer import open_model
@@ -39,6 +40,8 @@ def open_process(
     check_together(settings)
     if settings.cache is not None and where.type != "cpu":
         raise BadField(f"cache policy {settings.cache.name!r} on {device}: policies run on the CPU; open the model there, or without a policy")
+    if settings.layers is not None and where.type != "cpu":
+        raise BadField(f"layer plan {settings.layers.name} on {device}: plans run on the CPU; open the model there, or leave it out")
     if settings.prompt is not None and where.type != "cpu":
         raise BadField(f"prompt filter {settings.prompt.name} on {device}: prompts are filtered on the CPU; open the model there, or leave it out")
     checkpoint, tokenizer = open_model(path)  # the tokenizer first: making one takes several times what stays, which the weights then fill
@@ -46,7 +49,7 @@ def open_process(
     longest = None if plan is None else plan.reach(checkpoint.config.context_len)
     decoder = load(checkpoint, weights, head, dtype, context_len=context_len, longest=longest)
     if where.type == "cpu":
-        process = (LocalProcess if settings.cache is None else KeepingProcess)(decoder, tokenizer, scheduler, settings)
+        process = process_for(settings)(decoder, tokenizer, scheduler, settings)
     else:
         torch.cuda.set_device(where)  # kernels and recordings go where the program's current card is
         process = DeviceProcess(place(decoder, weights, where), tokenizer, scheduler, settings)
@@ -55,9 +58,19 @@ def open_process(
     return process
 
 
+def process_for(settings: Settings) -> type[LocalProcess]:
+    """What runs a model on the CPU with such settings."""
+    if settings.layers is not None:
+        return ThinningProcess
+    return LocalProcess if settings.cache is None else KeepingProcess
+
+
 def check_together(settings: Settings) -> None:
     """Refuses accelerations that no law has seen work together. Raises BadField."""
     cache, attend, speculation = settings.cache, settings.attend, settings.speculation
+    for name, other in (("draft", speculation), ("cache policy", cache), ("attention plan", attend)):
+        if settings.layers is not None and other is not None:
+            raise BadField(f"layer plan {settings.layers.name} with a {name}: which takes every layer to know the same tokens; leave one of them out")
     if cache is not None and speculation is not None and cache.drops_in_answer:
         raise BadField(
             f"cache policy {cache.name!r} with a draft: it drops keys while an answer grows, which guesses do not allow yet; "
