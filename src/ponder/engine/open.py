@@ -70,7 +70,7 @@ def check_together(settings: Settings) -> None:
     cache, attend, speculation = settings.cache, settings.attend, settings.speculation
     for name, other in (("draft", speculation), ("cache policy", cache), ("attention plan", attend)):
         if settings.layers is not None and other is not None:
-            raise BadField(f"layer plan {settings.layers.name} with a {name}: which takes every layer to know the same tokens; leave one of them out")
+            raise BadField(f"layer plan {settings.layers.name} with a {name}: layers then know different tokens; leave one of them out")
     if cache is not None and speculation is not None and cache.drops_in_answer:
         raise BadField(
             f"cache policy {cache.name!r} with a draft: it drops keys while an answer grows, which guesses do not allow yet; "
