@@ -10,6 +10,7 @@ class Accelerations:
     draft: object = None  # what guesses ahead: str or core.draft.Speculation
     cache: object = None  # which keys long prompts go on with: str or core.keeping.Policy
     attend: object = None  # which keys each query meets: str or core.attention_plan.AttentionPlan
+    prompt: object = None  # which tokens of a prompt are read: str or core.pruning.PromptFilter
 
     @property
     def given(self) -> dict[str, object]:

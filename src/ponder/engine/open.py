@@ -39,6 +39,8 @@ def open_process(
     check_together(settings)
     if settings.cache is not None and where.type != "cpu":
         raise BadField(f"cache policy {settings.cache.name!r} on {device}: policies run on the CPU; open the model there, or without a policy")
+    if settings.prompt is not None and where.type != "cpu":
+        raise BadField(f"prompt filter {settings.prompt.name} on {device}: prompts are filtered on the CPU; open the model there, or leave it out")
     checkpoint, tokenizer = open_model(path)  # the tokenizer first: making one takes several times what stays, which the weights then fill
     plan = settings.attend if settings else None
     longest = None if plan is None else plan.reach(checkpoint.config.context_len)

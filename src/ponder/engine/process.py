@@ -26,6 +26,7 @@ from ponder.engine.kv import KVStore, common_len
 from ponder.engine.pages import PAGE, PLAIN, Pool
 from ponder.engine.pages import Sequence as Pages
 from ponder.engine.planned import PlannedAttention
+from ponder.engine.prompts import Prompts
 from ponder.engine.rounds import Rounds
 from ponder.engine.runners import Lender
 from ponder.engine.sampler import Draw, Drawn, LogP, draw, most_likely
@@ -65,7 +66,8 @@ class LocalProcess:
         self.rendered: OrderedDict[object, list[int]] = OrderedDict()
         lender = Lender(decoder, tokenizer, self.attention, take=self._take, pages_of=self._pages_of, twins=settings.twins)
         self.rounds = Rounds(settings.speculation, lender.host(), self._take, self.max_rows)
-        self.model_id += self.rounds.name
+        self.prompts = Prompts(settings.prompt, lender)
+        self.model_id += self.rounds.name + self.prompts.name
 
     @property
     def totals(self) -> Cost:
@@ -78,6 +80,7 @@ class LocalProcess:
         return self.pool.nbytes
 
     def prompt_len(self, prompt: Prompt) -> int:
+        """Tokens of the prompt that the model reads."""
         return len(self._prompt_ids(prompt))
 
     def flops(self, num_tokens: int, context_len: float) -> float:
@@ -92,6 +95,7 @@ class LocalProcess:
         probe of another model or an ask that could never fit kv_bytes; PromptTooLong."""
         job = self._job(ask, max_tokens)
         self._check_room(job)
+        self.prompts.hold(self._whole_prompt(ask.prefix.prompt), job)  # type: ignore[union-attr]
         self.num_added += 1
         self.jobs[self.num_added] = job
         if not self._is_done(job):
@@ -108,7 +112,9 @@ class LocalProcess:
         for job in self.jobs.values():
             job.count.row_tokens = 0
         self._admit()
-        self._compute(self._next_spans())
+        spans = self._next_spans()
+        self._read_prompts(self.chunk - sum(span.stop - span.start for span, _, _ in spans))
+        self._compute(spans)
         self._use_hidden()
         done = [(ticket, job) for ticket, job in self.jobs.items() if self._is_done(job)]
         for ticket, job in done:
@@ -143,6 +149,7 @@ class LocalProcess:
         while self.store.evict():
             pass
         self.pool.trim(at_least=1)
+        self.prompts.drop_cache()
 
     # what another device computes in its own way
 
@@ -229,6 +236,10 @@ class LocalProcess:
             raise BadField(f"probe {probe.name!r} knows the states of model {probe.model_id}, this is {mine}; train one on this model")
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
+        """As the model meets it."""
+        return self.prompts.of(self._whole_prompt(prompt))
+
+    def _whole_prompt(self, prompt: Prompt) -> list[int]:
         name = (prompt.messages, prompt.prefill)
         if name not in self.rendered:
             ids = self.tokenizer.render(prompt.messages, prompt.prefill)
@@ -269,7 +280,7 @@ class LocalProcess:
             if len(self.running) >= self.max_rows:
                 held += self.waiting[at:]
                 break
-            if self._begin(job, track, reading):
+            if self.prompts.is_read(job) and self._begin(job, track, reading):
                 self.running.append((job, track))
             else:
                 held.append((job, track))
@@ -345,6 +356,13 @@ class LocalProcess:
         self.num_preempted += 1
 
     # one forward pass
+
+    def _read_prompts(self, room: int) -> None:
+        """Goes on with prompts that are read before the model meets them, even when there is little room."""
+        for job, num, context_len in self.prompts.read(max(room, self.chunk // 8)):
+            flops = self.prompts.flops(num, context_len)
+            job.count.flops += flops
+            self.count.flops += flops
 
     def _next_spans(self) -> list[tuple[Span, Job, Track]]:
         """What this step computes, as the scheduler allots it."""
@@ -458,6 +476,7 @@ class LocalProcess:
         """Frees all that the job holds."""
         del self.jobs[ticket]
         self.rounds.forget(ticket)
+        self.prompts.forget(job)
         mine = [track for owner, track in self.running if owner is job]
         if mine:
             self.running = [(owner, track) for owner, track in self.running if owner is not job]

@@ -8,6 +8,7 @@ from ponder.core.draft import Speculation, Twin
 from ponder.core.errors import BadField
 from ponder.core.formats import Tokenizer
 from ponder.core.keeping import Policy
+from ponder.core.pruning import PromptFilter
 from ponder.engine.pages import PLAIN, KVFormat
 from ponder.models.decoder import Decoder
 
@@ -27,6 +28,7 @@ class Settings:
     speculation: Speculation | None = None  # how it guesses ahead; None: not at all
     twins: Callable[[Twin], tuple[Decoder, Tokenizer]] | None = None  # opens other models that guess
     cache: Policy | None = None  # which keys a sequence goes on with; None: all
+    prompt: PromptFilter | None = None  # which tokens of a prompt are read; None: all
 
     def __post_init__(self) -> None:
         for name, value in (("max_rows", self.max_rows), ("chunk", self.chunk), ("kv_bytes", self.kv_bytes)):

@@ -61,17 +61,30 @@ class Decoder:
         for it, and on whether it is of a prompt, alone, bit for bit where the weight format keeps that promise.
         prompts: ascending (start, stop) of rows whose tokens are of prompts. skips: layers that are left out.
         """
+        x_TD = self.through([i for i in range(len(self.bodies)) if i not in skips], self.embedded(tokens), positions, attend, prompts=prompts)
+        return rms_norm(x_TD, self.norm, self.config.norm_eps, self.dtype)
+
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """What tokens [T] enter the first layer as, float32 [T, D]."""
         x_TD = self.embed.rows(tokens)
-        if self.config.embed_scale != 1:
-            x_TD = x_TD * self.config.embed_scale
+        return x_TD * self.config.embed_scale if self.config.embed_scale != 1 else x_TD
+
+    def through(
+        self, layers: Sequence[int], x_TD: Tensor, positions: Tensor, attend: Attend, *, prompts: Sequence[tuple[int, int]] = ()
+    ) -> Tensor:  # fmt: skip
+        """The rows behind the layers, in order; x_TD may be written over. The rest as of `forward`."""
         angles = [table.at(positions) for table in self.tables]
-        runs = kinds_of_rows(len(tokens), prompts)
-        for index, body in enumerate(self.bodies):
-            if index in skips:
-                continue
+        runs = kinds_of_rows(len(x_TD), prompts)
+        for index in layers:
+            body = self.bodies[index]
             q_THE, k_TKE, v_TKE = before(body, runs, x_TD, angles[self.table_of[index]])
             x_TD = after(body, runs, x_TD, attend(index, q_THE, k_TKE, v_TKE))
-        return rms_norm(x_TD, self.norm, self.config.norm_eps, self.dtype)
+        return x_TD
+
+    def projected(self, layer: int, x_TD: Tensor, positions: Tensor, prompts: Sequence[tuple[int, int]] = ()) -> tuple[Tensor, Tensor, Tensor]:
+        """The queries, keys and values that rows x_TD would bring to a layer's attention, rotated."""
+        angles = self.tables[self.table_of[layer]].at(positions)
+        return before(self.bodies[layer], kinds_of_rows(len(x_TD), prompts), x_TD, angles)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """float32 [R, V] next-token logits of rows that `forward` returned."""
