@@ -52,7 +52,7 @@ CATALOGUE = {  # technique folder -> dicts of catalogue.py that name its techniq
     "accelerate/cache": ("CACHES", "CACHE_PARTS"),
     "accelerate/attend": ("ATTENTION_PLANS",),
     "accelerate/schedule": ("SCHEDULERS",),
-    "collaborate": ("COLLABORATIONS",),
+    "collaborate": ("COLLABORATIONS", "BLENDS"),
     "accelerate/weights": ("WEIGHTS", "DEVICE_WEIGHTS"),
     "accelerate/draft": ("DRAFTERS", "TRAINED_DRAFTERS"),
     "accelerate/accept": ("ACCEPTORS",),

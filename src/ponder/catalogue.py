@@ -55,12 +55,15 @@ from ponder.accelerate.weights.mixed import Mixed
 from ponder.accelerate.weights.native import Native, NativeHead
 from ponder.accelerate.weights.native4 import Native4
 from ponder.accelerate.weights.native8 import Native8
+from ponder.collaborate.contrastive import Contrastive
 from ponder.collaborate.nudging import Nudging
 from ponder.collaborate.pair import Way
+from ponder.collaborate.product import Product
 from ponder.core.accelerations import PLAIN as PLAIN_RUN
 from ponder.core.accelerations import Accelerations
 from ponder.core.asks import AnswerReader, Sampling, WholeText
 from ponder.core.attention_plan import AttentionPlan
+from ponder.core.blend import Blend
 from ponder.core.draft import Acceptor, Drafter, LengthControl, Speculation, Twin
 from ponder.core.errors import BadField, UnknownName
 from ponder.core.formats import Tokenizer, WeightFormat
@@ -198,11 +201,7 @@ STRATEGIES: dict[str, Strategy] = {
     "particle_gibbs": ParticleGibbs(verifier=MeanProbability(), until=("\n",)),
 }
 
-STOP_RULES: dict[str, StopRule] = {
-    "beta_test": BetaTest(),
-    "unanimous_window": UnanimousWindow(),
-    "settled": Settled(),
-}
+STOP_RULES: dict[str, StopRule] = {"beta_test": BetaTest(), "unanimous_window": UnanimousWindow(), "settled": Settled()}
 
 RESAMPLERS: dict[str, Resampler] = {
     "multinomial": multinomial, "systematic": systematic, "stratified": stratified, "residual": residual,
@@ -295,6 +294,8 @@ LENGTHS: dict[str, LengthControl] = {
 }  # fmt: skip
 
 COLLABORATIONS: dict[str, Way] = {"nudging": Nudging()}  # ways in which two processes answer as one (collaborate/pair)
+
+BLENDS: dict[str, Blend] = {"contrastive": Contrastive(), "product": Product()}  # ways in which two models draw as one (core/blend)
 
 CACHES: dict[str, Policy] = {
     "snapkv": Policy(name="snapkv", scorer=SnapKV(), allocator=Uniform(), evictor=Drop(), trigger=AfterPrompt()),

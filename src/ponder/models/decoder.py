@@ -73,6 +73,13 @@ class Decoder:
             x_TD = after(body, runs, x_TD, attend(index, q_THE, k_TKE, v_TKE))
         return rms_norm(x_TD, self.norm, self.config.norm_eps, self.dtype)
 
+    def flops(self, num_tokens: int, context_len: float) -> float:
+        """Two per weight that a token meets (head included), and four per key, head and width element of attention."""
+        config = self.config
+        attention = 4.0 * config.num_layers * config.num_heads * config.head_dim * context_len
+        per_layer = config.dim * config.head_dim * (2 * config.num_heads + 2 * config.num_kv_heads) + 3 * config.dim * config.ffn_dim
+        return num_tokens * (2.0 * (config.num_layers * per_layer + config.dim * config.vocab_size) + attention)
+
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """float32 [R, V] next-token logits of rows that `forward` returned."""
         logits_RV, cap = self.head.apply(hidden_RD).float(), self.config.head_softcap
