@@ -14,6 +14,7 @@ from ponder.accelerate.draft.heads import load_heads
 from ponder.accelerate.draft.layer_skip import LayerSkip
 from ponder.accelerate.draft.medusa import Medusa
 from ponder.accelerate.draft.ngram import Ngram
+from ponder.accelerate.draft.superposed import Superposed
 from ponder.accelerate.draft.token_recycling import TokenRecycling
 from ponder.accelerate.draft.trie import Trie
 from ponder.accelerate.length.expected import Expected
@@ -24,7 +25,8 @@ from ponder.core.errors import BadField
 from ponder.run.spec import FilesToo, Specs
 
 DRAFTERS: dict[str, Drafter] = {
-    "draft_model": DraftModel(weights="int4"), "layer_skip": LayerSkip(), "ngram": Ngram(), "copyspec": CopySpec(), "trie": Trie(),
+    "draft_model": DraftModel(weights="int4"), "layer_skip": LayerSkip(), "superposed": Superposed(),
+    "ngram": Ngram(), "copyspec": CopySpec(), "trie": Trie(),
     "token_recycling": TokenRecycling(), "copy_or_recycle": First(drafters=(CopySpec(), TokenRecycling())),
 }  # fmt: skip
 

@@ -8,13 +8,14 @@ Shapes: T flat tokens, D width, H query heads, K key heads, E head width, F ffn 
 U experts that a token uses.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ponder.core.draft import Blur
 from ponder.core.errors import BadField, Unsupported
 from ponder.core.formats import Checkpoint, Embedding, ExpertWeights, FeedForward, LayerBody, LayerWeights, Linear, ModelConfig, WeightFormat
 from ponder.models.embedding import open_embedding
@@ -53,15 +54,20 @@ class Decoder:
         return packed + self.head.nbytes + self.embed.nbytes
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, attend: Attend, prompts: Sequence[tuple[int, int]] = (), *, skips: frozenset[int] = frozenset()
-    ) -> Tensor:
+        self, tokens: Tensor, positions: Tensor, attend: Attend, prompts: Sequence[tuple[int, int]] = (), *, skips: frozenset[int] = frozenset(),
+        mixes: Mapping[int, Blur] | None = None,
+    ) -> Tensor:  # fmt: skip
         """Hidden rows after the final norm, [T, D] in `dtype`, of tokens [T] at absolute positions [T] (int64).
 
         `attend` is called once per layer, in order, with rotated q and k. Row i depends on token i, on what `attend` returns
         for it, and on whether it is of a prompt, alone, bit for bit where the weight format keeps that promise.
-        prompts: ascending (start, stop) of rows whose tokens are of prompts. skips: layers that are left out.
+        prompts: ascending (start, stop) of rows whose tokens are of prompts. skips: layers that are left out. mixes: by row, whose embedding
+        is the weighted sum of several tokens' in place of its own token's.
         """
         x_TD = self.embed.rows(tokens)
+        for row, blur in (mixes or {}).items():
+            ids, weights = zip(*blur)
+            x_TD[row] = torch.tensor(weights, device=x_TD.device) @ self.embed.rows(torch.tensor(ids, device=tokens.device))
         if self.config.embed_scale != 1:
             x_TD = x_TD * self.config.embed_scale
         angles = [table.at(positions) for table in self.tables]

@@ -8,13 +8,14 @@ Shapes: T flat tokens, D width, H query heads, K key heads, G = H / K, E head wi
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ponder.core.blend import Blend
+from ponder.core.draft import Blur
 from ponder.core.errors import Unsupported
 from ponder.core.formats import ModelConfig
 from ponder.models.decoder import Attend, Decoder
@@ -33,14 +34,16 @@ class JointDecoder(Decoder):
         return self.first.nbytes + self.second.nbytes
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, attend: Attend, prompts: Sequence[tuple[int, int]] = (), *, skips: frozenset[int] = frozenset()
-    ) -> Tensor:
+        self, tokens: Tensor, positions: Tensor, attend: Attend, prompts: Sequence[tuple[int, int]] = (), *, skips: frozenset[int] = frozenset(),
+        mixes: Mapping[int, Blur] | None = None,
+    ) -> Tensor:  # fmt: skip
         """Hidden rows of both, side by side."""
         num = self.first.config.num_layers
         rows = []
         for decoder, offset in ((self.first, 0), (self.second, num)):
             own = frozenset(i - offset for i in skips if 0 <= i - offset < decoder.config.num_layers)
-            rows.append(decoder.forward(tokens, positions, widened(attend, offset, decoder.config, self.config), prompts, skips=own))
+            meet = widened(attend, offset, decoder.config, self.config)
+            rows.append(decoder.forward(tokens, positions, meet, prompts, skips=own, mixes=mixes))
         return torch.cat(rows, -1)
 
     def flops(self, num_tokens: int, context_len: float) -> float:
