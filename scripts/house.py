@@ -54,7 +54,7 @@ CATALOGUE = {  # technique folder -> dicts of the catalogue that name its techni
     "accelerate/attend": ("ATTENTION_PLANS",),
     "accelerate/prompt": ("PROMPT_FILTERS",),
     "accelerate/schedule": ("SCHEDULERS",),
-    "collaborate": ("COLLABORATIONS",),
+    "collaborate": ("COLLABORATIONS", "BLENDS"),
     "accelerate/weights": ("WEIGHTS", "DEVICE_WEIGHTS"),
     "accelerate/draft": ("DRAFTERS", "TRAINED_DRAFTERS"),
     "accelerate/accept": ("ACCEPTORS",),

@@ -84,11 +84,7 @@ class LocalProcess:
         return len(self._prompt_ids(prompt))
 
     def flops(self, num_tokens: int, context_len: float) -> float:
-        """Two per weight that a token meets (head included), and four per key, head and width element of attention."""
-        config = self.decoder.config
-        attention = 4.0 * config.num_layers * config.num_heads * config.head_dim * context_len
-        per_layer = config.dim * config.head_dim * (2 * config.num_heads + 2 * config.num_kv_heads) + 3 * config.dim * config.ffn_dim
-        return num_tokens * (2.0 * (config.num_layers * per_layer + config.dim * config.vocab_size) + attention)
+        return self.decoder.flops(num_tokens, context_len)
 
     def add(self, ask: Ask, max_tokens: int | None = None, priority: int = 0) -> int:
         """See core.roles. Higher priorities are admitted first. Raises BadField for a Judge ask, a final prefix, a foreign token, a
