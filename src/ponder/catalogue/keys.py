@@ -3,7 +3,10 @@
 from ponder.accelerate.attend.dual_chunk import DualChunk
 from ponder.accelerate.attend.hyper import Hyper
 from ponder.accelerate.attend.longgen import LongGen
+from ponder.accelerate.attend.quest import Quest
+from ponder.accelerate.attend.recycled import Recycled
 from ponder.accelerate.attend.s2 import S2
+from ponder.accelerate.attend.squeezed import Squeezed
 from ponder.accelerate.attend.vertical_slash import VerticalSlash
 from ponder.accelerate.cache.adakv import AdaKV
 from ponder.accelerate.cache.after_prompt import AfterPrompt
@@ -52,6 +55,7 @@ def cache_policy(spec: str) -> Policy:
 
 ATTENTION_PLANS: dict[str, AttentionPlan] = {
     "vertical_slash": VerticalSlash(), "hyper": Hyper(), "s2": S2(), "longgen": LongGen(), "dual_chunk": DualChunk(),
+    "quest": Quest(), "squeezed": Squeezed(), "recycled": Recycled(),
 }  # fmt: skip
 
 
