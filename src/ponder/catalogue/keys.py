@@ -19,7 +19,9 @@ from ponder.accelerate.cache.h2o import H2O
 from ponder.accelerate.cache.knorm import Knorm
 from ponder.accelerate.cache.over_budget import OverBudget
 from ponder.accelerate.cache.pyramid import Pyramid
+from ponder.accelerate.cache.quantise import Quantise
 from ponder.accelerate.cache.snapkv import SnapKV
+from ponder.accelerate.cache.spill import Spill
 from ponder.accelerate.cache.streaming_llm import StreamingLLM
 from ponder.accelerate.cache.tova import Tova
 from ponder.accelerate.cache.uniform import Uniform
@@ -41,7 +43,7 @@ CACHES: dict[str, Policy] = {
 
 CACHE_PARTS: dict[str, dict[str, object]] = {  # field of a cache policy -> what it may be set to
     "allocator": {"uniform": Uniform(), "pyramid": Pyramid(), "adakv": AdaKV(), "d2o": D2OLayers()},
-    "evictor": {"drop": Drop(), "d2o": D2OMerge(), "elastic": ElasticMerge()},
+    "evictor": {"drop": Drop(), "d2o": D2OMerge(), "elastic": ElasticMerge(), "int8": Quantise(), "int4": Quantise(bits=4), "spill": Spill()},
     "trigger": {"after_prompt": AfterPrompt(), "every": Every(every=16), "over_budget": OverBudget()},
 }
 
