@@ -87,6 +87,8 @@ def check_together(settings: Settings) -> None:
             f"cache policy {cache.name!r} with a draft: it drops keys while an answer grows, which guesses do not allow yet; "
             "set trigger=after_prompt, or leave one of them out"
         )
+    if cache is not None and speculation is not None and cache.evictor.has_rest:
+        raise BadField(f"cache policy {cache.name!r} with a draft: guesses do not meet what its evictor puts elsewhere; set evictor=drop")
     if cache is not None and attend is not None:
         raise BadField(f"cache policy {cache.name!r} with attention plan {attend.name}: a policy sees attention to all keys; leave one of them out")
     if attend is not None and speculation is not None:

@@ -292,7 +292,8 @@ class LocalProcess:
         track.node = found.node
         self.store.pin(found.node)
         track.num_computed = self.attention.begin(min(found.num_tokens, track.num_given - 1), track.num_prompt)
-        if found.num_tokens == track.num_given and found.is_node_end and found.node.hidden is not None:
+        is_whole = self.attention.begin(track.num_given, track.num_prompt) == track.num_given
+        if is_whole and found.num_tokens == track.num_given and found.is_node_end and found.node.hidden is not None:
             track.num_computed = track.num_given
             track.hidden.append(found.node.hidden[None])
         elif found.is_node_end and found.num_tokens == track.num_given - 1 and ~track.key[-1] in found.node.paid:
