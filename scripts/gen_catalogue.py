@@ -43,10 +43,10 @@ def read_card(source: house.Source) -> dict[str, str]:
     return {"Idea": " ".join(idea.split())} | {h: " ".join(text.split()) for h, text in zip(rest[::2], rest[1::2], strict=True)}
 
 
-def catalogue_names(tree: ast.Module, tables: tuple[str, ...]) -> dict[str, list[str]]:
-    """module -> names that it has in those dict literals of catalogue.py."""
+def catalogue_names(trees: list[ast.Module], tables: tuple[str, ...]) -> dict[str, list[str]]:
+    """module -> names that it has in those dict literals of the catalogue."""
     names: dict[str, list[str]] = {}
-    for key, modules in (row for table in tables for row in house.rows_of(tree, table).items()):
+    for key, modules in (row for table in tables for row in house.rows_of(trees, table).items()):
         for module in modules:
             names.setdefault(module, []).append(key)
     return names
@@ -74,8 +74,7 @@ def technique_section(source: house.Source, names: list[str], figures: dict[str,
 
 def catalogue_text(tree: house.House) -> str:
     """The whole of docs/CATALOGUE.md."""
-    catalogue = next((s.tree for s in tree.sources if s.module == "catalogue"), ast.Module([], []))
-    figures, lines = benchmark_figures(tree.root), [CATALOGUE_HEAD]
+    catalogue, figures, lines = house.catalogue_of(tree), benchmark_figures(tree.root), [CATALOGUE_HEAD]
     for folder, tables in house.CATALOGUE.items():
         names = catalogue_names(catalogue, tables)
         techniques = [s for s in tree.sources if s.is_technique and s.module.rpartition("/")[0] == folder]

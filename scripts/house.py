@@ -44,7 +44,7 @@ SHARED = {  # technique folder -> files in it that are shared parts of the room,
     "accelerate/accept": {"__init__"},
     "accelerate/length": {"__init__"},
 }  # fmt: skip
-CATALOGUE = {  # technique folder -> dicts of catalogue.py that name its techniques
+CATALOGUE = {  # technique folder -> dicts of the catalogue that name its techniques
     "infer": ("STRATEGIES",),
     "infer/resample": ("RESAMPLERS",),
     "infer/stop": ("STOP_RULES",),
@@ -83,7 +83,7 @@ class Source:
 
     @property
     def module(self) -> str:
-        """Path inside the package without suffix: "infer/beam", "catalogue"."""
+        """Path inside the package without suffix: "infer/beam", "catalogue/drafts"."""
         return self.path.removeprefix(PACKAGE).removesuffix(".py")
 
     @property
@@ -266,15 +266,15 @@ def techniques_are_small(house: House) -> Iterator[Finding]:
 
 
 def catalogue_is_complete(house: House) -> Iterator[Finding]:
-    """Every technique file is in a dict of catalogue.py for its folder, and every row there comes from a technique file."""
-    path = f"{PACKAGE}catalogue.py"
-    source = next((s for s in house.sources if s.path == path), None)
-    if source is None:
+    """Every technique file is in a dict of the catalogue for its folder, and every row there comes from a technique file."""
+    path = f"{PACKAGE}catalogue"
+    trees = catalogue_of(house)
+    if not trees:
         yield path, "missing: it names every technique"
         return
     techniques = {f"ponder.{s.module}".replace("/", "."): s for s in house.sources if s.is_technique}
     for folder, tables in CATALOGUE.items():
-        rows = {(table, key): modules for table in tables for key, modules in rows_of(source.tree, table).items()}
+        rows = {(table, key): modules for table in tables for key, modules in rows_of(trees, table).items()}
         for module, technique in techniques.items():
             if technique.module.rpartition("/")[0] == folder and not any(module in modules for modules in rows.values()):
                 yield path, f"{' or '.join(tables)} has no row for {module}"
@@ -283,10 +283,18 @@ def catalogue_is_complete(house: House) -> Iterator[Finding]:
                 yield path, f"{table} has a row {key!r} that comes from no technique file"
 
 
-def rows_of(tree: ast.Module, table: str) -> dict[str, set[str]]:
-    """key -> modules that the names in its value were imported from, for a dict literal of catalogue.py."""
-    origin = {a.asname or a.name: n.module or "" for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
-    return {key: {origin[n.id] for n in ast.walk(value) if isinstance(n, ast.Name) and n.id in origin} for key, value in dict_items(tree, table)}
+def catalogue_of(house: House) -> list[ast.Module]:
+    """The files of the catalogue."""
+    return [s.tree for s in house.sources if s.room == "catalogue"]
+
+
+def rows_of(trees: list[ast.Module], table: str) -> dict[str, set[str]]:
+    """key -> modules that the names in its value were imported from, for a dict literal of the catalogue's files."""
+    rows = {}
+    for tree in trees:
+        origin = {a.asname or a.name: n.module or "" for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
+        rows |= {key: {origin[n.id] for n in ast.walk(value) if isinstance(n, ast.Name) and n.id in origin} for key, value in dict_items(tree, table)}
+    return rows
 
 
 def dict_items(tree: ast.Module, name: str) -> list[tuple[str, ast.expr]]:

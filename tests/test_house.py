@@ -35,11 +35,11 @@ GOOD = {
     "src/ponder/core/words.py": "A = 1\n\n\ndef small(a: int, *, b: int) -> int:\n    return a + b\n",
     "src/ponder/infer/ops.py": "from ponder.core.words import A\n",
     "src/ponder/infer/beam.py": CARD + "import torch\nfrom ponder.infer.ops import A\n\n\nclass Beam:\n    guarantee = Guarantee.BIASED\n",
-    "src/ponder/catalogue.py": 'from ponder.infer.beam import Beam\n\nSTRATEGIES: dict[str, object] = {"beam": Beam()}\n',
+    "src/ponder/catalogue/strategies.py": 'from ponder.infer.beam import Beam\n\nSTRATEGIES: dict[str, object] = {"beam": Beam()}\n',
     "tests/test_beam.py": "def test_beam():\n    inner = lambda: 1\n    assert inner()\n",
 }  # fmt: skip
 LONG = "def long():\n" + "    x = 1\n" * 81
-BEAM, CORE = "src/ponder/infer/beam.py", "src/ponder/core/words.py"
+BEAM, CORE, CATALOGUE = "src/ponder/infer/beam.py", "src/ponder/core/words.py", "src/ponder/catalogue"
 
 # rule -> (files that break it, the path it must name); every file is laid over GOOD, None removes one
 TEETH: dict[str, list[tuple[dict[str, str | None], str]]] = {
@@ -49,7 +49,7 @@ TEETH: dict[str, list[tuple[dict[str, str | None], str]]] = {
         ({CORE: "from . import other\n"}, CORE),
         ({CORE: "def f():\n    import ponder.catalogue\n"}, CORE),
         ({"src/ponder/attic/a.py": ""}, "src/ponder/attic/a.py"),
-        ({"src/ponder/catalogue.py": "from ponder import chat\n"}, "src/ponder/catalogue.py"),
+        ({"src/ponder/catalogue/strategies.py": "from ponder import chat\n"}, "src/ponder/catalogue/strategies.py"),
     ],
     "table_lists_what_exists": [
         ({"ARCHITECTURE.md": TABLE + "| attic | core |\n"}, "ARCHITECTURE.md"),
@@ -87,10 +87,10 @@ TEETH: dict[str, list[tuple[dict[str, str | None], str]]] = {
     ],
     "techniques_are_small": [({BEAM: CARD + "A = 1\n" * 145}, BEAM)],
     "catalogue_is_complete": [
-        ({"src/ponder/infer/other.py": CARD}, "src/ponder/catalogue.py"),
-        ({"src/ponder/catalogue.py": 'from ponder.infer.beam import Beam\n\nSTRATEGIES = {"a": Beam(), "b": Old()}\n'}, "src/ponder/catalogue.py"),
-        ({"src/ponder/catalogue.py": "STRATEGIES = {}\n"}, "src/ponder/catalogue.py"),
-        ({"src/ponder/catalogue.py": None}, "src/ponder/catalogue.py"),
+        ({"src/ponder/infer/other.py": CARD}, CATALOGUE),
+        ({"src/ponder/catalogue/strategies.py": 'from ponder.infer.beam import Beam\n\nSTRATEGIES = {"a": Beam(), "b": Old()}\n'}, CATALOGUE),
+        ({"src/ponder/catalogue/strategies.py": "STRATEGIES = {}\n"}, CATALOGUE),
+        ({"src/ponder/catalogue/strategies.py": None}, CATALOGUE),
     ],
     "functions_are_short": [
         ({CORE: LONG}, CORE),

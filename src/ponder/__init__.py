@@ -32,10 +32,10 @@ PUBLIC = {  # name -> module that defines it
     "ask": "ponder.run.driver",
     "chat": "ponder.core.asks",
     "load": "ponder.connect.model",
-    "open_model": "ponder.catalogue",
+    "open_model": "ponder.catalogue.models",
     "parse_budget": "ponder.core.budget",
     "pull": "ponder.models.fetch",
-    "strategy": "ponder.catalogue",
+    "strategy": "ponder.catalogue.strategies",
 }
 __all__ = sorted(PUBLIC)
 

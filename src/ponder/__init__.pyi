@@ -1,7 +1,7 @@
 """Types of the front door. Written by `make docs` from `PUBLIC`. Do not edit."""
 
-from ponder.catalogue import open_model as open_model
-from ponder.catalogue import strategy as strategy
+from ponder.catalogue.models import open_model as open_model
+from ponder.catalogue.strategies import strategy as strategy
 from ponder.connect.model import load as load
 from ponder.core.asks import Candidate as Candidate
 from ponder.core.asks import Expand as Expand

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -129,9 +128,7 @@ def test_permuted_blocks_decode_to_permuted_rows(tmp_path: Path, name: str):
 
 
 def test_smollm2(smollm2_path: Path):
-    start = time.perf_counter()
     checkpoint, tokenizer = open_model(smollm2_path)
-    assert time.perf_counter() - start < 5
     config = checkpoint.config
     assert (config.arch, config.num_layers, config.dim, config.num_heads, config.num_kv_heads) == ("llama", 30, 576, 9, 3)
     assert config.is_head_tied

@@ -137,13 +137,9 @@ def test_a_job_that_is_wound_up_ends_in_its_own_way(strategy):
 
 
 class Slow(ToyProcess):
-    """Knows the longest time between two steps."""
-
-    slowest, last = 0.0, None
+    """A step takes a while."""
 
     def step(self):
-        now = time.perf_counter()
-        self.slowest, self.last = max(self.slowest, now - (self.last or now)), now
         time.sleep(0.01)
         return super().step()
 
@@ -155,13 +151,13 @@ def test_a_deadline_is_a_moment_whatever_runs_beside(strategy):
         driver.submit(job("x" * (i + 2), Greedy(), max_tokens=40))
     deadline = time.perf_counter() + 0.15
     driver.submit(job("a", strategy, max_tokens=1000, deadline=deadline))
-    ends = {}
+    ends, num_late = {}, 0
     while driver.active or driver.todo:
-        events, now = driver.turn(), time.perf_counter()
-        ends |= {e.job: (now, e.result) for e in events if isinstance(e, Finished)}
-    at, result = ends["a"]
-    assert at <= deadline + 2 * driver.process.slowest and result.stop_reason == "seconds" and result.candidates[0].tokens
-    assert all(r.stop_reason == "done" for name, (_, r) in ends.items() if name != "a")
+        num_late += "a" not in ends and time.perf_counter() > deadline
+        ends |= {e.job: e.result for e in driver.turn() if isinstance(e, Finished)}
+    result = ends["a"]
+    assert num_late <= 2 and result.stop_reason == "seconds" and result.candidates[0].tokens
+    assert all(r.stop_reason == "done" for name, r in ends.items() if name != "a")
 
 
 def test_bad_jobs_are_refused_when_they_are_submitted():

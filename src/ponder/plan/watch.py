@@ -6,7 +6,7 @@ step and outside of it, to be timed. What is left of a step is Python: the step 
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -24,15 +24,16 @@ class Clock:
 
     seconds: dict[str, float] = field(default_factory=dict)
     inner: list[float] = field(default_factory=lambda: [0.0])
+    now: Callable[[], float] = time.perf_counter  # seconds
 
     @contextmanager
     def on(self, name: str) -> Iterator[None]:
         self.inner.append(0.0)
-        start = time.perf_counter()
+        start = self.now()
         try:
             yield
         finally:
-            taken = time.perf_counter() - start
+            taken = self.now() - start
             self.seconds[name] = self.seconds.get(name, 0.0) + taken - self.inner.pop()
             self.inner[-1] += taken
 

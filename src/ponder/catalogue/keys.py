@@ -1,0 +1,60 @@
+"""Which keys an answer goes on with, and which of them each query meets, by name."""
+
+from ponder.accelerate.attend.dual_chunk import DualChunk
+from ponder.accelerate.attend.hyper import Hyper
+from ponder.accelerate.attend.longgen import LongGen
+from ponder.accelerate.attend.s2 import S2
+from ponder.accelerate.attend.vertical_slash import VerticalSlash
+from ponder.accelerate.cache.adakv import AdaKV
+from ponder.accelerate.cache.after_prompt import AfterPrompt
+from ponder.accelerate.cache.d2o_layers import D2OLayers
+from ponder.accelerate.cache.d2o_merge import D2OMerge
+from ponder.accelerate.cache.drop import Drop
+from ponder.accelerate.cache.elastic_merge import ElasticMerge
+from ponder.accelerate.cache.every import Every
+from ponder.accelerate.cache.h2o import H2O
+from ponder.accelerate.cache.knorm import Knorm
+from ponder.accelerate.cache.over_budget import OverBudget
+from ponder.accelerate.cache.pyramid import Pyramid
+from ponder.accelerate.cache.snapkv import SnapKV
+from ponder.accelerate.cache.streaming_llm import StreamingLLM
+from ponder.accelerate.cache.tova import Tova
+from ponder.accelerate.cache.uniform import Uniform
+from ponder.core.attention_plan import AttentionPlan
+from ponder.core.keeping import Policy
+from ponder.run.spec import Specs
+
+CACHES: dict[str, Policy] = {
+    "snapkv": Policy(name="snapkv", scorer=SnapKV(), allocator=Uniform(), evictor=Drop(), trigger=AfterPrompt()),
+    "pyramidkv": Policy(name="pyramidkv", scorer=SnapKV(), allocator=Pyramid(), evictor=Drop(), trigger=AfterPrompt()),
+    "adakv": Policy(name="adakv", scorer=SnapKV(), allocator=AdaKV(), evictor=Drop(), trigger=AfterPrompt()),
+    "streaming": Policy(name="streaming", scorer=StreamingLLM(), allocator=Uniform(), evictor=Drop(), trigger=OverBudget()),
+    "h2o": Policy(name="h2o", scorer=H2O(), allocator=Uniform(), evictor=Drop(), trigger=OverBudget()),
+    "tova": Policy(name="tova", scorer=Tova(), allocator=Uniform(), evictor=Drop(), trigger=OverBudget()),
+    "d2o": Policy(name="d2o", scorer=H2O(), allocator=D2OLayers(), evictor=D2OMerge(), trigger=OverBudget()),
+    "elastic": Policy(name="elastic", scorer=H2O(recent=0.1), allocator=Uniform(), evictor=ElasticMerge(), trigger=OverBudget()),
+    "knorm": Policy(name="knorm", scorer=Knorm(), allocator=Uniform(), evictor=Drop(), trigger=AfterPrompt()),
+}
+
+CACHE_PARTS: dict[str, dict[str, object]] = {  # field of a cache policy -> what it may be set to
+    "allocator": {"uniform": Uniform(), "pyramid": Pyramid(), "adakv": AdaKV(), "d2o": D2OLayers()},
+    "evictor": {"drop": Drop(), "d2o": D2OMerge(), "elastic": ElasticMerge()},
+    "trigger": {"after_prompt": AfterPrompt(), "every": Every(every=16), "over_budget": OverBudget()},
+}
+
+
+def cache_policy(spec: str) -> Policy:
+    """The cache policy that NAME, NAME:SHARE or NAME:keep=SHARE,field=value,... means. Raises UnknownName or BadField."""
+    name, colon, rest = spec.partition(":")
+    is_bare = bool(rest) and "=" not in rest.partition(",")[0]
+    return Specs("cache policy", CACHES, CACHE_PARTS).read(f"{name}{colon}keep={rest}" if is_bare else spec)  # type: ignore[return-value]
+
+
+ATTENTION_PLANS: dict[str, AttentionPlan] = {
+    "vertical_slash": VerticalSlash(), "hyper": Hyper(), "s2": S2(), "longgen": LongGen(), "dual_chunk": DualChunk(),
+}  # fmt: skip
+
+
+def attention_plan(spec: str) -> AttentionPlan:
+    """The attention plan that NAME or NAME:field=value,... means. Raises UnknownName or BadField."""
+    return Specs("attention plan", ATTENTION_PLANS, {}).read(spec)  # type: ignore[return-value]
