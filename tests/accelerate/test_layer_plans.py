@@ -1,4 +1,4 @@
-"""Layer plans on a tiny model: nothing dropped is plain decoding bit for bit; what leaves, rests and comes back is what plain PyTorch says,
+"""Layer plans on a tiny model: nothing dropped is plain decoding bit for bit; what leaves, resting and comes back is what plain PyTorch says,
 token by token; no token goes through a layer twice; an answer is the same alone and in a crowd; and wrong implementations fail."""
 
 import dataclasses
@@ -79,7 +79,7 @@ class Slow:
         self.hf, self.plan, self.num = hf, plan, len(ids)
         self.cuts = list(plan.cuts(3))
         self.keys: list[dict[int, tuple[torch.Tensor, torch.Tensor]]] = [{}, {}, {}]
-        self.rests: dict[tuple[int, int], torch.Tensor] = {}  # (cut, place)
+        self.resting: dict[tuple[int, int], torch.Tensor] = {}  # (cut, place)
         self.visits: dict[tuple[int, int], int] = {}
         rows = {place: hf.model.embed_tokens(torch.tensor(token)) for place, token in enumerate(ids)}
         self.last = self.through(rows, self.num - 1)
@@ -93,7 +93,7 @@ class Slow:
             cut = self.cuts.index(layer)
             for place in list(rows):
                 if place < self.num:
-                    self.rests[cut, place] = rows.pop(place)
+                    self.resting[cut, place] = rows.pop(place)
             here = [place for place in sorted(self.keys[layer]) if place < self.num]
             score = {place: sum(w.get(place, 0.0) for w in weights) for place in here}
             total = [sum(w[place] for place in here) for w in weights]  # of the prompt's tokens alone
@@ -101,7 +101,7 @@ class Slow:
             best = sorted(here, key=lambda place: (place != self.num - 1, -score[place]))[: self.plan.num_kept(cut, self.num)]
             for place in sorted(best):
                 if place not in self.keys[layer + 1]:
-                    rows[place] = self.rests.pop((cut, place))
+                    rows[place] = self.resting.pop((cut, place))
             rows = dict(sorted(rows.items()))
         return rows[newest]
 

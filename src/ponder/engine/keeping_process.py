@@ -44,6 +44,12 @@ class KeepingProcess(ShelvingProcess):
     def _new_record(self, num_prompt: int) -> Record:
         return self.keeper.begin(num_prompt)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values, stored and under way, and of what evictors put elsewhere in memory."""
+        records = [*self.records.values(), *(shelved.record for some in self.shelf.prompts.values() for shelved in some.values())]
+        return super().nbytes + sum({id(rest): rest.nbytes for r in records for some in r.rests for rest in some}.values())
+
     def _first_row(self, num_prompt: int) -> int:
         return self.keeper.first_row(num_prompt)
 

@@ -32,10 +32,12 @@ from ponder.engine.runners import Lender
 from ponder.engine.sampler import Draw, Drawn, LogP, draw, most_likely
 from ponder.engine.settings import Settings
 from ponder.models.decoder import Decoder
+from ponder.models.memory import give_back
 
 UNLIMITED = 1 << 60
 HEAD_ROWS = 64  # scored positions that meet the output head at a time
 NUM_RENDERED = 4096  # prompts whose token ids are remembered
+TIDY_STEPS, TIDY_NBYTES = 128, 1 << 28  # steps after which free memory goes back to the system, if it is more than so many bytes
 
 
 class LocalProcess:
@@ -54,7 +56,7 @@ class LocalProcess:
         self.store = KVStore(self.pool)
         self.attention = self._open_attention(settings)
         self.model_id += self.attention.name  # equal only for equal results, and the kernels round differently
-        self.count, self.num_calls = Count(), 0  # counted by the loop, whoever asked
+        self.count, self.num_calls, self.num_steps = Count(), 0, 0  # counted by the loop, whoever asked
         self.num_preempted = self.num_recomputed = 0  # tracks put back, and tokens computed again for them
         self.jobs: dict[int, Job] = {}
         self.priorities: dict[int, int] = {}
@@ -82,11 +84,7 @@ class LocalProcess:
         return len(self._prompt_ids(prompt))
 
     def flops(self, num_tokens: int, context_len: float) -> float:
-        """Two per weight that a token meets (head included), and four per key, head and width element of attention."""
-        config = self.decoder.config
-        attention = 4.0 * config.num_layers * config.num_heads * config.head_dim * context_len
-        per_layer = config.dim * config.head_dim * (2 * config.num_heads + 2 * config.num_kv_heads) + 3 * config.dim * config.ffn_dim
-        return num_tokens * (2.0 * (config.num_layers * per_layer + config.dim * config.vocab_size) + attention)
+        return self.decoder.flops(num_tokens, context_len)
 
     def add(self, ask: Ask, max_tokens: int | None = None, priority: int = 0) -> int:
         """See core.roles. Higher priorities are admitted first. Raises BadField for a Judge ask, a final prefix, a foreign token, a
@@ -117,6 +115,9 @@ class LocalProcess:
         done = [(ticket, job) for ticket, job in self.jobs.items() if self._is_done(job)]
         for ticket, job in done:
             self._close(ticket, job)
+        self.num_steps += 1
+        if not self.num_steps % TIDY_STEPS:
+            give_back(above=TIDY_NBYTES)
         if not self.jobs:
             self.pool.trim()
         return [(ticket, job.answer()) for ticket, job in done]
@@ -291,7 +292,8 @@ class LocalProcess:
         track.node = found.node
         self.store.pin(found.node)
         track.num_computed = self.attention.begin(min(found.num_tokens, track.num_given - 1), track.num_prompt)
-        if found.num_tokens == track.num_given and found.is_node_end and found.node.hidden is not None:
+        is_whole = self.attention.begin(track.num_given, track.num_prompt) == track.num_given
+        if is_whole and found.num_tokens == track.num_given and found.is_node_end and found.node.hidden is not None:
             track.num_computed = track.num_given
             track.hidden.append(found.node.hidden[None])
         elif found.is_node_end and found.num_tokens == track.num_given - 1 and ~track.key[-1] in found.node.paid:
@@ -355,9 +357,8 @@ class LocalProcess:
     def _read_prompts(self, room: int) -> None:
         """Goes on with prompts that are read before the model meets them, even when there is little room."""
         for job, num, context_len in self.prompts.read(max(room, self.chunk // 8)):
-            flops = self.prompts.flops(num, context_len)
-            job.count.flops += flops
-            self.count.flops += flops
+            for count in (job.count, self.count):
+                count.flops += self.prompts.flops(num, context_len)
 
     def _next_spans(self) -> list[tuple[Span, Job, Track]]:
         """What this step computes, as the scheduler allots it."""

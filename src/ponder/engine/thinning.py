@@ -1,7 +1,7 @@
 """What is known of a sequence whose prompt tokens leave behind some layers (core.pruning.LayerPlan), and the pages it lives in.
 
 Layers between two cuts are a stretch, and all of its layers and heads know the same tokens: of stretch s those of `known[s]`, in the
-order in which they came. A token that left behind stretch s rests in `rests[s]` as it was there, and enters the next layers from
+order in which they came. A token that left behind stretch s resting in `resting[s]` as it was there, and enters the next layers from
 there when it is wanted again; so no token goes through a layer twice.
 
 Shapes: L layers, K key heads, N tokens of a prompt, D model width.
@@ -22,11 +22,11 @@ class Thinned(Record):
     """`last` is the number of tokens that it is about: it cannot be cut."""
 
     known: list[set[int]] = field(default_factory=list)  # of each stretch but the first, which knows all
-    rests: list[dict[int, Tensor]] = field(default_factory=list)  # of each stretch but the last: place in the prompt -> float32 [D]
+    resting: list[dict[int, Tensor]] = field(default_factory=list)  # of each stretch but the last: place in the prompt -> float32 [D]
 
     def copy(self, num_tokens: int) -> "Thinned":
         return Thinned(
-            self.num_prompt, self.due, num_tokens, known=[set(x) for x in self.known], rests=[dict(x) for x in self.rests],
+            self.num_prompt, self.due, num_tokens, known=[set(x) for x in self.known], resting=[dict(x) for x in self.resting],
         )  # fmt: skip
 
 

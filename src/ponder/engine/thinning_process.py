@@ -53,7 +53,7 @@ class Flight:
     def rest(self, number: int) -> None:
         """Its prompt tokens' rows, as they are behind stretch `number`."""
         count = len(self.x_ND) if self.is_prompt else len(self.back)
-        self.record.rests[number].update(zip(self.places[:count], self.x_ND))
+        self.record.resting[number].update(zip(self.places[:count], self.x_ND))
 
     @property
     def places(self) -> Sequence[int]:
@@ -83,7 +83,7 @@ class ThinningProcess(ShelvingProcess):
 
     def _new_record(self, num_prompt: int) -> Record:
         num = len(self.stretches) - 1
-        return Thinned(num_prompt, None, known=[set() for _ in range(num)], rests=[{} for _ in range(num)])
+        return Thinned(num_prompt, None, known=[set() for _ in range(num)], resting=[{} for _ in range(num)])
 
     def _first_row(self, num_prompt: int) -> int:
         return 0
@@ -169,7 +169,7 @@ class ThinningProcess(ShelvingProcess):
             num = min(len(here), self.plan.num_kept(number, num_prompt))
             chosen = here if num == len(here) else self._chosen(layer, flight, here, num)
             wanted = [place for place in chosen if place not in known]
-        rows = [record.rests[number].pop(place) for place in wanted]
+        rows = [record.resting[number].pop(place) for place in wanted]
         known.update(wanted)
         pages.shift(self.stretches[number + 1], num_prompt - len(known))
         if flight.is_prompt:
