@@ -26,6 +26,7 @@ from ponder.engine.open import open_process
 from ponder.engine.process import LocalProcess, Settings
 from ponder.engine.thinning_process import ThinningProcess, slots_before
 from ponder.testing.laws_process import LAWS
+from ponder.testing.laws_prompt import PLAN_LAWS
 
 DECODER = tiny_decoder("qwen2")
 SMALL = 300_000  # bytes of keys and values: too few for a crowd
@@ -35,6 +36,23 @@ TEXT = "the quick brown fox jumps over the lazy dog, and the dog does not mind; 
 
 def thinning(plan: LayerPlan, *, decoder=DECODER, **settings) -> ThinningProcess:
     return ThinningProcess(decoder, ByteTokenizer(), Sarathi(), Settings(**({"kv_bytes": 1 << 24} | settings), layers=plan))
+
+
+@pytest.mark.parametrize("plan", [LazyLLM(), LAZY, LazyLLM(keep=20), LazyLLM(keep=1.0)])
+def test_laws_of_a_plan(plan: LayerPlan):
+    for law in PLAN_LAWS:
+        law(plan)
+
+
+def test_a_plan_that_loses_the_newest_token_fails():
+    class Blind(LazyLLM):
+        def choose(self, seen, num):
+            return torch.arange(num)
+
+    with pytest.raises(AssertionError, match="last token"):
+        PLAN_LAWS[0](Blind())
+    with pytest.raises(BadField, match="the prompt's last among them"):
+        answers(thinning(Blind(**vars(LAZY))), [ask_of(TEXT, 2)])
 
 
 def test_laws_of_a_process():
