@@ -17,6 +17,7 @@ from ponder.engine.attend import Span
 from ponder.engine.jobs import Job, Track
 from ponder.engine.keep import Keeper, Kept, Record, Shelf
 from ponder.engine.kv import common_len
+from ponder.engine.pages import Sequence as Pages
 from ponder.engine.process import LocalProcess, Settings
 from ponder.models.decoder import Decoder
 
@@ -30,6 +31,7 @@ class KeepingProcess(LocalProcess):
         assert policy is not None
         self.policy, self.shelf = policy, Shelf()
         self.records: dict[Track, Record] = {}
+        self.guessed: dict[Pages, Record] = {}  # of this step's guesses, by the pages of each span
         self.keeper = Keeper(policy, decoder.config, self.pool, self.attention.kernel)
         self.model_id += f"/cache-{policy.label}"
 
@@ -60,11 +62,28 @@ class KeepingProcess(LocalProcess):
     def _drop_idle(self) -> bool:
         return super()._drop_idle() or self.shelf.drop_one()
 
+    def _ahead(self, track: Track) -> int:
+        due = self.records[track].due
+        return super()._ahead(track) if due is None else due - track.num_computed - 1
+
     def _forward(self, spans: Sequence[Span], tokens: list[int]) -> Tensor:
         plan = self.attention.plan(spans)
         records = {track.pages: self.records[track] for _, track in self.running}
-        attend = self.keeper.watched(plan, spans, [records.get(span.sequence) for span in spans])  # none of what is only guessed
+        self.guessed = {pages: self.records[round.track].blank() for pages, round in self.rounds.running.items()}
+        records.update(self.guessed)  # what guesses show is known once they are kept
+        attend = self.keeper.watched(plan, spans, [records[span.sequence] for span in spans])
         return self.decoder.forward(torch.tensor(tokens), plan.positions, attend, plan.prompts)
+
+    def _committed(self, track: Track, rows: Sequence[tuple[Pages, int]]) -> None:
+        record = self.records[track]
+        for pages, place in rows:
+            record.add_row(self.guessed[pages], place)
+        if record.due is None or track.num_computed < record.due or self._drop_keys(track):
+            return
+        assert track.pages is not None
+        track.num_computed = track.pages.num_tokens = record.due - 1  # the last one is computed again, when there is room to drop keys
+        if next(job for job, other in self.running if other is track).finish is None:  # type: ignore[union-attr]
+            self._preempt(track)
 
     # tracks begin
 

@@ -62,7 +62,7 @@ class LocalProcess:
         self.num_added = 0
         self.rendered: OrderedDict[object, list[int]] = OrderedDict()
         lender = Lender(decoder, tokenizer, self.attention, take=self._take, pages_of=self._pages_of, twins=settings.twins)
-        self.rounds = Rounds(settings.speculation, lender.host(), self._take, self.max_rows)
+        self.rounds = Rounds(settings.speculation, lender.host(), self._take, self._ahead, max_rows=self.max_rows)
         self.model_id += self.rounds.name
 
     @property
@@ -175,6 +175,13 @@ class LocalProcess:
     def _stop(self, track: Track) -> int:
         """Tokens up to which a track may be computed in this step."""
         return len(track.key)
+
+    def _ahead(self, track: Track) -> int:
+        """How many guesses after a track's next token may be computed with it."""
+        return UNLIMITED
+
+    def _committed(self, track: Track, rows: Sequence[tuple[Pages, int]]) -> None:
+        """A round has kept tokens of a track, each computed in a span of those pages, at that place."""
 
     def _drop_idle(self) -> bool:
         """Drops what was kept in case somebody goes on from there and was used longest ago; False when there is nothing."""
