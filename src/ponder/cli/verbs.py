@@ -271,7 +271,7 @@ def open_named(
     catalogue.weights_on(device, weights)
     path = _pulled(model) if model == catalogue.DEFAULT_MODEL else fetch.resolve(model)
     with show.waiting(f"opening {model}"):
-        return catalogue.open_model(path, weights, threads, device=device, settings=Settings(context_len=context_len), accelerations=accelerations)
+        return catalogue.open_together(path, weights, threads, device=device, settings=Settings(context_len=context_len), accelerations=accelerations)
 
 
 def _pulled(name: str) -> Path:

@@ -93,7 +93,12 @@ class Policy:
 
     def budget(self, num_prompt: int) -> int:
         """Keys that a head keeps, on average."""
-        return max(1, math.floor(self.keep * num_prompt + 1e-9)) if self.keep <= 1 else int(self.keep)
+        return share_of(self.keep, num_prompt)
+
+
+def share_of(keep: float, num: int) -> int:
+    """How many of `num` a share in (0, 1] means, at least 1; above 1 `keep` is a number itself."""
+    return max(1, math.floor(keep * num + 1e-9)) if keep <= 1 else int(keep)
 
 
 PROTECTED = 1e9  # above any score
