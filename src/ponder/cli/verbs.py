@@ -70,6 +70,8 @@ def ask(
     show.show_answer(result, strategy=strategy, budget=str(limits))
     if accelerations.cache is not None:
         show.say(f"cache {accelerations.cache}: {process.kept}")  # type: ignore[attr-defined]
+    if accelerations.attend is not None:
+        show.say(f"attend {accelerations.attend}: {process.attention.met}")  # type: ignore[attr-defined]
     return INTERRUPTED if result.stop_reason == "interrupted" else 0
 
 

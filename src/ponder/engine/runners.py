@@ -104,18 +104,19 @@ class Lender:
             runner=self.runner, logits=decoder.logits,
         )  # fmt: skip
 
+    def other(self, twin: Twin) -> Decoder:
+        """The decoder of a model with the same tokens. Raises BadField for one that has others, or that cannot be opened here."""
+        if self.twins is None or twin.skips:
+            raise BadField(f"{twin}: this process opens no other model, or one with all its layers; use catalogue.open_model, leave skips out")
+        decoder, tokenizer = self.twins(twin)
+        if tokenizer.pieces != self.tokenizer.pieces:
+            raise BadField(f"{twin}: its {len(tokenizer.pieces)} tokens are not this model's {len(self.tokenizer.pieces)}; take one of its family")
+        return decoder
+
     def runner(self, twin: Twin) -> Runner:
         if twin.skips and twin.model is None and twin.weights is None:
             return ThinnedRunner(self.decoder, self.attention, frozenset(twin.skips), pages_of=self.pages_of, take=self.take)
-        if self.twins is None or twin.skips:
-            raise BadField(
-                f"draft by {twin}: this process opens no other model, or one with all its layers; use catalogue.open_model, leave skips out"
-            )
-        decoder, tokenizer = self.twins(twin)
-        if tokenizer.pieces != self.tokenizer.pieces:
-            raise BadField(
-                f"draft by {twin}: its {len(tokenizer.pieces)} tokens are not this model's {len(self.tokenizer.pieces)}; take one of its family"
-            )
+        decoder = self.other(twin)
         return TwinRunner(decoder, lambda pool: Attention(decoder.config, pool, is_native=self.attention.kernel is not None))
 
 

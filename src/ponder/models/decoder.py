@@ -64,20 +64,34 @@ class Decoder:
         prompts: ascending (start, stop) of rows whose tokens are of prompts. skips: layers that are left out. mixes: by row, whose embedding
         is the weighted sum of several tokens' in place of its own token's.
         """
+        x_TD = self.embedded(tokens, mixes)
+        x_TD = self.through([i for i in range(len(self.bodies)) if i not in skips], x_TD, positions, attend, prompts=prompts)
+        return rms_norm(x_TD, self.norm, self.config.norm_eps, self.dtype)
+
+    def embedded(self, tokens: Tensor, mixes: Mapping[int, Blur] | None = None) -> Tensor:
+        """What tokens [T] enter the first layer as, float32 [T, D]; rows of `mixes` as the weighted sums."""
         x_TD = self.embed.rows(tokens)
         for row, blur in (mixes or {}).items():
             ids, weights = zip(*blur)
             x_TD[row] = torch.tensor(weights, device=x_TD.device) @ self.embed.rows(torch.tensor(ids, device=tokens.device))
-        if self.config.embed_scale != 1:
-            x_TD = x_TD * self.config.embed_scale
+        return x_TD * self.config.embed_scale if self.config.embed_scale != 1 else x_TD
+
+    def through(
+        self, layers: Sequence[int], x_TD: Tensor, positions: Tensor, attend: Attend, *, prompts: Sequence[tuple[int, int]] = ()
+    ) -> Tensor:  # fmt: skip
+        """The rows behind the layers, in order; x_TD may be written over. The rest as of `forward`."""
         angles = [table.at(positions) for table in self.tables]
-        runs = kinds_of_rows(len(tokens), prompts)
-        for index, body in enumerate(self.bodies):
-            if index in skips:
-                continue
+        runs = kinds_of_rows(len(x_TD), prompts)
+        for index in layers:
+            body = self.bodies[index]
             q_THE, k_TKE, v_TKE = before(body, runs, x_TD, angles[self.table_of[index]])
             x_TD = after(body, runs, x_TD, attend(index, q_THE, k_TKE, v_TKE))
-        return rms_norm(x_TD, self.norm, self.config.norm_eps, self.dtype)
+        return x_TD
+
+    def projected(self, layer: int, x_TD: Tensor, positions: Tensor, prompts: Sequence[tuple[int, int]] = ()) -> tuple[Tensor, Tensor, Tensor]:
+        """The queries, keys and values that rows x_TD would bring to a layer's attention, rotated."""
+        angles = self.tables[self.table_of[layer]].at(positions)
+        return before(self.bodies[layer], kinds_of_rows(len(x_TD), prompts), x_TD, angles)
 
     def flops(self, num_tokens: int, context_len: float) -> float:
         """Two per weight that a token meets (head included), and four per key, head and width element of attention."""
