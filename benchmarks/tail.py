@@ -79,20 +79,23 @@ def train(text: Path, start: float, share: int, seconds: float, rate: float, out
     recipe = TailRecipe(length=LENGTH, rate=rate, max_seconds=seconds, max_steps=10_000, is_half=True)
     before = measured(decoder, tail, held_out, recipe)
     print(f"start {tail.start} of {decoder.config.num_layers}, share {share}: {len(learned)} pieces; before {before}", flush=True)
-    tail = fit_tail(decoder, tail, learned, recipe, lambda i, loss: print(i, round(loss, 3), flush=True) if i % 10 == 0 else None)
+    tail = fit_tail(decoder, tail, learned, recipe, on_step=lambda i, loss: print(i, round(loss, 3), flush=True) if i % 10 == 0 else None)
     after = measured(decoder, tail, held_out, recipe)
     tail.facts.update(before=before, after=after)
     save_tail(tail, out)
     print(json.dumps(tail.facts))
 
 
-def prefill(num: int, tails: list[Path]) -> None:
-    """CPU seconds to the first token of a prompt of `num` tokens, best of three, with and without the tail."""
+def prefill(num: int, tails: list[Path], repeats: int) -> None:
+    """CPU seconds to the first token of a prompt of `num` tokens, the best of some, with and without tails."""
     draws = torch.Generator().manual_seed(0)
     for tail in (None, *tails):
         process = catalogue.open_model(pull(MODEL), threads=1, accelerations=Accelerations(tail=None if tail is None else str(tail)))
-        found = [first_token(process, num, draws) for _ in range(3)]
-        print(f"{tail}: {min(x for x, _ in found):.2f} s of CPU, {found[0][1] / 1e9:.1f} GFLOP, keys and values {process.nbytes / 1e6:.1f} MB")
+        found = [first_token(process, num, draws) for _ in range(repeats)]
+        print(
+            f"{tail}: {min(x for x, _ in found):.2f} s of CPU, {found[0][1] / 1e9:.1f} GFLOP, keys and values {process.nbytes / 1e6:.1f} MB",
+            flush=True,
+        )
 
 
 def first_token(process: LocalProcess, num: int, draws: torch.Generator) -> tuple[float, float]:
@@ -118,6 +121,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tail", type=Path, action="append", default=[])
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -126,7 +130,7 @@ def main() -> None:
     elif args.what == "train":
         train(args.text, args.start, args.share, args.seconds, args.rate, args.out)
     else:
-        prefill(args.tokens, args.tail)
+        prefill(args.tokens, args.tail, args.repeats)
 
 
 if __name__ == "__main__":

@@ -47,11 +47,11 @@ class Model:
 
 def load(
     model: str = catalogue.DEFAULT_MODEL, *, weights: str | None = None, threads: int | None = None, device: str = "cpu",
-    context_len: int | None = None, draft: str | None = None, cache: str | None = None, attend: str | None = None, tail: str | None = None,
+    context_len: int | None = None, draft: str | None = None, cache: str | None = None, attend: str | None = None,
 ) -> Model:  # fmt: skip
     """The model of that name (fetched into the cache when it is not there), GGUF file, folder, endpoint (URL#MODEL or a .toml file) or
-    transformers:FOLDER, opened. draft, cache, attend, tail: how the same answer is to cost less (core.accelerations)."""
-    accelerations = Accelerations(draft=draft, cache=cache, attend=attend, tail=tail)
+    transformers:FOLDER, opened. draft, cache, attend: how the same answer is to cost less (core.accelerations)."""
+    accelerations = Accelerations(draft=draft, cache=cache, attend=attend)
     return Model(open_by_name(model, weights, threads, device=device, context_len=context_len, accelerations=accelerations))
 
 
@@ -64,7 +64,7 @@ def open_by_name(
         return open_elsewhere(model)
     weights = catalogue.weights_on(device, weights)
     path = fetch.pull(model) if model in MODELS and not Path(model).exists() else fetch.resolve(model)
-    return catalogue.open_model(path, weights, threads, device=device, settings=Settings(context_len=context_len), accelerations=accelerations)
+    return catalogue.open_together(path, weights, threads, device=device, settings=Settings(context_len=context_len), accelerations=accelerations)
 
 
 def recipe_of(strategy: str | Strategy, budget: str | Budget) -> Recipe:

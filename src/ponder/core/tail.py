@@ -87,4 +87,4 @@ def load_tail(path: Path) -> Tail:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise BadField(f"{path} is damaged (values that are no numbers); train the tail again")
     start, share = int(facts["start"]), int(facts["share"])
-    return Tail(model_id=facts["model_id"], start=start, share=share, facts=json.loads(facts["facts"]), **tensors)  # type: ignore[arg-type]
+    return Tail(model_id=facts["model_id"], start=start, share=share, facts=json.loads(facts["facts"]), **tensors)

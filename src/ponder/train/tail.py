@@ -40,7 +40,7 @@ class TailRecipe:
 
 
 def fit_tail(
-    decoder: Decoder, tail: Tail, texts: Sequence[Sequence[int]], recipe: TailRecipe | None = None,
+    decoder: Decoder, tail: Tail, texts: Sequence[Sequence[int]], recipe: TailRecipe | None = None, *,
     on_step: Callable[[int, float], None] = lambda i, x: None,
 ) -> Tail:  # fmt: skip
     """The tail trained on texts of at least `length` tokens each, of which a step takes some. decoder: float32, in plain PyTorch.
@@ -138,8 +138,8 @@ def between(decoder: Decoder, x_BTD: Tensor, layers: Sequence[int]) -> Tensor:
     for index in layers:
         layer = decoder.layers[index]
         qkv = layer.qkv.apply(normed(decoder, x_BTD, layer.attn_norm))
-        q, k, v = (qkv if layer.qkv_bias is None else qkv + layer.qkv_bias).split(parts, -1)
-        x_BTD = behind_layer(decoder, index, x_BTD, q, k, v)
+        qkv = qkv if layer.qkv_bias is None else qkv + layer.qkv_bias
+        x_BTD = behind_layer(decoder, index, x_BTD, qkv.split(parts, -1))
     return x_BTD
 
 
@@ -151,12 +151,13 @@ def behind(decoder: Decoder, x_BTD: Tensor, tail: Tail) -> Tensor:
         q = F.linear(normed(decoder, x_BTD, decoder.layers[index].attn_norm), tail.q[i], None if tail.q_bias is None else tail.q_bias[i])
         k = F.linear(read_BTD, tail.k[group], None if tail.k_bias is None else tail.k_bias[group])
         v = F.linear(read_BTD, tail.v[group], None if tail.v_bias is None else tail.v_bias[group])
-        x_BTD = behind_layer(decoder, index, x_BTD, q, k, v)
+        x_BTD = behind_layer(decoder, index, x_BTD, (q, k, v))
     return x_BTD
 
 
-def behind_layer(decoder: Decoder, index: int, x_BTD: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The states behind a layer whose projections are q, k, v, not rotated yet."""
+def behind_layer(decoder: Decoder, index: int, x_BTD: Tensor, qkv: Sequence[Tensor]) -> Tensor:
+    """The states behind a layer whose queries, keys and values are these, not rotated yet."""
+    q, k, v = qkv
     layer, width, (num_texts, num) = decoder.layers[index], decoder.config.head_dim, x_BTD.shape[:2]
     cos, sin = decoder.tables[decoder.table_of[index]].at(torch.arange(num).repeat(num_texts))
 
