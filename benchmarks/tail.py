@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+from lib.rows import append
 
 from ponder import catalogue
 from ponder.accelerate.weights.dense import Float32, PlainLinear, stack_rows
@@ -22,7 +23,7 @@ from ponder.core.accelerations import Accelerations
 from ponder.core.asks import Extend, Extension, Prefix, Prompt, Sampling
 from ponder.core.formats import RawTensor
 from ponder.core.rng import hash_seed
-from ponder.core.tail import save_tail
+from ponder.core.tail import load_tail, save_tail
 from ponder.engine.process import LocalProcess
 from ponder.models.decoder import load
 from ponder.models.fetch import pull
@@ -83,19 +84,19 @@ def train(text: Path, start: float, share: int, seconds: float, rate: float, out
     after = measured(decoder, tail, held_out, recipe)
     tail.facts.update(before=before, after=after)
     save_tail(tail, out)
+    append("tail", {"what": "train", "model": MODEL, "start": tail.start, "share": share, "held_out": HELD_OUT * LENGTH} | tail.facts)
     print(json.dumps(tail.facts))
 
 
 def prefill(num: int, tails: list[Path], repeats: int) -> None:
     """CPU seconds to the first token of a prompt of `num` tokens, the best of some, with and without tails."""
     draws = torch.Generator().manual_seed(0)
-    for tail in (None, *tails):
-        process = catalogue.open_model(pull(MODEL), threads=1, accelerations=Accelerations(tail=None if tail is None else str(tail)))
+    for path in (None, *tails):
+        process = catalogue.open_model(pull(MODEL), threads=1, accelerations=Accelerations(tail=None if path is None else str(path)))
         found = [first_token(process, num, draws) for _ in range(repeats)]
-        print(
-            f"{tail}: {min(x for x, _ in found):.2f} s of CPU, {found[0][1] / 1e9:.1f} GFLOP, keys and values {process.nbytes / 1e6:.1f} MB",
-            flush=True,
-        )
+        tail = None if path is None else load_tail(path)
+        row = {"what": "prefill", "model": MODEL, "tokens": num, "start": tail and tail.start, "share": tail and tail.share}
+        append("tail", row | {"seconds": min(x for x, _ in found), "flops": found[0][1], "nbytes": process.nbytes, "n": repeats})
 
 
 def first_token(process: LocalProcess, num: int, draws: torch.Generator) -> tuple[float, float]:
