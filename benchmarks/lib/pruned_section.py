@@ -24,6 +24,7 @@ NEEDLE = """
 A small decoder that was trained to recall pairs (`python benchmarks/recall_train.py`): which value has a key, of {pairs} pairs among {len}
 tokens, {n} contexts, % right with Wilson's 95 % interval (`python benchmarks/pruned.py needle`); with the whole prompt {plain}. For
 cache policies the answer begins with the key, as they drop keys behind the prompt. `specpc` and `speckv` draft with the model itself.
+Of the three layers the last one looks the pair up: a cut or a choice before it, by a layer that does not look there, loses it.
 
 | spec | {shares} |
 |---|{lines}"""
