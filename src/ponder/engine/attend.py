@@ -157,6 +157,11 @@ class StepPlan(abc.ABC):
     def attend(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
         """Writes k and v into their pages and returns what every token reads, [T, H * E]."""
 
+    def attend_with_lse(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> tuple[Tensor, Tensor | None]:
+        """attend, and the log of the sum of exponentiated scores, float32 [T, H]: NaN for rows that did not meet all keys, None where the
+        kernel does not tell."""
+        return self.attend(layer, q_THE, k_TKE, v_TKE), None
+
 
 class NativePlan(StepPlan):
     """By the compiled kernel: prefixes are read where they lie, shared ones once for all who share them."""
@@ -189,7 +194,6 @@ class NativePlan(StepPlan):
         return self.plan.run(layer, q_THE, k_TKE, v_TKE, window=self.config.window(layer) or 0, softcap=self.config.attn_softcap or 0.0)
 
     def attend_with_lse(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> tuple[Tensor, Tensor]:
-        """attend, and the log of the sum of exponentiated scores, float32 [T, H]."""
         lse = torch.empty(q_THE.shape[:2], dtype=torch.float32)
         cap = self.config.attn_softcap or 0.0
         return self.plan.run(layer, q_THE, k_TKE, v_TKE, window=self.config.window(layer) or 0, softcap=cap, lse_TH=lse), lse

@@ -17,6 +17,7 @@ from ponder.engine.ahead import ahead_of
 from ponder.engine.attend import Span
 from ponder.engine.jobs import Track
 from ponder.engine.keep import Keeper, Kept, Record
+from ponder.engine.pages import Sequence as Pages
 from ponder.engine.process import Settings
 from ponder.engine.runners import Lender
 from ponder.engine.shelving_process import ShelvingProcess
@@ -31,6 +32,7 @@ class KeepingProcess(ShelvingProcess):
         policy = settings.cache
         assert policy is not None
         self.policy, self.is_full_kept = policy, policy.is_full_kept
+        self.guessed: dict[Pages, Record] = {}  # of this step's guesses, by the pages of each span
         self.keeper = Keeper(policy, decoder.config, self.pool, self.attention.kernel)
         lender = Lender(decoder, tokenizer, self.attention, take=self._take, pages_of=self._pages_of, twins=settings.twins)
         self.ahead = ahead_of(self.keeper, lender)
@@ -58,11 +60,28 @@ class KeepingProcess(ShelvingProcess):
         end = track.num_given if track.num_computed < track.num_given else len(track.key)  # what is given is shelved for others
         return end if due is None else min(end, due)
 
+    def _ahead(self, track: Track) -> int:
+        due = self.records[track].due
+        return super()._ahead(track) if due is None else due - track.num_computed - 1
+
     def _forward(self, spans: Sequence[Span], tokens: list[int]) -> Tensor:
         plan = self.attention.plan(spans)
         records = {track.pages: self.records[track] for _, track in self.running}
-        attend = self.keeper.watched(plan, spans, [records.get(span.sequence) for span in spans])  # none of what is only guessed
+        self.guessed = {pages: self.records[round.track].blank() for pages, round in self.rounds.running.items()}
+        records.update(self.guessed)  # what guesses show is known once they are kept
+        attend = self.keeper.watched(plan, spans, [records[span.sequence] for span in spans])
         return self.decoder.forward(torch.tensor(tokens), plan.positions, attend, plan.prompts)
+
+    def _committed(self, track: Track, rows: Sequence[tuple[Pages, int]]) -> None:
+        record = self.records[track]
+        for pages, place in rows:
+            record.add_row(self.guessed[pages], place)
+        if record.due is None or track.num_computed < record.due or self._drop_keys(track):
+            return
+        assert track.pages is not None
+        track.num_computed = track.pages.num_tokens = record.due - 1  # the last one is computed again, when there is room to drop keys
+        if next(job for job, other in self.running if other is track).finish is None:  # type: ignore[union-attr]
+            self._preempt(track)
 
     # tokens were computed
 

@@ -96,14 +96,11 @@ def check_together(settings: Settings) -> None:
     for name, other in (("draft", speculation), ("cache policy", cache), ("attention plan", attend)):
         if settings.layers is not None and other is not None:
             raise BadField(f"layer plan {settings.layers.name} with a {name}: layers then know different tokens; leave one of them out")
-    if cache is not None and speculation is not None and cache.drops_in_answer:
+    if attend is None or not attend.is_for_answers:
+        return
+    if cache is not None:
         raise BadField(
-            f"cache policy {cache.name!r} with a draft: it drops keys while an answer grows, which guesses do not allow yet; "
-            "set trigger=after_prompt, or leave one of them out"
+            f"cache policy {cache.name!r} with attention plan {attend.name}: the plan is for answers, which meet dropped keys; leave one out"
         )
-    if cache is not None and speculation is not None and cache.evictor.has_rest:
-        raise BadField(f"cache policy {cache.name!r} with a draft: guesses do not meet what its evictor puts elsewhere; set evictor=drop")
-    if cache is not None and attend is not None:
-        raise BadField(f"cache policy {cache.name!r} with attention plan {attend.name}: a policy sees attention to all keys; leave one of them out")
-    if attend is not None and speculation is not None:
-        raise BadField(f"attention plan {attend.name} with a draft: guesses are met by plain attention only; leave one of them out")
+    if speculation is not None:
+        raise BadField(f"attention plan {attend.name} with a draft: the plan is for answers, and guesses are met by plain attention; leave one out")

@@ -244,7 +244,11 @@ class Sequence:
 
     def branch(self) -> "Sequence":
         """A fork that shares nothing but the pages of what was written: what either writes next never meets the other."""
-        return Sequence(self.pool, self.table[:, :, : -(-self.num_tokens // PAGE)], self.num_tokens)
+        other = Sequence(self.pool)
+        other.table, other.num_pages = self.table.copy(), np.minimum(self.num_pages, self._num_for(self.num_tokens))
+        other.dropped, other.num_tokens, other.is_ragged = self.dropped.copy(), self.num_tokens, self.is_ragged
+        self.pool.share(other.table[other._is_held()])
+        return other
 
     def keep(self, layer: int, head: int, places: Ids) -> bool:
         """Keeps only the keys at `places` (ascending indices among those the head holds) and frees the rest.
