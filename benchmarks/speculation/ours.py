@@ -9,7 +9,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from ponder.core.asks import Extend, Extension, Prefix, Prompt, Sampling
-from ponder.core.draft import Acceptor, Context, Controlling, Drafter, Drafting, Host, LengthControl, Needs, Speculation, Spent, Tree, Verified, chain
+from ponder.core.draft import (
+    Acceptor,
+    Context,
+    Controlling,
+    Drafter,
+    Drafting,
+    Guess,
+    Host,
+    LengthControl,
+    Needs,
+    Speculation,
+    Spent,
+    Tree,
+    Verified,
+    chain,
+)
 from ponder.core.guarantee import Guarantee
 from ponder.engine.process import LocalProcess
 from ponder.engine.rounds import Rounds
@@ -45,6 +60,9 @@ class Watching:
 
     def rooms(self, requests: Sequence[int]) -> list[int]:
         return self.inner.rooms(requests)
+
+    def goes_on(self, requests: Sequence[int], drafts: Sequence[Sequence[Guess]]) -> list[bool]:
+        return self.inner.goes_on(requests, drafts)
 
     def cut(self, requests: Sequence[int], trees: Sequence[Tree], num_rows: int) -> list[int]:
         return self.inner.cut(requests, trees, num_rows)

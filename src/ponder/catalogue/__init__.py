@@ -1,6 +1,16 @@
 """Names and the objects they stand for. The only place where strings become techniques; one dict literal per role, roles by file."""
 
-from ponder.catalogue.drafts import ACCEPTORS, COLLABORATIONS, DRAFT_SPECS, DRAFTERS, LENGTHS, TRAINED_DRAFTERS, open_drafter, speculation
+from ponder.catalogue.drafts import (
+    ACCEPTORS,
+    COLLABORATIONS,
+    DRAFT_SPECS,
+    DRAFTERS,
+    LENGTHS,
+    TRAINED_DRAFTERS,
+    TRAINED_LENGTHS,
+    open_drafter,
+    speculation,
+)
 from ponder.catalogue.engines import DEVICE_WEIGHTS, DIALECTS, HEADS, KV_FORMATS, SCHEDULERS, WEIGHTS, formats_of, weights_on
 from ponder.catalogue.keys import ATTENTION_PLANS, CACHE_PARTS, CACHES, attention_plan, cache_policy
 from ponder.catalogue.models import accelerated, open_model, twin_of
@@ -11,6 +21,7 @@ from ponder.catalogue.verifiers import READERS, SCORERS, TRAINED, VERIFIERS, ope
 __all__ = [
     "ACCEPTORS", "ATTENTION_PLANS", "CACHES", "CACHE_PARTS", "COLLABORATIONS", "DEFAULT_MODEL", "DEMO", "DEVICE_WEIGHTS", "DIALECTS",
     "DRAFTERS", "DRAFT_SPECS", "HEADS", "KV_FORMATS", "LENGTHS", "PARTS", "READERS", "RESAMPLERS", "SCHEDULERS", "SCORERS", "SPECS",
-    "STOP_RULES", "STRATEGIES", "TASKS", "TRAINED", "TRAINED_DRAFTERS", "VERIFIERS", "WEIGHTS", "Demo", "accelerated", "attention_plan",
-    "cache_policy", "formats_of", "open_drafter", "open_model", "open_verifier", "speculation", "strategy", "task", "twin_of", "weights_on",
+    "STOP_RULES", "STRATEGIES", "TASKS", "TRAINED", "TRAINED_DRAFTERS", "TRAINED_LENGTHS", "VERIFIERS", "WEIGHTS", "Demo", "accelerated",
+    "attention_plan", "cache_policy", "formats_of", "open_drafter", "open_model", "open_verifier", "speculation", "strategy", "task",
+    "twin_of", "weights_on",
 ]  # fmt: skip

@@ -26,21 +26,23 @@ from ponder.models.decoder import Decoder
 KV_BYTES = 1 << 29  # bound on a twin's keys and values
 
 
-def guesses(logits_RV: Tensor, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool) -> list[Guess]:
+def guesses(
+    decoder: Decoder, hidden_RD: Tensor, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool
+) -> list[Guess]:  # fmt: skip
     """What the rows' own model draws after each context and draft."""
-    wishes = []
+    wishes, logits_RV = [], decoder.logits(hidden_RD).cpu()
     for context, draft in zip(contexts, drafts):
         seen = (*context.tokens[context.num_prompt :], *draft) if context.sampling.has_penalties else ()
         wishes.append(Draw(context.seed, context.position + len(draft), context.sampling, None, seen, None, context.drift))
     drawn = draw(logits_RV, wishes)
     log_q = [proposal_of(logits_RV[i : i + 1], wish) if with_log_q else None for i, wish in enumerate(wishes)]
-    return [Guess(d.token, math.exp(d.log_q), q) for d, q in zip(drawn, log_q)]
+    return [Guess(d.token, math.exp(d.log_q), q, hidden_D) for d, q, hidden_D in zip(drawn, log_q, hidden_RD)]
 
 
 def last_rows(
     decoder: Decoder, attention: Attention, spans: Sequence[Span], tokens: dict[Pages, list[int]], *, skips: frozenset[int] = frozenset()
 ) -> Tensor:
-    """Logits [len(spans), V] after each span, in the order given."""
+    """Hidden states [len(spans), D] at the end of each span, in the order given."""
     ordered = in_order(spans)
     plan = attention.plan(ordered)
     flat = torch.tensor([token for span in ordered for token in tokens[span.sequence]], device=decoder.device)
@@ -49,7 +51,20 @@ def last_rows(
     for span in ordered:
         at += span.stop - span.start
         ends[span.sequence] = at - 1
-    return decoder.logits(hidden_TD[[ends[span.sequence] for span in spans]]).cpu()
+    return hidden_TD[[ends[span.sequence] for span in spans]]
+
+
+def states_of(
+    decoder: Decoder, attention: Attention, tokens: Sequence[int], *, num_prompt: int, skips: frozenset[int] = frozenset()
+) -> Tensor:  # fmt: skip
+    """Final hidden states [T, D] of a text by itself, whose first num_prompt tokens are a prompt's. Raises BadField where it has no room."""
+    pages = Pages(attention.pool)
+    if not pages.reserve(len(tokens)):
+        raise BadField(f"text of {len(tokens)} tokens: more than there is room for; give the process more memory or a shorter text")
+    plan = attention.plan([Span(pages, 0, len(tokens), num_prompt)])
+    hidden_TD = decoder.forward(torch.tensor(tokens, device=decoder.device), plan.positions, plan.attend, plan.prompts, skips=skips)
+    pages.release()
+    return hidden_TD
 
 
 @dataclass(eq=False)
@@ -82,7 +97,7 @@ class Lender:
 
     def runner(self, twin: Twin) -> Runner:
         if twin.skips and twin.model is None and twin.weights is None:
-            return ThinnedRunner(self.decoder, self.attention, frozenset(twin.skips), pages_of=self.pages_of, take=self.take)
+            return ThinnedRunner(self.decoder, self.attention, frozenset(twin.skips), pages_of=self.pages_of, take=self.take, bridge=twin.bridge)
         if self.twins is None or twin.skips:
             raise BadField(
                 f"draft by {twin}: this process opens no other model, or one with all its layers; use catalogue.open_model, leave skips out"
@@ -117,8 +132,8 @@ class TwinRunner:
                     spans[i] = Span(reading.pages, start, len(reading.tokens), context.num_prompt)
                     tokens[reading.pages] = reading.tokens[start:]
         if spans:
-            logits_RV = last_rows(self.decoder, self.attention, list(spans.values()), tokens)
-            made = guesses(logits_RV, [contexts[i] for i in spans], [drafts[i] for i in spans], with_log_q=with_log_q)
+            hidden_RD = last_rows(self.decoder, self.attention, list(spans.values()), tokens)
+            made = guesses(self.decoder, hidden_RD, [contexts[i] for i in spans], [drafts[i] for i in spans], with_log_q=with_log_q)
             for (i, span), guess in zip(spans.items(), made):
                 span.sequence.num_tokens = span.stop
                 found[i] = guess
@@ -153,12 +168,12 @@ class ThinnedRunner:
 
     def __init__(
         self, decoder: Decoder, attention: Attention, skips: frozenset[int], *, pages_of: Callable[[int], Pages | None],
-        take: Callable[[Pages, int], bool],
+        take: Callable[[Pages, int], bool], bridge: Callable[[Tensor], Tensor] | None = None,
     ) -> None:  # fmt: skip
-        """pages_of: a request's pages, where it runs; take(pages, num): makes room."""
+        """pages_of: a request's pages, where it runs; take(pages, num): makes room. bridge: from final states to what the head is shown."""
         if not skips or not skips < set(range(decoder.config.num_layers)):
             raise BadField(f"draft skips={sorted(skips)}: must be some of the layers 0 to {decoder.config.num_layers - 1}, and not all")
-        self.decoder, self.attention, self.skips, self.pages_of, self.take = decoder, attention, skips, pages_of, take
+        self.decoder, self.attention, self.skips, self.pages_of, self.take, self.bridge = decoder, attention, skips, pages_of, take, bridge
         self.ahead: dict[int, tuple[int, int]] = {}  # request -> (committed tokens, drafted ones that are written behind)
 
     def guess(self, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool = False) -> list[Guess | None]:
@@ -175,8 +190,9 @@ class ThinnedRunner:
             tokens[pages] = [context.tokens[-1], *draft][start - num + 1 :]
             self.ahead[context.request] = num, 1 + len(draft)
         if spans:
-            logits_RV = last_rows(self.decoder, self.attention, list(spans.values()), tokens, skips=self.skips)
-            made = guesses(logits_RV, [contexts[i] for i in spans], [drafts[i] for i in spans], with_log_q=with_log_q)
+            hidden_RD = last_rows(self.decoder, self.attention, list(spans.values()), tokens, skips=self.skips)
+            hidden_RD = hidden_RD if self.bridge is None else self.bridge(hidden_RD)
+            made = guesses(self.decoder, hidden_RD, [contexts[i] for i in spans], [drafts[i] for i in spans], with_log_q=with_log_q)
             for i, guess in zip(spans, made):
                 found[i] = guess
         return found

@@ -38,7 +38,7 @@ class LayerSkip:
             raise BadField(f"layer_skip {self}: ends must be at least 0, every at least 2, num at least 1, least in [0, 1]")
 
     def open(self, host: Host) -> Chaining:
-        return Chaining(host.runner(Twin(skips=self.skips(host.num_layers))), self.num, self.least, self.is_weighed)
+        return Chaining(host, host.runner(Twin(skips=self.skips(host.num_layers))), self.num, self.least, self.is_weighed)
 
     def skips(self, num_layers: int) -> tuple[int, ...]:
         """Layers left out. Raises BadField where that leaves nothing out."""
