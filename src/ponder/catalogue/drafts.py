@@ -1,4 +1,4 @@
-"""What guesses ahead, and how two models write one answer, by name."""
+"""What guesses ahead, by name."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +18,7 @@ from ponder.accelerate.draft.heads import load_heads
 from ponder.accelerate.draft.layer_skip import LayerSkip
 from ponder.accelerate.draft.medusa import Medusa
 from ponder.accelerate.draft.ngram import Ngram
+from ponder.accelerate.draft.superposed import Superposed
 from ponder.accelerate.draft.token_recycling import TokenRecycling
 from ponder.accelerate.draft.trie import Trie
 from ponder.accelerate.length.accept_head import load_accept_head
@@ -25,16 +26,15 @@ from ponder.accelerate.length.expected import Expected
 from ponder.accelerate.length.fixed import Fixed
 from ponder.accelerate.length.specdecpp import SpecDecPP
 from ponder.accelerate.length.threshold import Threshold
-from ponder.collaborate.nudging import Nudging
-from ponder.collaborate.pair import Way
 from ponder.core.draft import Acceptor, Drafter, LengthControl, Speculation
 from ponder.core.errors import BadField
 from ponder.core.tensor_file import kind_of
 from ponder.run.spec import FilesToo, Specs
 
 DRAFTERS: dict[str, Drafter] = {
-    "draft_model": DraftModel(weights="int4"), "layer_skip": LayerSkip(), "early_exit": EarlyExit(), "ngram": Ngram(), "copyspec": CopySpec(),
-    "trie": Trie(), "token_recycling": TokenRecycling(), "copy_or_recycle": First(drafters=(CopySpec(), TokenRecycling())),
+    "draft_model": DraftModel(weights="int4"), "layer_skip": LayerSkip(), "early_exit": EarlyExit(), "superposed": Superposed(),
+    "ngram": Ngram(), "copyspec": CopySpec(), "trie": Trie(),
+    "token_recycling": TokenRecycling(), "copy_or_recycle": First(drafters=(CopySpec(), TokenRecycling())),
 }  # fmt: skip
 
 TRAINED_DRAFTERS = {"medusa": Medusa, "early_exit": EarlyExit}  # those that hold what `ponder train-heads` and `train-bridge` trained
@@ -48,8 +48,6 @@ LENGTHS: dict[str, LengthControl] = {
 }  # fmt: skip
 
 TRAINED_LENGTHS = {"specdecpp": SpecDecPP}  # those that hold a trained head (`ponder train-length`)
-
-COLLABORATIONS: dict[str, Way] = {"nudging": Nudging()}  # ways in which two processes answer as one (collaborate/pair)
 
 
 def open_drafter(path: Path) -> Drafter:
