@@ -89,7 +89,7 @@ def test_guesses_behind_the_end_of_an_answer_were_never_judged():
 def test_recording_changes_no_answer_and_judges_as_the_acceptor():
     recorder = Recorder(num=3)
     process = opened(LayerSkip(least=0.0, num=8, ends=1), control=recorder, is_native=NATIVE)
-    asks = free_asks()[:8]
+    asks = free_asks()[:4]
     assert told(process, asks) == told(opened(None, is_native=NATIVE), asks)
     # a draft that fills its room is not asked about again, so its last guess is not told
     assert 0.5 * process.totals.accepted_tokens < sum(j.num_accepted for j in recorder.judged) <= process.totals.accepted_tokens

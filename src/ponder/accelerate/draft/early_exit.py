@@ -8,7 +8,7 @@ Equation   t_i ~ softmax(head(h + (h A) B + b)), h the state after `layer` layer
 Shapes     contexts -> chains of at most min(num, room) tokens with chances
 Guarantee  exact: a drafter changes no answer, only what it costs
 Cost       the first layers and the output head per token drafted, one pass for all requests; the correction 2 D R products. Training: minutes
-Choose     models of many layers, whose head is a small part of them; a small model with a large head gains nothing (docs/trained.md)
+Choose     models of many layers, whose head is a small part of them; a small model with a large head gains nothing (docs/speculation.md)
 Differs    the paper speeds up the residual at every layer up to the exit; here it is aligned once, at the exit, by a linear map of low rank
            fitted to pairs of early and late states. Without a bridge: plain early exit
 """
