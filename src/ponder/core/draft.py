@@ -234,6 +234,9 @@ def always(requests: Sequence[int], drafts: Sequence[Sequence[Guess]]) -> list[b
     return [True] * len(requests)
 
 
+ITSELF = Twin()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Host:
     """What the process that drafts are made for lends to a drafter. `runner` raises PonderError for a model with other tokens.

@@ -91,11 +91,6 @@ class Policy:
         """Equal only for equal policies: a part of the model's id."""
         return f"{self.name}-{self.keep:g}-{zlib.crc32(repr(self).encode()):08x}"
 
-    @property
-    def drops_in_answer(self) -> bool:
-        """Whether the trigger fires again after the prompt."""
-        return self.trigger.next(1, num_prompt=1, num_held=1, budget=1) is not None
-
     def budget(self, num_prompt: int) -> int:
         """Keys that a head keeps, on average."""
         return share_of(self.keep, num_prompt)

@@ -22,7 +22,7 @@ from ponder.core.evidence import QUANTUM, View, columns_of
 from ponder.core.formats import ModelConfig
 from ponder.core.keeping import Policy, chosen
 from ponder.core.rest import Query, Rest, met
-from ponder.engine.attend import NativePlan, Span, StepPlan, merge
+from ponder.engine.attend import Span, StepPlan, merge
 from ponder.engine.kv import common_len
 from ponder.engine.pages import PAGE, Pool
 from ponder.engine.pages import Sequence as Pages
@@ -51,6 +51,18 @@ class Record:
             for some in self.rows
         ]
         return replace(self, columns=[x.clone() for x in self.columns], rows=cut, rests=[list(some) for some in self.rests])
+
+    def blank(self) -> "Record":
+        """Of a span of guesses, which reads as the sequence does and whose rows may never have been."""
+        return replace(self, columns=[], rows=[[] for _ in self.rows])
+
+    def add_row(self, guessed: "Record", place: int) -> None:
+        """Takes a row that was seen of a guess that is now kept."""
+        for own, some in zip(self.rows, guessed.rows, strict=True):
+            for start, q, lse in some:
+                if start <= place < start + len(q):
+                    at = slice(place - start, place - start + 1)
+                    own.append((place, q[at], None if lse is None else lse[at]))
 
 
 @dataclass
@@ -110,12 +122,9 @@ class Keeper:
             return plan.attend
 
         def attend(layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
-            if isinstance(plan, NativePlan):
-                out_TX, lse_TH = plan.attend_with_lse(layer, q_THE, k_TKE, v_TKE)
-            else:
-                out_TX, lse_TH = plan.attend(layer, q_THE, k_TKE, v_TKE), None
+            out_TX, lse_TH = plan.attend_with_lse(layer, q_THE, k_TKE, v_TKE)
             for span, record, lo, hi in wanted:
-                lse = None if lse_TH is None else lse_TH[lo:hi]
+                lse = None if lse_TH is None or bool(lse_TH[lo, 0].isnan()) else lse_TH[lo:hi]
                 if span.start < record.num_prompt:
                     self._sum_columns(record, layer, span.sequence, [(span.stop - (hi - lo), q_THE[lo:hi], lse)])
                 else:
@@ -154,6 +163,13 @@ class Keeper:
 
     # what the policy sees
 
+    def sum_rows(self, record: Record, pages: Pages) -> None:
+        """Adds the rows that were kept, up to the last token of `pages`, to the columns."""
+        for layer, rows in enumerate(record.rows):
+            if rows:
+                self._sum_columns(record, layer, pages, rows)
+                record.rows[layer] = []
+
     def _sum_columns(self, record: Record, layer: int, pages: Pages, rows: Sequence[tuple[int, Tensor, Tensor | None]]) -> None:
         """Adds rows, up to the last token, to a layer's columns."""
         start, q_RHE = rows[0][0], torch.cat([q for _, q, _ in rows]) if len(rows) > 1 else rows[0][1]
@@ -162,8 +178,9 @@ class Keeper:
         factors = None if decay == 1 else decay ** torch.arange(end - 1 - start, end - 1 - num_tokens, -1, dtype=torch.float32)
         num_K = num_tokens - pages.dropped[layer]
         window, cap = self.config.window(layer), self.config.attn_softcap
-        if self.kernel is not None:
-            lse = torch.cat([lse for _, _, lse in rows if lse is not None])
+        known = [lse for _, _, lse in rows if lse is not None]
+        if self.kernel is not None and known:
+            lse = torch.cat(known)
             counts = torch.zeros(len(num_K), int(num_K.max()), dtype=torch.int64)
             found = Rows(
                 q_RHE=q_RHE, lse_RH=lse, position=start, table=pages.table[layer], num_held=num_K, window=window or 0, softcap=cap or 0.0,
@@ -206,10 +223,7 @@ class Keeper:
 
     def _apply(self, pages: Pages, record: Record, num: Tensor, budget: int) -> bool:
         layers = range(self.config.num_layers)
-        for layer in layers:
-            if record.rows[layer]:
-                self._sum_columns(record, layer, pages, record.rows[layer])
-                record.rows[layer] = []
+        self.sum_rows(record, pages)
         scores = torch.full((*num.shape, int(num.max())), -torch.inf, dtype=torch.float64)
         for layer in layers:
             view = self._view(pages, record, layer)
