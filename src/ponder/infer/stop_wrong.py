@@ -12,7 +12,7 @@ Differs    the paper's classifier reads one early layer's state before each toke
            judged wrong is not shown, though it was computed; leaving early while going on is a drafter (accelerate/draft/early_exit): lossless
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ponder.core.asks import GREEDY, Extend, Judge, Outcome, Prefix, Prompt, Turn, candidate
@@ -50,4 +50,5 @@ class StopWrong:
                 value = value if is_stopped else found
             num_steps += not is_stopped
             kept = kept if is_stopped else grown
-        return Outcome((candidate(kept, score=value),), diagnostics={"num_steps": num_steps, "is_stopped": is_stopped})
+        ended = replace(candidate(kept, score=value), finish=kept.finish or "stop")  # what is not shown is no cut of the budget's
+        return Outcome((ended,), diagnostics={"num_steps": num_steps, "is_stopped": is_stopped})
