@@ -127,7 +127,8 @@ class Ours:
         watched = Watched(inner=control)
         speculation = None if drafter is None else Speculation(drafter=drafter, acceptor=acceptor, control=watched)
         process = self.process
-        process.rounds = Rounds(speculation, process.rounds.host, process.rounds.take, process.rounds.max_rows)
+        rounds = process.rounds
+        process.rounds = Rounds(speculation, rounds.host, rounds.take, rounds.ahead, max_rows=rounds.max_rows)
         if learned is not None:
             process.rounds.drafting = copy.deepcopy(learned)
         return watched.tally
