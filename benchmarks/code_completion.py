@@ -88,7 +88,7 @@ def labelled(process: Process, some: Sequence[Cut]) -> States:
         for n in range(1, len(answer.prefix.tokens) + 1):
             text = tokenizer.decode(list(answer.prefix.tokens[:n]))
             said = lines_of(text)
-            if text.endswith("\n") and len(said) > num_read:
+            if text.rstrip(" \t").endswith("\n") and len(said) > num_read:
                 num_read = len(said)
                 rows.append(states[n - 1])
                 labels.append(tuple(said) == tuple(line.rstrip() for line in cut.after[: len(said)]))
