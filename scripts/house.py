@@ -42,9 +42,9 @@ SHARED = {  # technique folder -> files in it that are shared parts of the room,
     "accelerate/schedule": {"__init__"},
     "collaborate": {"__init__", "pair"},
     "accelerate/weights": {"__init__", "codes"},
-    "accelerate/draft": {"__init__", "chains", "heads", "stretches"},
+    "accelerate/draft": {"__init__", "bridge", "chains", "heads", "stretches"},
     "accelerate/accept": {"__init__"},
-    "accelerate/length": {"__init__"},
+    "accelerate/length": {"__init__", "accept_head"},
 }  # fmt: skip
 CATALOGUE = {  # technique folder -> dicts of the catalogue that name its techniques
     "infer": ("STRATEGIES",),
@@ -59,7 +59,7 @@ CATALOGUE = {  # technique folder -> dicts of the catalogue that name its techni
     "accelerate/weights": ("WEIGHTS", "DEVICE_WEIGHTS"),
     "accelerate/draft": ("DRAFTERS", "TRAINED_DRAFTERS"),
     "accelerate/accept": ("ACCEPTORS",),
-    "accelerate/length": ("LENGTHS",),
+    "accelerate/length": ("LENGTHS", "TRAINED_LENGTHS"),
 }
 TECHNIQUE_PACKAGES = {"torch", "numpy", "math_verify", "reasoning_gym", "sympy"}  # third-party imports open to techniques
 OPTIONAL = {"huggingface_hub", "reasoning_gym", "math_verify", "matplotlib", "transformers", "httpx", "ray"}  # may be imported inside a function
