@@ -17,6 +17,7 @@ from pathlib import Path
 EXCEPTIONS: dict[str, dict[str, str]] = {
     "parameters_are_few": {
         "src/ponder/cli/main.py": "typer reads the options of a command from the parameters of its function",
+        "src/ponder/connect/model.py": "the door names every option of a command, so that a misspelt one is an error",
         "src/ponder/cli/search.py": "a verb takes every option of its command by name, so that a misspelt one is an error",
         "src/ponder/cli/studies.py": "a verb takes every option of its command by name, so that a misspelt one is an error",
         "src/ponder/native/paged_triton.py": "a Triton kernel is told every pointer, stride and constant by itself",
@@ -42,9 +43,9 @@ SHARED = {  # technique folder -> files in it that are shared parts of the room,
     "accelerate/schedule": {"__init__"},
     "collaborate": {"__init__", "pair"},
     "accelerate/weights": {"__init__", "codes"},
-    "accelerate/draft": {"__init__", "chains", "heads", "stretches"},
+    "accelerate/draft": {"__init__", "bridge", "chains", "heads", "stretches"},
     "accelerate/accept": {"__init__"},
-    "accelerate/length": {"__init__"},
+    "accelerate/length": {"__init__", "accept_head"},
 }  # fmt: skip
 CATALOGUE = {  # technique folder -> dicts of the catalogue that name its techniques
     "infer": ("STRATEGIES",),
@@ -60,7 +61,7 @@ CATALOGUE = {  # technique folder -> dicts of the catalogue that name its techni
     "accelerate/weights": ("WEIGHTS", "DEVICE_WEIGHTS"),
     "accelerate/draft": ("DRAFTERS", "TRAINED_DRAFTERS"),
     "accelerate/accept": ("ACCEPTORS",),
-    "accelerate/length": ("LENGTHS",),
+    "accelerate/length": ("LENGTHS", "TRAINED_LENGTHS"),
 }
 TECHNIQUE_PACKAGES = {"torch", "numpy", "math_verify", "reasoning_gym", "sympy"}  # third-party imports open to techniques
 OPTIONAL = {"huggingface_hub", "reasoning_gym", "math_verify", "matplotlib", "transformers", "httpx", "ray"}  # may be imported inside a function

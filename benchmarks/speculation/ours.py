@@ -9,7 +9,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from ponder.core.asks import Extend, Extension, Prefix, Prompt, Sampling
-from ponder.core.draft import Acceptor, Context, Controlling, Drafter, Drafting, Host, LengthControl, Needs, Speculation, Spent, Tree, Verified, chain
+from ponder.core.draft import (
+    Acceptor,
+    Context,
+    Controlling,
+    Drafter,
+    Drafting,
+    Guess,
+    Host,
+    LengthControl,
+    Needs,
+    Speculation,
+    Spent,
+    Tree,
+    Verified,
+    chain,
+)
 from ponder.core.guarantee import Guarantee
 from ponder.engine.process import LocalProcess
 from ponder.engine.rounds import Rounds
@@ -45,6 +60,9 @@ class Watching:
 
     def rooms(self, requests: Sequence[int]) -> list[int]:
         return self.inner.rooms(requests)
+
+    def goes_on(self, requests: Sequence[int], drafts: Sequence[Sequence[Guess]]) -> list[bool]:
+        return self.inner.goes_on(requests, drafts)
 
     def cut(self, requests: Sequence[int], trees: Sequence[Tree], num_rows: int) -> list[int]:
         return self.inner.cut(requests, trees, num_rows)
@@ -109,7 +127,8 @@ class Ours:
         watched = Watched(inner=control)
         speculation = None if drafter is None else Speculation(drafter=drafter, acceptor=acceptor, control=watched)
         process = self.process
-        process.rounds = Rounds(speculation, process.rounds.host, process.rounds.take, process.rounds.max_rows)
+        rounds = process.rounds
+        process.rounds = Rounds(speculation, rounds.host, rounds.take, rounds.ahead, max_rows=rounds.max_rows)
         if learned is not None:
             process.rounds.drafting = copy.deepcopy(learned)
         return watched.tally

@@ -9,12 +9,14 @@ from pathlib import Path
 from speculation.questions import CATEGORIES
 
 ROOT = Path(__file__).resolve().parents[2]
+OWN = "\n## Trained drafters\n"  # from here on the page is written by hand, and kept
 ROWS, PAGE = ROOT / "benchmarks/results/speculation.jsonl", ROOT / "docs/speculation.md"
 PLAIN = "plain"
 Row = Mapping[str, object]
 HEAD = """# Guessing ahead
 
-Written by `python -m speculation.page` (in benchmarks/) from the rows of benchmarks/results/speculation.jsonl. Do not edit.
+Written by `python -m speculation.page` (in benchmarks/) from the rows of benchmarks/results/speculation.jsonl; edit nothing above
+"Trained drafters".
 `python benchmarks/spec_bench.py --python PEERS/bin/python` measures anew.
 
 A setting is drafter / acceptor / length control. Questions come in the manner of Spec-Bench, from data that can be installed: summaries
@@ -167,7 +169,8 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
 
 def main() -> int:
     runs = shown_runs(read_rows())
-    PAGE.write_text(page(runs), encoding="utf-8")
+    own = PAGE.read_text(encoding="utf-8").partition(OWN) if PAGE.exists() else ("", "", "")
+    PAGE.write_text(page(runs) + own[1] + own[2], encoding="utf-8")
     for key, rows in runs.items():
         draw(rows, f"{key[0]}: tokens a second beside plain decoding", PAGE.parent / picture_name(key))
     print(f"written: {PAGE.relative_to(ROOT)} and {len(runs)} pictures")

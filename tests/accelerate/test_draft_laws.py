@@ -29,6 +29,7 @@ from ponder.testing.laws_draft import (
     Setting,
     Story,
     drawn_tree,
+    law_control_keeps_the_distribution,
     law_counts_are_counts,
     law_keeps_the_distribution,
     law_likely_is_accepted,
@@ -91,6 +92,11 @@ def test_drafters(name, law):
 @pytest.mark.parametrize("name", LENGTHS)
 def test_length_controls(name):
     law_counts_are_counts(LENGTHS[name])
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_controls_keep_the_distribution_of_drawn_drafts(name):
+    law_control_keeps_the_distribution(LENGTHS[name], Rejection())
 
 
 def slow_ngram(settings: Ngram, tokens: list[int], room: int) -> tuple[int, ...]:

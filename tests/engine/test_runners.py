@@ -16,7 +16,7 @@ from ponder.accelerate.length.fixed import Fixed
 from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.accelerate.weights.dense import Bf16, Bf16Head
 from ponder.core.asks import Ask, Extend, Extension, Prefix, Sampling, chat
-from ponder.core.draft import Acceptor, Context, Drafter, Speculation
+from ponder.core.draft import Acceptor, Context, Drafter, LengthControl, Speculation
 from ponder.core.errors import BadField
 from ponder.engine.attend import Attention
 from ponder.engine.pages import Sequence as Pages
@@ -26,9 +26,10 @@ from ponder.models.decoder import Decoder, load
 
 
 def opened(
-    drafter: Drafter | None, decoder: Decoder = DECODER, *, acceptor: Acceptor | None = None, is_native: bool = False, kv_bytes: int = 1 << 24
-):
-    speculation = None if drafter is None else Speculation(drafter=drafter, acceptor=acceptor or Coupled(), control=Fixed(num=3))
+    drafter: Drafter | None, decoder: Decoder = DECODER, *, acceptor: Acceptor | None = None, control: LengthControl | None = None,
+    is_native: bool = False, kv_bytes: int = 1 << 24,
+):  # fmt: skip
+    speculation = None if drafter is None else Speculation(drafter=drafter, acceptor=acceptor or Coupled(), control=control or Fixed(num=3))
     settings = Settings(speculation=speculation, twins=lambda twin: (decoder, ByteTokenizer()), is_native=is_native, kv_bytes=kv_bytes)
     return LocalProcess(decoder, ByteTokenizer(), Sarathi(), settings)
 

@@ -6,10 +6,20 @@ from typing import ClassVar
 import pytest
 import torch
 
+from ponder.accelerate.accept.rejection import Rejection
+from ponder.accelerate.length.threshold import Threshold
 from ponder.core.draft import ROOT, Accepted, Context, Needs, chain
 from ponder.core.guarantee import Guarantee
 from ponder.testing import laws_draft
-from ponder.testing.laws_draft import PLAIN_HOST, Setting, Story, law_counts_are_counts, law_greedy_is_greedy, law_keeps_the_distribution
+from ponder.testing.laws_draft import (
+    PLAIN_HOST,
+    Setting,
+    Story,
+    law_control_keeps_the_distribution,
+    law_counts_are_counts,
+    law_greedy_is_greedy,
+    law_keeps_the_distribution,
+)
 
 STORIES = [
     Story(tokens=(1, 2, 3, 1, 2, 3, 1, 2, 5, 1), num_prompt=4, steps=(1, 2, 1)),
@@ -163,8 +173,13 @@ class WrongControl:
     def rooms(self, requests):
         return [-1 if self.mistake == "is negative" else 2] * (len(requests) - (self.mistake == "leaves one out"))
 
+    def goes_on(self, requests, drafts):
+        return [True] * (len(requests) - (self.mistake == "goes on for fewer"))
+
     def cut(self, requests, trees, num_rows):
-        return [2] * len(requests)
+        if self.mistake == "chooses by tokens":
+            return [int(tree.tokens[:1] != (2,)) for tree in trees]
+        return [2 if self.mistake == "keeps more than there is" else len(tree) for tree in trees]
 
     def learn(self, verified, spent):
         return None
@@ -173,10 +188,20 @@ class WrongControl:
         return None
 
 
-@pytest.mark.parametrize("mistake", ["is negative", "leaves one out", "keeps more than there is"])
+@pytest.mark.parametrize("mistake", ["is negative", "leaves one out", "goes on for fewer", "keeps more than there is"])
 def test_wrong_controls(mistake):
-    with pytest.raises(AssertionError, match=r"rooms|cuts"):
+    with pytest.raises(AssertionError, match=r"rooms|cuts|goes_on"):
         law_counts_are_counts(WrongControl(mistake))
+
+
+def test_a_control_that_drops_what_was_drawn(monkeypatch):
+    """Were it shown what was drawn, choosing by it would change what comes out."""
+    law_control_keeps_the_distribution(WrongControl("chooses by tokens"), Rejection())
+    monkeypatch.setattr(laws_draft, "shortened", lambda c, r, trees, n: [t.first(k) for t, k in zip(trees, c.cut(r, trees, n))])
+    with pytest.raises(AssertionError, match="plain decoding gives"):
+        law_control_keeps_the_distribution(WrongControl("chooses by tokens"), Rejection())
+    with pytest.raises(AssertionError, match="plain decoding gives"):
+        law_control_keeps_the_distribution(Threshold(least=0.45), Rejection())
 
 
 def test_a_context_knows_its_place():

@@ -46,6 +46,7 @@ from ponder.infer.step_beam import StepBeam
 from ponder.infer.stop.beta_test import BetaTest
 from ponder.infer.stop.settled import Settled
 from ponder.infer.stop.unanimous_window import UnanimousWindow
+from ponder.infer.stop_wrong import StopWrong
 from ponder.infer.thinksum import ThinkSum, mixture, product
 from ponder.infer.tree import Steps
 from ponder.infer.tree_of_thoughts import TreeOfThoughts, bfs, dfs
@@ -79,6 +80,7 @@ STRATEGIES: dict[str, Strategy] = {
     "thinksum": ThinkSum(),
     "iad": Iad(verifier=MeanProbability()),
     "until_accepted": UntilAccepted(verifier=MeanProbability(), accept_from=0.9),
+    "stop_wrong": StopWrong(verifier=MeanProbability()),
     "medprompt": Medprompt(),
     "beam": Beam(),
     "diverse_beam": DiverseBeam(),

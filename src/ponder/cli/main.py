@@ -316,6 +316,46 @@ def train_heads(
 
 
 @app.command()
+def train_length(
+    draft: Annotated[str, typer.Option(help="The drafter whose guesses the head is to judge (see `ponder ask --draft`).")] = "layer_skip",
+    tasks: Annotated[str, typer.Option("--task", "-t", help="Tasks whose dev questions the model answers, comma-separated.")] = "gsm8k,mbpp",
+    prompts: Annotated[Path | None, typer.Option(help="More prompts: a text file with one on each line, or a .jsonl file of JSON texts.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the head goes (.safetensors).")] = Path("out/accept.safetensors"),
+    n: Annotated[int, typer.Option("--n", "-n", help="Questions of each task; a sixth of all prompts measures only.")] = 40,
+    tokens: Annotated[int, typer.Option(help="Most tokens of one answer.")] = 128,
+    num: Annotated[int, typer.Option(help="Tokens of every recorded draft.")] = 8,
+    model: Model = DEFAULT_MODEL,
+    weights: Weights = "native",
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Train SpecDec++'s head, which stops a draft when a guess of it will probably be refused, on rounds of the model and its drafter."""
+    train = importlib.import_module("ponder.cli.train")
+    raise typer.Exit(train.train_length(draft=draft, tasks=tasks, file=prompts, out=out, n=n, tokens=tokens,
+                                        model=train.Opened(model, weights, threads), fit=train.AcceptRecipe(num=num, seed=seed)))  # fmt: skip
+
+
+@app.command()
+def train_bridge(
+    layer: Annotated[int, typer.Option(help="Layers that drafts run.")] = 20,
+    rank: Annotated[int, typer.Option(help="Rank of the correction.")] = 128,
+    tasks: Annotated[str, typer.Option("--task", "-t", help="Tasks whose dev questions the model answers, comma-separated.")] = "gsm8k,mbpp",
+    prompts: Annotated[Path | None, typer.Option(help="More prompts: a text file with one on each line, or a .jsonl file of JSON texts.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the bridge goes (.safetensors).")] = Path("out/bridge.safetensors"),
+    n: Annotated[int, typer.Option("--n", "-n", help="Questions of each task; a seventh of all prompts measures only.")] = 60,
+    tokens: Annotated[int, typer.Option(help="Most tokens of one answer.")] = 128,
+    model: Model = DEFAULT_MODEL,
+    weights: Weights = "native",
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Train a small correction that makes of a model's early hidden state its late one, for drafts by its first layers alone."""
+    train = importlib.import_module("ponder.cli.train")
+    raise typer.Exit(train.train_bridge(layer=layer, tasks=tasks, file=prompts, out=out, n=n, tokens=tokens,
+                                        model=train.Opened(model, weights, threads), fit=train.BridgeRecipe(rank=rank, seed=seed)))  # fmt: skip
+
+
+@app.command()
 def profile(
     model: Annotated[str, typer.Argument(help="Catalogue name, GGUF file or safetensors folder; a config.json is predicted only.")] = DEFAULT_MODEL,
     weights: Annotated[str, typer.Option(help="Weight format, as of `ponder ask`; the CPU's.")] = "native",

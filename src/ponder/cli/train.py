@@ -1,21 +1,32 @@
-"""`ponder train-verifier` and `train-heads`: text that the model makes, heads fitted to it, and what they get right on what they have not seen."""
+"""`ponder train-*`: the model writes, heads are fitted to what it wrote, and measured on what they have not seen."""
 
 import json
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
 from rich.table import Table
 
 from ponder import catalogue
+from ponder.accelerate.accept.coupled import Coupled
+from ponder.accelerate.draft.bridge import save_bridge
 from ponder.accelerate.draft.heads import save_heads
+from ponder.accelerate.length.accept_head import save_accept_head
 from ponder.cli import show
 from ponder.cli.verbs import open_named, questions_of
-from ponder.core.asks import Prompt, chat
+from ponder.core.accelerations import Accelerations
+from ponder.core.asks import GREEDY, Extend, Prefix, Prompt, Sampling, chat
+from ponder.core.draft import Speculation
 from ponder.core.errors import BadField
 from ponder.core.probe import checkpoint_of
+from ponder.core.rng import hash_seed
 from ponder.engine.process import LocalProcess
+from ponder.engine.runners import states_of
 from ponder.run.store import SampleStore
+from ponder.train.accept_head import AcceptRecipe, Recorder, best_threshold, fit_accept_head
+from ponder.train.bridge import BridgeRecipe, Pairs, fit_bridge
 from ponder.train.draft_heads import LEAST_PROMPTS, HeadsRecipe, fit_draft_heads, written
 from ponder.train.fit import Recipe, States, fit_head, split_groups
 from ponder.train.rollouts import Rollout, Rollouts, collect, states_at
@@ -136,6 +147,67 @@ def train_heads(*, tasks: str, file: Path | None, out: Path, n: int, tokens: int
     show.say(f"{out}: {facts['num_tokens']} tokens, {len(heads.ids)} kinds scored; writing {wrote:.0f} s, fitting {facts['seconds']:.0f} s")
     show.say(f"use it as a drafter: {out}")
     return 0
+
+
+def train_length(*, draft: str, tasks: str, file: Path | None, out: Path, n: int, tokens: int, model: Opened, fit: AcceptRecipe) -> int:
+    """Has the model answer with that drafter, fits an acceptance head to what became of its guesses, saves and reports it."""
+    prompts, recorder = prompts_of(tasks, file, n, tokens), Recorder(num=fit.num)
+    speculation = Speculation(drafter=catalogue.speculation(draft).drafter, acceptor=Coupled(), control=recorder)
+    process = open_named(model.model, model.weights, model.threads, accelerations=Accelerations(draft=speculation))
+    for i, prompt in enumerate(prompts):
+        sampling = GREEDY if i % 2 else Sampling(temperature=0.8)
+        process.add(Extend(prefix=Prefix(prompt), seed=hash_seed(fit.seed, prompt.question), sampling=sampling))
+    with show.work_bar() as bar:
+        line, left = bar.add_task("answering", total=len(prompts), note=""), len(prompts)
+        while left:
+            done = len(process.step())
+            left -= done
+            bar.update(line, advance=done)
+    with show.waiting("fitting the head"):
+        head = fit_accept_head(recorder.judged, drafter=f"{draft} of {checkpoint_of(process.model_id)}", recipe=fit)
+    round_seconds, draft_seconds = (sorted(cost)[len(recorder.costs) // 2] for cost in zip(*recorder.costs))
+    best = best_threshold(recorder.judged, head, draft=draft_seconds / round_seconds)
+    facts = head.facts | {"draft_cost": round(draft_seconds / round_seconds, 4), "stop_above": best, "tasks": tasks or str(file)}
+    save_accept_head(replace(head, facts=facts), out)
+    show.say(
+        f"{out}: {facts['num_guesses']} guesses, {facts['accepted']:.1%} accepted; unseen: AUROC {facts['auroc']}, of the drafter's own probability "
+        f"{facts['auroc_of_q']}; a guess costs {facts['draft_cost']} rounds"
+    )
+    show.say(f"use it as a length control: {draft}/coupled/{out}:stop_above={best}")
+    return 0
+
+
+def train_bridge(*, layer: int, tasks: str, file: Path | None, out: Path, n: int, tokens: int, model: Opened, fit: BridgeRecipe) -> int:
+    """Has the model write, fits a bridge from its early to its late states of that, saves and reports it."""
+    prompts, start = prompts_of(tasks, file, n, tokens), time.perf_counter()
+    process = open_named(model.model, model.weights, model.threads)
+    if not isinstance(process, LocalProcess) or not 0 < layer < process.decoder.config.num_layers:
+        raise BadField(f"layer {layer} of {model.model!r}: needs a model that runs here and has layers behind that one")
+    with show.work_bar() as bar:
+        line = bar.add_task("writing and reading", total=len(prompts), note="")
+        pairs = list(pairs_of(process, prompts, layer, seed=fit.seed, on_text=lambda: bar.update(line, advance=1)))
+    with show.waiting("fitting the bridge"), torch.inference_mode():
+        bridge = fit_bridge(pairs, process.decoder.logits, model_id=checkpoint_of(process.model_id), layer=layer, recipe=fit)
+    save_bridge(replace(bridge, facts=bridge.facts | {"tasks": tasks or str(file)}), out)
+    facts = bridge.facts
+    show.say(
+        f"{out}: {facts['num_states']} states, {time.perf_counter() - start:.0f} s; likeliest token as the whole model's, unseen prompts: "
+        f"{facts['agreement']:.1%}, without the bridge {facts['agreement_untrained']:.1%}"
+    )
+    show.say(f"use it as a drafter: {out}")
+    return 0
+
+
+def pairs_of(process: LocalProcess, prompts: list[Prompt], layer: int, *, seed: int, on_text: Callable[[], None]) -> Iterator[Pairs]:
+    """States that the tokens of greedy answers were drawn from, early and late."""
+    by_question = {prompt.question: prompt for prompt in prompts}
+    behind = frozenset(range(layer, process.decoder.config.num_layers))
+    for text in written(process, list(by_question.values()), samples=1, seed=seed, on_text=on_text):
+        prompt = by_question[text.prompt]
+        ids = process.tokenizer.render(prompt.messages, prompt.prefill)
+        with torch.inference_mode():
+            early_TD = states_of(process.decoder, process.attention, [*ids, *text.tokens[:-1]], num_prompt=len(ids), skips=behind)
+        yield Pairs(text.prompt, early_TD[len(ids) - 1 :].cpu(), text.states_TD)
 
 
 def prompts_of(tasks: str, file: Path | None, n: int, tokens: int) -> list[Prompt]:

@@ -199,6 +199,7 @@ class Guess:
     token: int
     chance: float  # its probability there
     log_q: Tensor | None = None  # where it was asked for
+    hidden: Tensor | None = field(default=None, compare=False)  # [D] its model's final hidden state that it was drawn from, where there is one
 
 
 class Runner(Protocol):
@@ -226,6 +227,11 @@ class Twin:
     model: str | None = None  # a name or file of a model with the same tokens; None: the target
     weights: str | None = None  # weight format; None: the target's where the model is, else the usual one
     skips: tuple[int, ...] = ()  # layers left out; with all else None it shares the target's own keys of committed tokens
+    bridge: Callable[[Tensor], Tensor] | None = None  # with skips: what is made of final hidden states [N, D] before the output head
+
+
+def always(requests: Sequence[int], drafts: Sequence[Sequence[Guess]]) -> list[bool]:
+    return [True] * len(requests)
 
 
 ITSELF = Twin()
@@ -233,7 +239,10 @@ ITSELF = Twin()
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """What the process that drafts are made for lends to a drafter. `runner` raises PonderError for a model with other tokens."""
+    """What the process that drafts are made for lends to a drafter. `runner` raises PonderError for a model with other tokens.
+
+    goes_on: the length control's (Controlling.goes_on); for drafters that pay for each token of a draft, to be asked between tokens.
+    """
 
     vocab_size: int
     eos_ids: frozenset[int]
@@ -241,6 +250,7 @@ class Host:
     dim: int
     runner: Callable[[Twin], Runner]
     logits: Callable[[Tensor], Tensor]  # [N, D] final hidden states -> float32 [N, V], by the target's output head
+    goes_on: Callable[[Sequence[int], Sequence[Sequence[Guess]]], list[bool]] = always
 
 
 class Drafting(Protocol):
@@ -333,8 +343,14 @@ class Controlling(Protocol):
         """Most tokens to draft for each of the requests that decode in this step; 0: none."""
         ...
 
+    def goes_on(self, requests: Sequence[int], drafts: Sequence[Sequence[Guess]]) -> list[bool]:
+        """Whether each request's draft, at least one guess long and one longer than when last asked about, is worth a further guess.
+        Of every draft that it decides on it sees the guesses so far alone, and all of these stay: so drawn tokens keep their weights."""
+        ...
+
     def cut(self, requests: Sequence[int], trees: Sequence[Tree], num_rows: int) -> list[int]:
-        """How many tokens of each tree, from its first, are worth the target's time in a step that has num_rows rows without them."""
+        """How many tokens of each tree, from its first, are worth the target's time in a step that has num_rows rows without them.
+        Where tokens were drawn (log_q) nothing is told of them but their places, since to choose by what was drawn is to draw from else."""
         ...
 
     def learn(self, verified: Sequence[Verified], spent: Spent | None) -> None:
@@ -360,6 +376,12 @@ class Speculation:
     drafter: Drafter
     acceptor: Acceptor
     control: LengthControl
+
+
+def shortened(controlling: Controlling, requests: Sequence[int], trees: Sequence[Tree], num_rows: int) -> list[Tree]:
+    """The trees as the control cuts them; of drawn ones it is shown the places alone."""
+    shown = [tree if tree.log_q is None else Tree((0,) * len(tree), tree.parents) for tree in trees]
+    return [tree.first(num) for tree, num in zip(trees, controlling.cut(requests, shown, num_rows), strict=True)]
 
 
 def is_path(tree: Tree, path: Sequence[int]) -> bool:

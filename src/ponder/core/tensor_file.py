@@ -19,6 +19,11 @@ def save_tensors(tensors: Mapping[str, Tensor], facts: dict[str, str], path: Pat
         raise StoreError(f"{path}: {error}; free disk space or name another file") from error
 
 
+def kind_of(path: Path, mend: str) -> str | None:
+    """What the facts call the file's kind. Raises as `load_tensors` does."""
+    return load_tensors(path, mend)[1].get("kind")
+
+
 def load_tensors(path: Path, mend: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors, facts). Raises BadField for a file of another kind, StoreError for one that cannot be read; `mend` says what to do then."""
     try:

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ponder.core.draft import EMPTY, ROOT, Accepted, Context, Host, Speculation, Spent, Target, Tree, Verified
+from ponder.core.draft import EMPTY, ROOT, Accepted, Context, Host, Speculation, Spent, Target, Tree, Verified, shortened
 from ponder.core.errors import BadField
 from ponder.core.probe import Row, rows_of
 from ponder.core.rng import TorchRng, hash_seed
@@ -139,8 +139,8 @@ class Rounds:
         self.speculation = speculation
         if speculation is not None:
             self.needs = speculation.drafter.needs
-            self.drafting = speculation.drafter.open(host)
             self.controlling = speculation.control.open()
+            self.drafting = speculation.drafter.open(replace(host, goes_on=self.controlling.goes_on))
             self.is_shown = self.needs.num_top > 0 or speculation.acceptor.reads == "log_p"
 
     @property
@@ -184,9 +184,9 @@ class Rounds:
         for (round, context), tree in zip(asked, self.drafting.propose([context for _, context in asked]), strict=True):
             round.tree = self._fitting(round, tree, context)
         rounds = [round for round, _ in asked]
-        nums = self.controlling.cut([round.request for round in rounds], [round.tree for round in rounds], num_rows)
-        for round, num in zip(rounds, nums, strict=True):
-            round.tree = round.tree.first(num)
+        trees = shortened(self.controlling, [round.request for round in rounds], [round.tree for round in rounds], num_rows)
+        for round, tree in zip(rounds, trees, strict=True):
+            round.tree = tree
         return [round for round in rounds if len(round.tree) and self._lay(round)]
 
     def _context(self, round: Round, room: int) -> Context:

@@ -28,21 +28,23 @@ Place = int | Blur  # what a model reads at one place
 KV_BYTES = 1 << 29  # bound on a twin's keys and values
 
 
-def guesses(logits_RV: Tensor, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool) -> list[Guess]:
+def guesses(
+    decoder: Decoder, hidden_RD: Tensor, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool
+) -> list[Guess]:  # fmt: skip
     """What the rows' own model draws after each context and draft."""
-    wishes = []
+    wishes, logits_RV = [], decoder.logits(hidden_RD).cpu()
     for context, draft in zip(contexts, drafts):
         seen = (*context.tokens[context.num_prompt :], *draft) if context.sampling.has_penalties else ()
         wishes.append(Draw(context.seed, context.position + len(draft), context.sampling, None, seen, None, context.drift))
     drawn = draw(logits_RV, wishes)
     log_q = [proposal_of(logits_RV[i : i + 1], wish) if with_log_q else None for i, wish in enumerate(wishes)]
-    return [Guess(d.token, math.exp(d.log_q), q) for d, q in zip(drawn, log_q)]
+    return [Guess(d.token, math.exp(d.log_q), q, hidden_D) for d, q, hidden_D in zip(drawn, log_q, hidden_RD)]
 
 
 def last_rows(
     decoder: Decoder, attention: Attention, spans: Sequence[Span], places: dict[Pages, list[Place]], *, skips: frozenset[int] = frozenset()
 ) -> Tensor:
-    """Logits [len(spans), V] after each span, in the order given."""
+    """Hidden states [len(spans), D] at the end of each span, in the order given."""
     ordered = in_order(spans)
     plan = attention.plan(ordered)
     read = [place for span in ordered for place in places[span.sequence]]
@@ -53,25 +55,40 @@ def last_rows(
     for span in ordered:
         at += span.stop - span.start
         ends[span.sequence] = at - 1
-    return decoder.logits(hidden_TD[[ends[span.sequence] for span in spans]]).cpu()
+    return hidden_TD[[ends[span.sequence] for span in spans]]
 
 
-Rows = tuple[list[int], Tensor | None]  # numbers of the contexts that were read, and the logits after each
+def states_of(
+    decoder: Decoder, attention: Attention, tokens: Sequence[int], *, num_prompt: int, skips: frozenset[int] = frozenset()
+) -> Tensor:  # fmt: skip
+    """Final hidden states [T, D] of a text by itself, whose first num_prompt tokens are a prompt's. Raises BadField where it has no room."""
+    pages = Pages(attention.pool)
+    if not pages.reserve(len(tokens)):
+        raise BadField(f"text of {len(tokens)} tokens: more than there is room for; give the process more memory or a shorter text")
+    plan = attention.plan([Span(pages, 0, len(tokens), num_prompt)])
+    hidden_TD = decoder.forward(torch.tensor(tokens, device=decoder.device), plan.positions, plan.attend, plan.prompts, skips=skips)
+    pages.release()
+    return hidden_TD
 
 
-def guessed(rows: Rows, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool) -> list[Guess | None]:
+Rows = tuple[list[int], Tensor | None]  # numbers of the contexts that were read, and the final hidden state after each
+
+
+def guessed(
+    decoder: Decoder, rows: Rows, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool
+) -> list[Guess | None]:  # fmt: skip
     found: list[Guess | None] = [None] * len(contexts)
     if rows[1] is not None:
-        made = guesses(rows[1], [contexts[i] for i in rows[0]], [drafts[i] for i in rows[0]], with_log_q=with_log_q)
+        made = guesses(decoder, rows[1], [contexts[i] for i in rows[0]], [drafts[i] for i in rows[0]], with_log_q=with_log_q)
         for i, guess in zip(rows[0], made, strict=True):
             found[i] = guess
     return found
 
 
-def likeliest(rows: Rows, num_contexts: int, num: int) -> list[Likely | None]:
+def likeliest(decoder: Decoder, rows: Rows, num_contexts: int, num: int) -> list[Likely | None]:
     found: list[Likely | None] = [None] * num_contexts
     if rows[1] is not None:
-        for i, tokens, log_p in zip(rows[0], *most_likely(rows[1], num), strict=True):
+        for i, tokens, log_p in zip(rows[0], *most_likely(decoder.logits(rows[1]).cpu(), num), strict=True):
             found[i] = tuple(zip(tokens, log_p, strict=True))
     return found
 
@@ -115,7 +132,7 @@ class Lender:
 
     def runner(self, twin: Twin) -> Runner:
         if twin.skips and twin.model is None and twin.weights is None:
-            return ThinnedRunner(self.decoder, self.attention, frozenset(twin.skips), pages_of=self.pages_of, take=self.take)
+            return ThinnedRunner(self.decoder, self.attention, frozenset(twin.skips), pages_of=self.pages_of, take=self.take, bridge=twin.bridge)
         decoder = self.other(twin)
         return TwinRunner(decoder, lambda pool: Attention(decoder.config, pool, is_native=self.attention.kernel is not None))
 
@@ -131,10 +148,10 @@ class TwinRunner:
         self.readings: OrderedDict[int, Reading] = OrderedDict()
 
     def guess(self, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool = False) -> list[Guess | None]:
-        return guessed(self._read(contexts, drafts), contexts, drafts, with_log_q=with_log_q)
+        return guessed(self.decoder, self._read(contexts, drafts), contexts, drafts, with_log_q=with_log_q)
 
     def likely(self, contexts: Sequence[Context], drafts: Sequence[Sequence[Blur]], num: int) -> list[Likely | None]:
-        return likeliest(self._read(contexts, drafts), len(contexts), num)
+        return likeliest(self.decoder, self._read(contexts, drafts), len(contexts), num)
 
     def _read(self, contexts: Sequence[Context], drafts: Sequence[Sequence[Place]]) -> Rows:
         spans: dict[int, Span] = {}
@@ -148,10 +165,10 @@ class TwinRunner:
                     tokens[reading.pages] = reading.tokens[start:]
         if not spans:
             return [], None
-        logits_RV = last_rows(self.decoder, self.attention, list(spans.values()), tokens)
+        hidden_RD = last_rows(self.decoder, self.attention, list(spans.values()), tokens)
         for span in spans.values():
             span.sequence.num_tokens = span.stop
-        return list(spans), logits_RV
+        return list(spans), hidden_RD
 
     def forget(self, request: int) -> None:
         reading = self.readings.pop(request, None)
@@ -182,19 +199,19 @@ class ThinnedRunner:
 
     def __init__(
         self, decoder: Decoder, attention: Attention, skips: frozenset[int], *, pages_of: Callable[[int], Pages | None],
-        take: Callable[[Pages, int], bool],
+        take: Callable[[Pages, int], bool], bridge: Callable[[Tensor], Tensor] | None = None,
     ) -> None:  # fmt: skip
-        """pages_of: a request's pages, where it runs; take(pages, num): makes room."""
+        """pages_of: a request's pages, where it runs; take(pages, num): makes room. bridge: from final states to what the head is shown."""
         if not skips or not skips < set(range(decoder.config.num_layers)):
             raise BadField(f"draft skips={sorted(skips)}: must be some of the layers 0 to {decoder.config.num_layers - 1}, and not all")
-        self.decoder, self.attention, self.skips, self.pages_of, self.take = decoder, attention, skips, pages_of, take
+        self.decoder, self.attention, self.skips, self.pages_of, self.take, self.bridge = decoder, attention, skips, pages_of, take, bridge
         self.ahead: dict[int, tuple[int, int]] = {}  # request -> (committed tokens, drafted ones that are written behind)
 
     def guess(self, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool = False) -> list[Guess | None]:
-        return guessed(self._read(contexts, drafts), contexts, drafts, with_log_q=with_log_q)
+        return guessed(self.decoder, self._read(contexts, drafts), contexts, drafts, with_log_q=with_log_q)
 
     def likely(self, contexts: Sequence[Context], drafts: Sequence[Sequence[Blur]], num: int) -> list[Likely | None]:
-        return likeliest(self._read(contexts, drafts), len(contexts), num)
+        return likeliest(self.decoder, self._read(contexts, drafts), len(contexts), num)
 
     def _read(self, contexts: Sequence[Context], drafts: Sequence[Sequence[Place]]) -> Rows:
         spans: dict[int, Span] = {}
@@ -210,7 +227,8 @@ class ThinnedRunner:
             self.ahead[context.request] = num, 1 + len(draft)
         if not spans:
             return [], None
-        return list(spans), last_rows(self.decoder, self.attention, list(spans.values()), tokens, skips=self.skips)
+        hidden_RD = last_rows(self.decoder, self.attention, list(spans.values()), tokens, skips=self.skips)
+        return list(spans), hidden_RD if self.bridge is None else self.bridge(hidden_RD)
 
     def forget(self, request: int) -> None:
         self.ahead.pop(request, None)

@@ -15,7 +15,24 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ponder.core.draft import EMPTY, ROOT, Acceptor, Blur, Context, Drafter, Guess, Host, LengthControl, Spent, Target, Tree, Verified, chain, is_path
+from ponder.core.draft import (
+    EMPTY,
+    ROOT,
+    Acceptor,
+    Blur,
+    Context,
+    Drafter,
+    Guess,
+    Host,
+    LengthControl,
+    Spent,
+    Target,
+    Tree,
+    Verified,
+    chain,
+    is_path,
+    shortened,
+)  # fmt: skip
 from ponder.core.rng import EnumeratingRng, Rng, TorchRng, enumerate_paths
 from ponder.testing.exact import TOLERANCE, Measure, added, require
 
@@ -248,6 +265,37 @@ DRAFTER_LAWS = (law_drafts_fit, law_requests_stand_apart, law_drafts_repeat, law
 # length controls
 
 
+def law_control_keeps_the_distribution(control: LengthControl, acceptor: Acceptor) -> None:
+    """With drawn chains that are weighed by what they were drawn from, stopped and cut by the control, tokens are plain decoding's."""
+    found: Measure = {}
+    for tokens, mass in enumerate_paths(partial(_controlled, control, acceptor)):
+        added(found, tokens, mass)
+    wanted = plain(2)
+    for point in wanted.keys() | found.keys():
+        a, b = found.get(point, 0.0), wanted.get(point, 0.0)
+        require(abs(a - b) <= TOLERANCE, f"tokens {point} have probability {a}, plain decoding gives {b}")
+
+
+def _controlled(control: LengthControl, acceptor: Acceptor, rng: Rng) -> tuple[int, int]:
+    """Two tokens after token 0: those of one round, then plain decoding's."""
+    controlling = control.open()
+    for rows in range(1, 5):  # steps of any width cost the same, so that whoever looks at costs drafts
+        controlling.learn((), Spent(num_rows=rows, seconds=0.01, num_drafted=rows - 1, draft_seconds=0.0))
+    guesses: list[Guess] = []
+    room = min(controlling.rooms([0])[0], 2)
+    while len(guesses) < room and (not guesses or controlling.goes_on([0], [guesses])[0]):
+        row = OTHER[guesses[-1].token if guesses else 0]
+        token = int(rng.categorical(row.log()[None])[0])
+        guesses.append(Guess(token, float(row[token]), row.log(), torch.zeros(2)))
+    weights = torch.stack([g.log_q for g in guesses if g.log_q is not None]) if guesses else None
+    (tree,) = shortened(controlling, [0], [chain([g.token for g in guesses], weights, [g.chance for g in guesses])], 1)
+    accepted = acceptor.accept(tree, target_of(tree, 0, P, rng), rng)
+    tokens = [*(tree.tokens[i] for i in accepted.path), accepted.token]
+    if len(tokens) < 2:
+        tokens.append(int(rng.categorical(P[tokens[0]].log()[None])[0]))
+    return tokens[0], tokens[1]
+
+
 def law_counts_are_counts(control: LengthControl) -> None:
     """Rooms and cuts are one count each, never negative, a cut never longer than its tree, whatever was learnt."""
     controlling = control.open()
@@ -257,6 +305,9 @@ def law_counts_are_counts(control: LengthControl) -> None:
         rooms = controlling.rooms(requests)
         require(len(rooms) == len(requests) and all(isinstance(n, int) and n >= 0 for n in rooms), f"rooms {rooms} for {requests}")
         cuts = controlling.cut(requests, trees[: len(requests)], len(requests) + 1)
+        drafts = [[Guess(1, 0.9, None, torch.zeros(2)), Guess(2, 0.2, None, torch.zeros(2))][: 1 + turn % 2]] * len(requests)
+        going = controlling.goes_on(requests, drafts)
+        require(len(going) == len(requests) and all(isinstance(goes, bool) for goes in going), f"goes_on says {going} of {requests}")
         require(len(cuts) == len(requests) and all(0 <= n <= len(t) for n, t in zip(cuts, trees)), f"cuts {cuts} of {trees}")
         kept = [tree.first(num) for tree, num in zip(trees, cuts)]
         news = [Verified(request=r, tree=t, path=tuple(range(min(1, len(t)))), tokens=(1,) * (1 + min(1, len(t)))) for r, t in zip(requests, kept)]

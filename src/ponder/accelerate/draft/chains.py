@@ -5,14 +5,16 @@ from dataclasses import dataclass
 
 import torch
 
-from ponder.core.draft import EMPTY, Context, Guess, Runner, Tree, Verified, chain
+from ponder.core.draft import EMPTY, Context, Guess, Host, Runner, Tree, Verified, chain
 from ponder.core.errors import BadField
 
 
 @dataclass(frozen=True)
 class Chaining:
-    """Draws token after token, each request until it has enough or a token was less likely than `least`. One pass a depth, for all."""
+    """Draws token after token, each request until it has enough, a token was less likely than `least`, or the length control says so.
+    One pass a depth, for all."""
 
+    host: Host
     runner: Runner
     num: int
     least: float
@@ -21,7 +23,7 @@ class Chaining:
     def propose(self, contexts: Sequence[Context]) -> list[Tree]:
         made: list[list[Guess]] = [[] for _ in contexts]
         alive = list(range(len(contexts)))
-        while alive := [i for i in alive if len(made[i]) < min(self.num, contexts[i].room, contexts[i].max_depth)]:
+        while alive := self._going(contexts, made, alive):
             drafts = [[guess.token for guess in made[i]] for i in alive]
             found = self.runner.guess([contexts[i] for i in alive], drafts, with_log_q=self.with_log_q)
             alive = [i for i, guess in zip(alive, found, strict=True) if guess is not None and self._added(made[i], guess)]
@@ -32,6 +34,13 @@ class Chaining:
 
     def forget(self, request: int) -> None:
         self.runner.forget(request)
+
+    def _going(self, contexts: Sequence[Context], made: Sequence[list[Guess]], alive: Sequence[int]) -> list[int]:
+        """Those of the alive that have room for more and are worth it."""
+        able = [i for i in alive if len(made[i]) < min(self.num, contexts[i].room, contexts[i].max_depth)]
+        begun = [i for i in able if made[i]]  # all of them or none
+        goes = self.host.goes_on([contexts[i].request for i in begun], [made[i] for i in begun]) if begun else [True] * len(able)
+        return [i for i, is_on in zip(able, goes, strict=True) if is_on]
 
     def _added(self, guesses: list[Guess], guess: Guess) -> bool:
         """Whether a chain with one more guess goes on. One that is too unlikely ends it; where tokens are weighed by what they were

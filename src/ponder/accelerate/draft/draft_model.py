@@ -37,4 +37,4 @@ class DraftModel:
             raise BadField(f"draft_model num={self.num}, least={self.least}: num must be at least 1, least in [0, 1]")
 
     def open(self, host: Host) -> Chaining:
-        return Chaining(host.runner(Twin(model=self.model, weights=self.weights)), self.num, self.least, self.is_weighed)
+        return Chaining(host, host.runner(Twin(model=self.model, weights=self.weights)), self.num, self.least, self.is_weighed)

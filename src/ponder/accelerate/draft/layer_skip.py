@@ -39,4 +39,4 @@ class LayerSkip:
 
     def open(self, host: Host) -> Chaining:
         """Raises BadField where it leaves out no layer."""
-        return Chaining(host.runner(Twin(skips=thinned(host.num_layers, self.ends, self.every))), self.num, self.least, self.is_weighed)
+        return Chaining(host, host.runner(Twin(skips=thinned(host.num_layers, self.ends, self.every))), self.num, self.least, self.is_weighed)

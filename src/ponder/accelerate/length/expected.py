@@ -14,7 +14,7 @@ Differs    acceptance is a request's own, with the mean of all as its prior of `
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ponder.core.draft import Spent, Tree, Verified
+from ponder.core.draft import Spent, Tree, Verified, always
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
 
@@ -69,6 +69,7 @@ class Weighing:
     is_off: bool = False
     waited: int = 0  # steps without a draft
     patience: int = 0  # of them before one is tried again
+    goes_on = staticmethod(always)
 
     def rooms(self, requests: Sequence[int]) -> list[int]:
         """Nothing while drafts do not pay, where their making is not for nothing either."""
@@ -115,8 +116,7 @@ class Weighing:
         if below is None or above is None:  # as if each row beyond cost what rows cost in the mean
             nearest = known[-1] if above is None else known[0]
             return self.costs[nearest] * (1.0 + 0.5 * (num_rows / nearest - 1.0))
-        share = (num_rows - below) / (above - below)
-        return self.costs[below] * (1 - share) + self.costs[above] * share
+        return self.costs[below] + (self.costs[above] - self.costs[below]) * (num_rows - below) / (above - below)
 
     def learn(self, verified: Sequence[Verified], spent: Spent | None) -> None:
         if spent is not None:

@@ -11,7 +11,7 @@ Choose     to measure a drafter; 0 switches guessing off.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ponder.core.draft import Spent, Tree, Verified
+from ponder.core.draft import Spent, Tree, Verified, always
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
 
@@ -21,6 +21,7 @@ class Fixed:
     num: int = 4  # tokens of every draft
 
     guarantee = Guarantee.EXACT
+    goes_on = staticmethod(always)
 
     def __post_init__(self) -> None:
         if self.num < 0:

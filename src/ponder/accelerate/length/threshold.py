@@ -9,10 +9,11 @@ Cost       O(M)
 Choose     for drafters that say how sure they are and guess cheaply; trees without chances are kept whole.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ponder.core.draft import Spent, Tree, Verified
+from ponder.core.draft import Guess, Spent, Tree, Verified
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
 
@@ -33,6 +34,9 @@ class Threshold:
 
     def rooms(self, requests: Sequence[int]) -> list[int]:
         return [self.num] * len(requests)
+
+    def goes_on(self, requests: Sequence[int], drafts: Sequence[Sequence[Guess]]) -> list[bool]:
+        return [math.prod(guess.chance for guess in draft) >= self.least for draft in drafts]
 
     def cut(self, requests: Sequence[int], trees: Sequence[Tree], num_rows: int) -> list[int]:
         return [self._kept(tree) for tree in trees]
