@@ -8,7 +8,7 @@ import pytest
 import ponder
 from ponder.cli import main
 from ponder.core.accelerations import Accelerations
-from ponder.core.errors import PonderError, UnknownName
+from ponder.core.errors import PonderError, StoreError, UnknownName
 
 NAMES = {field.name for field in fields(Accelerations)}
 
@@ -30,10 +30,15 @@ def test_a_door_that_lacks_one_is_caught():
     assert missing_at(load) >= {"attend", "prompt", "way"}
 
 
-@pytest.mark.parametrize("name", sorted(NAMES - {"partner"}))
+@pytest.mark.parametrize("name", sorted(NAMES - {"partner", "tail"}))
 def test_a_name_that_nothing_has_is_refused_before_work(smollm2_path, name):
     with pytest.raises(UnknownName):
         ponder.load(str(smollm2_path), **{name: "nonesuch"})
+
+
+def test_a_tail_that_is_not_there_is_refused(smollm2_path):
+    with pytest.raises(StoreError, match="nonesuch"):
+        ponder.load(str(smollm2_path), tail="nonesuch")
 
 
 def test_a_partner_without_a_way_is_refused(smollm2_path):
