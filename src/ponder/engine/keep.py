@@ -26,6 +26,7 @@ from ponder.engine.kv import common_len
 from ponder.engine.pages import PAGE, Pool
 from ponder.engine.pages import Sequence as Pages
 from ponder.models.decoder import Attend
+from ponder.models.rotary import frequencies, rotary_kind, turned
 from ponder.native.attention import Kernel
 from ponder.native.columns import Rows, add_columns
 
@@ -41,6 +42,7 @@ class Record:
     last: int = 0
     columns: list[Tensor] = field(default_factory=list)  # per layer float64 [K, N]
     rows: list[list[tuple[int, Tensor, Tensor | None]]] = field(default_factory=list)  # per layer: first position, q [n, H, E], lse [n, H]
+    readings: list[list[Tensor]] = field(default_factory=list)  # per layer: float32 [n, K] of tokens one after the other, from the first one on
 
     def copy(self, num_tokens: int) -> "Record":
         """Of a fork that has num_tokens."""
@@ -48,7 +50,8 @@ class Record:
             [(start, q[: num_tokens - start], None if lse is None else lse[: num_tokens - start]) for start, q, lse in some if start < num_tokens]
             for some in self.rows
         ]
-        return replace(self, columns=[x.clone() for x in self.columns], rows=cut)
+        readings = [[torch.cat(some)[:num_tokens]] if some else [] for some in self.readings]
+        return replace(self, columns=[x.clone() for x in self.columns], rows=cut, readings=readings)
 
 
 @dataclass
@@ -81,11 +84,13 @@ class Keeper:
 
     def begin(self, num_prompt: int) -> Record:
         """Of a sequence of which `first_row(num_prompt)` tokens at most are computed."""
-        return Record(num_prompt, num_prompt, rows=[[] for _ in range(self.config.num_layers)])
+        rows, readings = ([[] for _ in range(self.config.num_layers)] for _ in range(2))
+        return Record(num_prompt, self.policy.due_in_prompt(0, num_prompt), rows=rows, readings=readings)
 
     def first_row(self, num_prompt: int) -> int:
         """The first token of a prompt whose row the policy must see: those before may have been computed by somebody else."""
-        return min(self.needs.first_row(num_prompt), num_prompt - 1)
+        due = self.policy.due_in_prompt(0, num_prompt)
+        return min(self.needs.first_row(due), due - 1)
 
     def watched(self, plan: StepPlan, spans: Sequence[Span], records: Sequence[Record | None]) -> Attend:
         """The plan's attend, which also keeps what the policy must see of the spans that have a record."""
@@ -105,13 +110,26 @@ class Keeper:
                 out_TX, lse_TH = plan.attend(layer, q_THE, k_TKE, v_TKE), None
             for span, record, lo, hi in wanted:
                 lse = None if lse_TH is None else lse_TH[lo:hi]
-                if span.start < record.num_prompt:
-                    self._sum_columns(record, layer, span.sequence, [(span.stop - (hi - lo), q_THE[lo:hi], lse)])
-                else:
-                    record.rows[layer].append((span.stop - (hi - lo), q_THE[lo:hi].clone(), lse))
+                tail = replace(span, start=span.stop - (hi - lo))
+                self.see(record, layer, tail, q_THE=q_THE[lo:hi], k_TKE=k_TKE[lo:hi], v_TKE=v_TKE[lo:hi], lse_TH=lse)
             return out_TX
 
         return attend
+
+    def see(
+        self, record: Record, layer: int, span: Span, *, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, lse_TH: Tensor | None
+    ) -> None:  # fmt: skip
+        """Keeps what the policy must see of the tokens of `span`, whose keys are in their pages; lse: from the compiled kernel."""
+        if self.needs.reader is not None:
+            record.readings[layer].append(self._reading(layer, span.start, (q_THE, k_TKE, v_TKE)))
+        first = max(span.start, self.needs.first_column_row(record.due or 0))
+        if first >= span.stop:
+            return
+        lse = None if lse_TH is None else lse_TH[first - span.start :]
+        if first < record.num_prompt:
+            self._sum_columns(record, layer, span.sequence, [(first, q_THE[first - span.start :], lse)])
+        else:
+            record.rows[layer].append((first, q_THE[first - span.start :].clone(), lse))
 
     def drop_keys(self, pages: Pages, record: Record) -> bool:
         """Does what the policy says now. False, and nothing changed, when there are no pages to move shared keys to."""
@@ -121,13 +139,26 @@ class Keeper:
             return False
         record.last = pages.num_tokens
         num_held = pages.num_tokens - int(pages.dropped.sum()) // num.numel()
-        record.due = self.policy.trigger.next(record.last, num_prompt=record.num_prompt, num_held=num_held, budget=budget)
+        if record.last < record.num_prompt:
+            record.due = self.policy.due_in_prompt(record.last, record.num_prompt)
+        else:
+            record.due = self.policy.trigger.next(record.last, num_prompt=record.num_prompt, num_held=num_held, budget=budget)
         if record.due is None or self.needs.num_rows is not None:
             record.columns = []
+        if record.due is None:
+            record.readings = []
         record.rows = [[] for _ in record.rows]
         return True
 
     # what the policy sees
+
+    def _reading(self, layer: int, start: int, rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """What the policy makes of tokens from position `start` on."""
+        frequency = frequencies(self.config, rotary_kind(self.config, layer))
+        q_THE, k_TKE, v_TKE = rows
+        back = -torch.arange(start, start + len(q_THE))
+        assert self.needs.reader is not None
+        return self.needs.reader.read(layer, turned(q_THE, frequency, back), turned(k_TKE, frequency, back), v_TKE)
 
     def _sum_columns(self, record: Record, layer: int, pages: Pages, rows: Sequence[tuple[int, Tensor, Tensor | None]]) -> None:
         """Adds rows, up to the last token, to a layer's columns."""
@@ -172,9 +203,12 @@ class Keeper:
 
     def _view(self, pages: Pages, record: Record, layer: int) -> View:
         positions, read = self._slots(pages, layer, pages.num_tokens)
-        columns = record.columns[layer] if self.needs.has_columns else None
+        columns, readings = record.columns[layer] if self.needs.has_columns else None, None
+        if self.needs.reader is not None:
+            readings = torch.cat(record.readings[layer]).T.gather(1, positions.clamp(min=0))
         return View(
-            layer=layer, num_layers=self.config.num_layers, num_tokens=pages.num_tokens, positions=positions, read=read, columns=columns
+            layer=layer, num_layers=self.config.num_layers, num_tokens=pages.num_tokens, positions=positions, read=read, columns=columns,
+            readings=readings,
         )  # fmt: skip
 
     # what becomes of it

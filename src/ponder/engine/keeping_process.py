@@ -1,9 +1,10 @@
 """LocalProcess whose sequences drop keys as a cache policy says.
 
-Every track stops where keys are dropped next: at the end of its prompt, then where the policy's trigger fires. Prompts are computed
-whole; what follows them reads the kept keys alone, whether it is generated, scored or read by a probe, so that all asks about a
-prefix agree. A prompt that others begin alike stays in the prefix store untouched if the policy says so; else its pages are free
-as soon as keys were dropped. What drops keys goes on a shelf of its own (engine.keep), for asks that go on from there.
+Every track stops where keys are dropped next: at the end of its prompt, before it where the policy has a chunk, then where its trigger
+fires. Without a chunk prompts are computed whole; what follows them reads the kept keys alone, whether it is generated, scored or
+read by a probe, so that all asks about a prefix agree. A prompt that others begin alike stays in the prefix store untouched if the
+policy says so; else its pages are free as soon as keys were dropped. What drops keys goes on a shelf of its own (engine.keep), for
+asks that go on from there.
 """
 
 from collections.abc import Sequence
@@ -142,7 +143,7 @@ class KeepingProcess(LocalProcess):
         record = self.records.pop(track)
         kept = min(track.num_computed, track.num_given) if track.keeps_all else track.num_computed
         if record.last:
-            if kept >= record.last:
+            if kept >= max(record.last, track.num_prompt):
                 shelved = self.shelf.put(*_parts(track, kept), pages=track.pages, record=record)
                 if is_over and len(track.key) == kept + 1 > track.num_known:
                     shelved.paid.add(~track.key[-1])
