@@ -85,7 +85,7 @@ def answered(forks: Forks, fork: Fork, question: Question) -> bool:
     given = tokenizer.encode(question.answer)
     if not question.most:
         return forks.says(fork, given)
-    side = Fork(fork.pages.fork(), fork.hidden, fork.num_prompt)
+    side = fork.fork()
     said = tokenizer.decode(forks.writes(side, question.most, tokenizer.eos_ids))
     side.release()
     forks.push(fork, given)

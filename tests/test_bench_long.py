@@ -66,7 +66,7 @@ def log_p(made, fork) -> float:
     return total
 
 
-@pytest.mark.parametrize("spec", ["streaming:0.3", "h2o:0.3", "snapkv:0.3,window=8", "elastic:0.4"])
+@pytest.mark.parametrize("spec", ["streaming:0.3", "h2o:0.3", "snapkv:0.3,window=8", "elastic:0.4", "knorm:0.3,evictor=int4"])
 def test_a_fork_goes_on_as_the_engine_does(spec: str):
     """With what was gathered while a context was read for several questions; and not as plain decoding does."""
     policy, decoder, text = cache_policy(f"{spec},trigger=after_prompt"), tiny_decoder("qwen2"), "what was said before " * 12

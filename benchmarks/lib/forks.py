@@ -29,6 +29,12 @@ class Fork:
     pages: Pages
     hidden: Tensor
     num_prompt: int
+    keeper: Keeper | None = None  # of a policy that has dropped keys, and what it keeps beside the pages
+    record: Record | None = None
+
+    def fork(self) -> "Fork":
+        record = None if self.record is None else self.record.copy(self.pages.num_tokens)
+        return Fork(self.pages.fork(), self.hidden, self.num_prompt, self.keeper, record)
 
     def release(self) -> None:
         self.pages.release()
@@ -44,8 +50,10 @@ class Forks:
         self.keepers: dict[Needs, Keeper] = {policy.scorer.needs: Keeper(policy, *self.parts) for policy in policies}
         assert all(need.decay == 1 and (need.num_rows or 1) <= TAIL for need in self.keepers)
 
-    def forward(self, pages: Pages, tokens: Sequence[int], num_prompt: int, records: dict[Needs, Record] | None = None) -> Tensor:
-        """Hidden rows of the next tokens of a sequence."""
+    def forward(
+        self, pages: Pages, tokens: Sequence[int], num_prompt: int, records: dict[Needs, Record] | None = None, under: Fork | None = None
+    ) -> Tensor:  # fmt: skip
+        """Hidden rows of the next tokens of a sequence. records: what gathers; under: whose policy's keys are met."""
         start = pages.num_tokens
         assert pages.reserve(start + len(tokens)), "kv_bytes is too small"
         span = Span(pages, start, start + len(tokens), num_prompt)
@@ -60,6 +68,8 @@ class Forks:
                 self.keepers[need].see(record, layer, span, q_THE=q, k_TKE=k, v_TKE=v, lse_TH=lse)
             return out
 
+        if under is not None and under.keeper is not None:
+            attend = under.keeper.watched(plan, [span], [under.record])
         hidden = self.process.decoder.forward(torch.tensor(tokens), plan.positions, attend, plan.prompts)
         pages.num_tokens = start + len(tokens)
         return hidden
@@ -86,17 +96,18 @@ class Forks:
         """A fork of a prompt that goes on with the keys that the policy keeps; None: with all."""
         fork = Fork(whole.pages.fork(), whole.hidden, whole.num_prompt)
         if policy is not None:
-            record = records[policy.scorer.needs].copy(whole.num_prompt)
-            assert Keeper(policy, *self.parts).drop_keys(fork.pages, record)
+            fork.keeper, record = Keeper(policy, *self.parts), records[policy.scorer.needs].copy(whole.num_prompt)
+            assert fork.keeper.drop_keys(fork.pages, record)
+            fork.record = replace(record, due=None)  # once
         return fork
 
     def push(self, fork: Fork, tokens: Sequence[int]) -> None:
         """The sequence goes on with `tokens`, whatever it would have said."""
-        fork.hidden = self.forward(fork.pages, tokens, fork.num_prompt)[-1:]
+        fork.hidden = self.forward(fork.pages, tokens, fork.num_prompt, under=fork)[-1:]
 
     def says(self, fork: Fork, tokens: Sequence[int]) -> bool:
         """Whether the likeliest next tokens are these, one after the other; the sequence goes on with them."""
-        hidden = self.forward(fork.pages, tokens, fork.num_prompt)
+        hidden = self.forward(fork.pages, tokens, fork.num_prompt, under=fork)
         found = self.process.decoder.logits(torch.cat([fork.hidden, hidden[:-1]])).argmax(-1).tolist()
         fork.hidden = hidden[-1:]
         return found == list(tokens)

@@ -189,6 +189,9 @@ class Verified:
         return self.path[-1] + 1 if self.path else 0
 
 
+Blur = tuple[tuple[int, float], ...]  # tokens and their weights, which sum to 1: one place of a text that is several at once
+
+
 @dataclass(frozen=True)
 class Guess:
     """A token that a model drew for a draft. log_q: float [V] log of what it was drawn from, point mass included."""
@@ -205,6 +208,12 @@ class Runner(Protocol):
         """The next token after contexts[i].tokens and drafts[i], one forward pass for all: what plain decoding of this model would
         draw there with the context's seed, sampling and drift, so that it equals the target's own draw as often as the two agree.
         A draft is followed by one that begins with it, or by a later context. None: no room for that one, now or ever."""
+        ...
+
+    def likely(self, contexts: Sequence[Context], drafts: Sequence[Sequence[Blur]], num: int) -> list[tuple[tuple[int, float], ...] | None]:
+        """The `num` likeliest tokens, best first, after contexts[i].tokens and drafts[i], with their log-probabilities under this model
+        itself, one forward pass for all. At each place of a draft the model reads the weighted sum of its tokens' embeddings. Drafts
+        follow each other, and are None, as in `guess`."""
         ...
 
     def forget(self, request: int) -> None: ...

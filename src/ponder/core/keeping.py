@@ -22,6 +22,7 @@ from torch import Tensor
 from ponder.core.errors import BadField
 from ponder.core.evidence import Needs, View
 from ponder.core.guarantee import Guarantee
+from ponder.core.rest import Rest
 
 
 class Scorer(Protocol):
@@ -48,10 +49,16 @@ class Evictor(Protocol):
     """What becomes of keys that are not kept.
 
     kept: for each head the slots that stay, ascending. Returns None when the others are just dropped, or for each head new keys and values
-    [num kept, E] of those that stay. Never modifies the view.
+    [num kept, E] of those that stay. `rest`: what becomes of the others where they are not gone, met by every later query beside the keys
+    that stay (core.rest); None, always, unless has_rest. Never modifies the view.
     """
 
+    @property
+    def has_rest(self) -> bool: ...
+
     def evict(self, view: View, kept: Sequence[Tensor]) -> Sequence[tuple[Tensor, Tensor]] | None: ...
+
+    def rest(self, view: View, kept: Sequence[Tensor]) -> Rest | None: ...
 
 
 class Trigger(Protocol):
@@ -104,7 +111,12 @@ class Policy:
 
     def budget(self, num_prompt: int) -> int:
         """Keys that a head keeps, on average."""
-        return max(1, math.floor(self.keep * num_prompt + 1e-9)) if self.keep <= 1 else int(self.keep)
+        return share_of(self.keep, num_prompt)
+
+
+def share_of(keep: float, num: int) -> int:
+    """How many of `num` a share in (0, 1] means, at least 1; above 1 `keep` is a number itself."""
+    return max(1, math.floor(keep * num + 1e-9)) if keep <= 1 else int(keep)
 
 
 PROTECTED = 1e9  # above any score

@@ -21,7 +21,8 @@ from torch import Tensor
 from ponder.core.evidence import QUANTUM, View, columns_of
 from ponder.core.formats import ModelConfig
 from ponder.core.keeping import Policy, chosen
-from ponder.engine.attend import NativePlan, Span, StepPlan
+from ponder.core.rest import Query, Rest, met
+from ponder.engine.attend import NativePlan, Span, StepPlan, merge
 from ponder.engine.kv import common_len
 from ponder.engine.pages import PAGE, Pool
 from ponder.engine.pages import Sequence as Pages
@@ -43,6 +44,7 @@ class Record:
     columns: list[Tensor] = field(default_factory=list)  # per layer float64 [K, N]
     rows: list[list[tuple[int, Tensor, Tensor | None]]] = field(default_factory=list)  # per layer: first position, q [n, H, E], lse [n, H]
     readings: list[list[Tensor]] = field(default_factory=list)  # per layer: float32 [n, K] of tokens one after the other, from the first one on
+    rests: list[list[Rest]] = field(default_factory=list)  # per layer: what is met beside the pages
 
     def copy(self, num_tokens: int) -> "Record":
         """Of a fork that has num_tokens."""
@@ -51,12 +53,16 @@ class Record:
             for some in self.rows
         ]
         readings = [[torch.cat(some)[:num_tokens]] if some else [] for some in self.readings]
-        return replace(self, columns=[x.clone() for x in self.columns], rows=cut, readings=readings)
+        rests = [list(some) for some in self.rests]
+        return replace(self, columns=[x.clone() for x in self.columns], rows=cut, readings=readings, rests=rests)
 
 
 @dataclass
 class Kept:
-    """What a policy saw and kept so far; bytes are those of pages. per_head: int64 [L, K], keys kept by each."""
+    """What a policy saw and kept so far; bytes are those of pages, and of what evictors put elsewhere in memory and outside of it.
+
+    per_head: int64 [L, K], keys kept by each.
+    """
 
     per_head: Tensor
     num_times: int = 0
@@ -64,12 +70,15 @@ class Kept:
     keys_kept: int = 0
     bytes_seen: int = 0
     bytes_kept: int = 0
+    bytes_rest: int = 0
+    bytes_away: int = 0
 
     def __str__(self) -> str:
         share = 100 * self.keys_kept / max(1, self.keys_seen)
+        rest = f", the rest {self.bytes_rest / 1e6:.1f} MB in memory and {self.bytes_away / 1e6:.1f} MB in files" if self.bytes_rest else ""
         heads = self.per_head / max(1, self.keys_kept) * self.per_head.numel()
         return (
-            f"kept {share:.0f} % of keys, {self.bytes_kept / 1e6:.1f} of {self.bytes_seen / 1e6:.1f} MB; "
+            f"kept {share:.0f} % of keys, {self.bytes_kept / 1e6:.1f} of {self.bytes_seen / 1e6:.1f} MB{rest}; "
             f"heads {heads.min():.2f} to {heads.max():.2f} of the mean"
         )  # fmt: skip
 
@@ -94,13 +103,16 @@ class Keeper:
 
     def watched(self, plan: StepPlan, spans: Sequence[Span], records: Sequence[Record | None]) -> Attend:
         """The plan's attend, which also keeps what the policy must see of the spans that have a record."""
-        wanted, at = [], 0
+        wanted, resting, at = [], [], 0
         for span, record in zip(spans, records, strict=True):
+            stop = at + span.stop - span.start
             first = span.stop if record is None or record.due is None else max(span.start, self.needs.first_row(record.due))
             if record is not None and first < span.stop:
-                wanted.append((span, record, at + first - span.start, at + span.stop - span.start))
-            at += span.stop - span.start
-        if not wanted:
+                wanted.append((span, record, at + first - span.start, stop))
+            if record is not None and record.rests:
+                resting.append((span, record, at, stop))
+            at = stop
+        if not wanted and not resting:
             return plan.attend
 
         def attend(layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
@@ -112,6 +124,9 @@ class Keeper:
                 lse = None if lse_TH is None else lse_TH[lo:hi]
                 tail = replace(span, start=span.stop - (hi - lo))
                 self.see(record, layer, tail, q_THE=q_THE[lo:hi], k_TKE=k_TKE[lo:hi], v_TKE=v_TKE[lo:hi], lse_TH=lse)
+            for span, record, lo, hi in resting:
+                read = None if lse_TH is None else (out_TX[lo:hi], lse_TH[lo:hi])
+                out_TX[lo:hi] = self._with_rests(layer, span, record, q_NHE=q_THE[lo:hi], read=read)
             return out_TX
 
         return attend
@@ -130,6 +145,17 @@ class Keeper:
             self._sum_columns(record, layer, span.sequence, [(first, q_THE[first - span.start :], lse)])
         else:
             record.rows[layer].append((first, q_THE[first - span.start :].clone(), lse))
+
+    def _with_rests(self, layer: int, span: Span, record: Record, *, q_NHE: Tensor, read: tuple[Tensor, Tensor] | None) -> Tensor:
+        """What queries read of their pages, [N, H * E], joined with what they read of the rests. read: of the pages, with log-sum-exps."""
+        at = torch.arange(span.start, span.stop)
+        query = Query(q_NHE=q_NHE, at=at, window=self.config.window(layer), softcap=self.config.attn_softcap)
+        if read is None:
+            positions, read_slots = self._slots(span.sequence, layer, span.stop)
+            own = met(query, *read_slots(), positions)
+        else:
+            own = read[0].float().unflatten(1, (q_NHE.shape[1], -1)), read[1]
+        return merge([own, *(rest.meet(query) for rest in record.rests[layer])])[0].to(q_NHE.dtype).flatten(1)
 
     def drop_keys(self, pages: Pages, record: Record) -> bool:
         """Does what the policy says now. False, and nothing changed, when there are no pages to move shared keys to."""
@@ -229,7 +255,13 @@ class Keeper:
         bytes_before = int(pages.num_pages.sum()) * self.pool.page_nbytes
         for layer in layers:
             kept = [chosen(scores[layer, head], int(counts[layer, head])) for head in range(num.shape[1])]
-            others = self.policy.evictor.evict(self._view(pages, record, layer), kept)
+            view = self._view(pages, record, layer)
+            others, rest = self.policy.evictor.evict(view, kept), self.policy.evictor.rest(view, kept)
+            if rest is not None:
+                record.rests = record.rests or [[] for _ in layers]
+                record.rests[layer].append(rest)
+                self.kept.bytes_rest += rest.nbytes
+                self.kept.bytes_away += rest.nbytes_away
             for head, slots in enumerate(kept):
                 if len(slots) == num[layer, head]:
                     continue

@@ -39,6 +39,12 @@ class KeepingProcess(LocalProcess):
         """What the policy kept so far."""
         return self.keeper.kept
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values, stored and under way, and of what evictors put elsewhere in memory."""
+        records = [*self.records.values(), *(shelved.record for some in self.shelf.prompts.values() for shelved in some.values())]
+        return super().nbytes + sum({id(rest): rest.nbytes for r in records for some in r.rests for rest in some}.values())
+
     def drop_cache(self) -> None:
         while self.shelf.drop_one():
             pass

@@ -12,6 +12,7 @@ from ponder.engine.device_process import DeviceProcess
 from ponder.engine.keeping_process import KeepingProcess
 from ponder.engine.process import LocalProcess, Settings
 from ponder.models.decoder import Decoder, load
+from ponder.models.joint import join
 from ponder.models.place import place
 from ponder.models.tokenizer import open_model
 
@@ -39,10 +40,16 @@ def open_process(
     check_together(settings)
     if settings.cache is not None and where.type != "cpu":
         raise BadField(f"cache policy {settings.cache.name!r} on {device}: policies run on the CPU; open the model there, or without a policy")
+    if settings.prompt is not None and where.type != "cpu":
+        raise BadField(f"prompt filter {settings.prompt.name} on {device}: prompts are filtered on the CPU; open the model there, or leave it out")
+    if settings.company is not None and where.type != "cpu":
+        raise BadField(f"{settings.company.blend} on {device}: two models draw together on the CPU only; open them there")
     checkpoint, tokenizer = open_model(path)  # the tokenizer first: making one takes several times what stays, which the weights then fill
     plan = settings.attend if settings else None
     longest = None if plan is None else plan.reach(checkpoint.config.context_len)
     decoder = load(checkpoint, weights, head, dtype, context_len=context_len, longest=longest)
+    if settings.company is not None:
+        decoder = in_company(decoder, tokenizer, settings)
     if where.type == "cpu":
         process = (LocalProcess if settings.cache is None else KeepingProcess)(decoder, tokenizer, scheduler, settings)
     else:
@@ -53,14 +60,35 @@ def open_process(
     return process
 
 
+def in_company(decoder: Decoder, tokenizer: Tokenizer, settings: Settings) -> Decoder:
+    """The decoder with the one that draws with it. Raises BadField for one with other tokens, Unsupported."""
+    company = settings.company
+    if company is None or settings.twins is None:
+        raise BadField(f"company {company}: this process opens no other model; use catalogue.open_model")
+    other, theirs = settings.twins(company.twin)
+    if theirs.pieces != tokenizer.pieces:
+        raise BadField(
+            f"{company.twin.model} with {company.blend}: its {len(theirs.pieces)} tokens are not this model's {len(tokenizer.pieces)}, and both "
+            "must read the same; take one of its family, or --way nudging, which exchanges text"
+        )
+    return join(decoder, other, company.blend)
+
+
 def check_together(settings: Settings) -> None:
     """Refuses accelerations that no law has seen work together. Raises BadField."""
     cache, attend, speculation = settings.cache, settings.attend, settings.speculation
+    if settings.company is not None and (cache is not None or attend is not None or settings.prompt is not None):
+        raise BadField(
+            f"{settings.company.blend} with a cache policy, an attention plan or a prompt filter: which of two models' keys matter is not defined; "
+            "leave one of them out"
+        )
     if cache is not None and speculation is not None and cache.drops_in_answer:
         raise BadField(
             f"cache policy {cache.name!r} with a draft: it drops keys while an answer grows, which guesses do not allow yet; "
             "set trigger=after_prompt, or leave one of them out"
         )
+    if cache is not None and speculation is not None and cache.evictor.has_rest:
+        raise BadField(f"cache policy {cache.name!r} with a draft: guesses do not meet what its evictor puts elsewhere; set evictor=drop")
     if cache is not None and attend is not None:
         raise BadField(f"cache policy {cache.name!r} with attention plan {attend.name}: a policy sees attention to all keys; leave one of them out")
     if attend is not None and speculation is not None:

@@ -75,6 +75,7 @@ class Pool:
         if kv_format.is_scaled:
             self.scales = (reserve(slots, torch.float32, self.maps, device), reserve(slots, torch.float32, self.maps, device))
         self.refs = np.zeros(self.num_pages, np.int32)
+        self.births = np.zeros(self.num_pages, np.int64)  # of each page, when it was last taken: what is written full stays while it does
         self.is_touched = np.zeros(self.num_pages, bool)  # has real memory
         self.free = np.arange(self.num_pages - 1, -1, -1, dtype=np.int32)  # a stack: the lowest page is taken first
         self.num_free = self.num_pages
@@ -106,6 +107,7 @@ class Pool:
         taken = self.free[self.num_free - num : self.num_free][::-1].copy()
         self.num_free -= num
         self.refs[taken] = 1
+        self.births[taken] = next(NUMBERS)
         self.is_touched[taken] = True
         return taken
 

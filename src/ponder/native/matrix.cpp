@@ -64,7 +64,7 @@ inline void dot_group(__m512i (&sums)[NR], const uint8_t *codes, const int32_t *
     }
 }
 
-// Asks for what the next block has at this group: with many rows the memory would else rest while they are multiplied.
+// Asks for what the next block has at this group: the memory would else rest while rows are multiplied, whatever their number.
 template <int BITS, bool HAS_MINIMA>
 inline void fetch_next(const uint8_t *codes, const __m256i *halves, int groups) {
     const char *next = reinterpret_cast<const char *>(codes) + static_cast<size_t>(groups) * group_nbytes<BITS>();
@@ -88,7 +88,7 @@ void multiply_tile(const Matrix &matrix, int block, const Rows &rows, int tile, 
 #pragma GCC unroll 8
         for (int r = 0; r < NR; ++r)
             sums[r] = HAS_MINIMA ? _mm512_setzero_si512() : _mm512_slli_epi32(_mm512_set1_epi32(minus[r]), zero_shift<BITS>());
-        if constexpr (NR > 4) fetch_next<BITS, HAS_MINIMA>(codes, halves, groups);
+        fetch_next<BITS, HAS_MINIMA>(codes, halves, groups);
         dot_group<NR, BITS>(sums, codes, quads);
         const __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256(halves));
 #pragma GCC unroll 8

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ponder.core.draft import EMPTY, ROOT, Acceptor, Context, Drafter, Guess, Host, LengthControl, Spent, Target, Tree, Verified, chain, is_path
+from ponder.core.draft import EMPTY, ROOT, Acceptor, Blur, Context, Drafter, Guess, Host, LengthControl, Spent, Target, Tree, Verified, chain, is_path
 from ponder.core.rng import EnumeratingRng, Rng, TorchRng, enumerate_paths
 from ponder.testing.exact import TOLERANCE, Measure, added, require
 
@@ -267,7 +267,7 @@ def law_counts_are_counts(control: LengthControl) -> None:
 
 
 class EchoRunner:
-    """A model that says the last token but one again."""
+    """A model that says the last token but one again, or else those after it in number."""
 
     def guess(self, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool = False) -> list[Guess | None]:
         found: list[Guess | None] = []
@@ -276,6 +276,10 @@ class EchoRunner:
             log_q = torch.nn.functional.one_hot(torch.tensor(said[-2]), 7).double().log() if with_log_q else None
             found.append(Guess(said[-2], 0.9, log_q))
         return found
+
+    def likely(self, contexts: Sequence[Context], drafts: Sequence[Sequence[Blur]], num: int) -> list[tuple[tuple[int, float], ...] | None]:
+        found = self.guess(contexts, [[max(place, key=lambda part: part[1])[0] for place in draft] for draft in drafts])
+        return [tuple(((guess.token + i) % 7, math.log(0.5) * (i + 1)) for i in range(min(num, 7))) for guess in found if guess is not None]
 
     def forget(self, request: int) -> None:
         return None

@@ -1,0 +1,19 @@
+"""Which tokens of a prompt are read, by name."""
+
+from ponder.accelerate.prompt.gemfilter import GemFilter
+from ponder.accelerate.prompt.specpc import SpecPC
+from ponder.core.pruning import PromptFilter
+from ponder.run.spec import Specs
+
+PROMPT_FILTERS: dict[str, PromptFilter] = {"gemfilter": GemFilter(), "specpc": SpecPC()}
+
+
+def prompt_filter(spec: str) -> PromptFilter:
+    """The prompt filter that NAME, NAME:SHARE or NAME:keep=SHARE,field=value,... means. Raises UnknownName or BadField."""
+    return Specs("prompt filter", PROMPT_FILTERS, {}).read(with_keep(spec))  # type: ignore[return-value]
+
+
+def with_keep(spec: str) -> str:
+    """A spec whose first setting may be a bare share."""
+    name, colon, rest = spec.partition(":")
+    return f"{name}{colon}keep={rest}" if rest and "=" not in rest.partition(",")[0] else spec
