@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from lib import long_tasks, rows
+from recall_train import default_folder
 from torch import Tensor
 
 import ponder
@@ -97,7 +98,7 @@ def main() -> None:
     parser.add_argument("--policies", default=POLICIES, help="names, or files of trained heads, separated by ;")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    model = args.model or "smollm2-135m"
+    model = args.model or (str(default_folder()) if args.task == "recall" else "smollm2-135m")
     path = Path(model) if Path(model).exists() else ponder.pull(model)
     process = open_model(path, "bf16" if args.task == "recall" else None, threads=1)
     policies: dict[str, Policy | None] = {"oracle": None} | {name: cache_policy(name) for name in args.policies.split(";")}

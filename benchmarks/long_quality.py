@@ -2,7 +2,7 @@
 
     --specs "cache=snapkv:0.1;cache=h2o:0.1;attend=vertical_slash;cache=/path/heads.safetensors:0.1,chunk=512"
 
-TASK is recall, squad or qasper (lib/long_tasks). A spec is KIND=SPEC with a kind of core.accelerations (cache, attend, ...), `plain` is always
+TASK is recall, dense, squad or qasper (lib/long_tasks). A spec is KIND=SPEC with a kind of core.accelerations (cache, attend, ...), `plain` is always
 there. Each first question stands in the prompt; the second comes as the next turn and could not be foreseen. One row per context, turn and spec
 goes to results/long_quality.jsonl as soon as it is known; what is there already is not computed again. Cache policies that read prompts as they
 are share one reading of each context (lib/forks); anything else runs as the engine runs it (`ponder.load`'s own door).
@@ -20,6 +20,7 @@ import torch
 from lib import long_tasks, rows
 from lib.forks import TAIL, Fork, Forks
 from lib.long_tasks import Context, Question
+from recall_train import default_folder
 
 import ponder
 from ponder.catalogue import cache_policy, open_model
@@ -173,7 +174,7 @@ def specs_of(text: str) -> Iterator[str]:
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=("recall", "squad", "qasper"))
+    parser.add_argument("task", choices=("recall", "dense", "squad", "qasper"))
     parser.add_argument("--model", default=None, help="a folder or a name; recall: what recall_train wrote")
     parser.add_argument("--weights", default=None)
     parser.add_argument("--length", type=int, default=4096)
@@ -182,12 +183,10 @@ def main() -> None:
     parser.add_argument("--timing", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    model = args.model
+    model, is_made = args.model, args.task in ("recall", "dense")
     if model is None:
-        from recall_train import default_folder
-
-        model = str(default_folder()) if args.task == "recall" else "qwen2.5-coder-0.5b"
-    weights = args.weights or ("bf16" if args.task == "recall" else None)
+        model = str(default_folder()) if is_made else "qwen2.5-coder-0.5b"
+    weights = args.weights or ("bf16" if is_made else None)
     kv_bytes, specs = 1 << 32, list(specs_of(args.specs))
     facts = {"task": f"{args.task}-{args.length}", "model": Path(model).name}
     known, process = Rows(facts), opened(model, weights, "plain", kv_bytes)

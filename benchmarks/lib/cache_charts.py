@@ -40,7 +40,11 @@ def against_bytes(tasks: dict[str, list[Cell]], path: Path) -> None:
     for row, (title, cells) in zip(grid, tasks.items()):
         for axes, which in zip(row, ("first", "second")):
             _curves(axes, cells, which, lambda cell: cell.kv_bytes / 1e6)
-            axes.set(xscale="log", xlabel="keys and values, MB", title=f"{title}: {which} question", ylim=(-4, 104))
+            axes.set(xscale="log", xlabel="keys and values, MB", ylim=(-4, 104))
+            axes.set_title(f"{title}: {which}", fontsize=9)
+            sizes = sorted({cell.share: cell.kv_bytes / 1e6 for cell in cells if cell.share not in (None, 1.0) and cell.kv_bytes}.values())
+            axes.set_xticks(sizes, [f"{size:.2g}" for size in sizes])
+            axes.minorticks_off()
             plain = next(cell for cell in cells if cell.name == "all keys")
             axes.axhline(100 * plain.right[which], color="black", linestyle=":", label="all keys")
         row[0].set_ylabel("% right")

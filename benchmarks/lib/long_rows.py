@@ -7,6 +7,7 @@ from pathlib import PurePath
 
 Row = dict
 DRAWS = 2000
+LEAST_CONTEXTS = 5  # of a bootstrap over contexts; with fewer it is over questions
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Cell:
     kv_bytes: int
     right: dict[str, float]
     versus: dict[str, tuple[float, float, float]]
+    gap: tuple[float, float, float]  # first less second, with its interval
 
 
 def name_of(spec: str) -> tuple[str, float | None]:
@@ -57,10 +59,12 @@ def _cell(task: str, spec: str, found: dict[tuple[str, int], Row], plain: dict[t
     both = [key for key in found if key in plain]
     name, share = name_of(spec)
     rows = [found[key] for key in both]
-    versus = {w: paired([(key[0], found[key][w] - plain[key][w]) for key in both]) for w in ("first", "second")}
+    group = (lambda key: key[0]) if len({key[0] for key in both}) >= LEAST_CONTEXTS else "{0[0]} {0[1]}".format
+    gap = paired([(group(key), found[key]["first"] - found[key]["second"]) for key in both])
+    versus = {w: paired([(group(key), found[key][w] - plain[key][w]) for key in both]) for w in ("first", "second")}
     return Cell(
         task, rows[0]["model"], name, share, len(rows), len({key[0] for key in both}), sum(r["tokens"] for r in rows) // len(rows),
-        sum(r["kv_bytes"] for r in rows) // len(rows), {w: sum(r[w] for r in rows) / len(rows) for w in ("first", "second")}, versus,
+        sum(r["kv_bytes"] for r in rows) // len(rows), {w: sum(r[w] for r in rows) / len(rows) for w in ("first", "second")}, versus, gap,
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Long contexts with questions about them, each followed by a second question as the next turn: recall, QASPER yes/no, SQuAD.
 
-recall   a context of lib/recall; first questions ask for one key or for three, second ones for another
+recall   a context of lib/recall with 32 pairs; first questions ask for one key or for three, second ones for as many others
+dense    the same with 64 pairs, of which a small budget cannot hold all: who keeps what was asked for must let others go
 qasper   full papers with their own yes/no questions (Dasigi et al. 2021); the second question is another of the same paper, or none
 squad    passages of SQuAD (Rajpurkar et al. 2016) one after the other up to so many tokens, each question about one of them
 """
@@ -52,9 +53,9 @@ def recall_contexts(length: int, num: int, num_turns: int = 4, num_pairs: int = 
             question, answer = recall.text_of(world.question(keys)), recall.text_of(world.answer(keys))
             return Question(question, answer, (answer,), 0)
 
-        keys = rng.sample(sorted(world.pairs), 4 * num_turns)
+        keys = rng.sample(sorted(world.pairs), 6 * num_turns)
         sizes = [1, 3] * num_turns  # one and several by turns
-        turns = tuple((asked(keys[4 * i : 4 * i + sizes[i]]), asked([keys[4 * i + 3]])) for i in range(num_turns))
+        turns = tuple((asked(keys[6 * i : 6 * i + sizes[i]]), asked(keys[6 * i + 3 : 6 * i + 3 + sizes[i]])) for i in range(num_turns))
         yield Context(f"{length}-{seed}", recall.text_of(world.context), turns)
 
 
@@ -108,8 +109,8 @@ def qasper_contexts(tokenizer: Tokenizer, length: int, num: int) -> Iterator[Con
 
 
 def contexts(task: str, tokenizer: Tokenizer, length: int, num: int) -> Iterator[Context]:
-    if task == "recall":
-        return recall_contexts(length, num)
+    if task in ("recall", "dense"):
+        return recall_contexts(length, num, num_pairs=64 if task == "dense" else 32)
     return squad_contexts(tokenizer, length, num) if task == "squad" else qasper_contexts(tokenizer, length, num)
 
 
