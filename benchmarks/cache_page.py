@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lib import cache_charts, long_rows
 from lib.long_rows import Cell
+from lib.pruned_section import section
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
@@ -89,6 +90,7 @@ READING = """
   keep what it needs, and what it finds is what a policy keeps without being asked. That gap is the price of policies that look at a question.
 - Small models: trends, not a ranking. Intervals overlap wherever they look as if they might.
 - Policies drop keys once here, when the prompt has been read.
+- Not there: SpecKV (its figures would need the draft), KV prediction, SwiftKV, retrieval from a whole cache (Recycled, Squeezed).
 """
 TITLES = {"recall": "recall, 32 pairs", "dense": "recall, 64 pairs", "squad": "SQuAD, many passages", "qasper": "QASPER, yes or no"}
 
@@ -236,7 +238,7 @@ def main() -> None:
             lines += task_lines(task, some)
     lines += code_lines(newest(read("cache_quality"), "policy", "share"))
     lines += future_lines(read("cache_oracle")) + time_lines(rows, cells) + costs(read("cache"))
-    (ROOT / "docs/cache.md").write_text("\n".join(lines) + "\n" + READING, encoding="utf-8")
+    (ROOT / "docs/cache.md").write_text("\n".join(lines) + "\n" + READING + section(read("pruned")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from torch import Tensor
 from accelerate.test_cache_policies import DECODER, SMALL, keeping, read_prompt, shelved
 from engine.test_process import answers, bare, mixed_asks
 from engine.tiny_models import ByteTokenizer
+from ponder.accelerate.accept.coupled import Coupled
 from ponder.accelerate.cache.after_prompt import AfterPrompt
 from ponder.accelerate.cache.drop import Drop
 from ponder.accelerate.cache.every import Every
@@ -19,12 +20,16 @@ from ponder.accelerate.cache.locret import Locret
 from ponder.accelerate.cache.retaining_heads import RetainingHeads, load_retaining_heads, save_retaining_heads
 from ponder.accelerate.cache.snapkv import SnapKV
 from ponder.accelerate.cache.uniform import Uniform
+from ponder.accelerate.draft.ngram import Ngram
+from ponder.accelerate.length.fixed import Fixed
 from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.catalogue import cache_policy
 from ponder.core.asks import Expansion, Extend, Extension, Prefix, Sampling, chat
+from ponder.core.draft import Speculation
 from ponder.core.errors import BadField
 from ponder.core.evidence import Needs, View
 from ponder.core.keeping import Policy
+from ponder.engine.keeping_process import KeepingProcess
 from ponder.engine.process import LocalProcess, Settings
 from ponder.engine.watch import Seen, watch
 from ponder.testing.laws_process import LAWS
@@ -92,6 +97,17 @@ def test_an_answer_is_the_same_whatever_runs_beside_it(name: str, chunk: int | N
     found, alone, num_times = crowd_and_alone(policy(name, 0.4, chunk=chunk, every=every), **how)
     assert found == alone
     assert num_times > 0
+
+
+def test_guesses_leave_the_readings_as_they_are():
+    """Keys are dropped while an answer grows, by readings of tokens that were guessed, as without a draft."""
+    ask = Extend(prefix=Prefix(chat("a b c a b c " * 6, max_tokens=40)), seed=0, sampling=Sampling(temperature=0))
+    chosen = policy("locret", 0.4, chunk=16, every=8)
+    guess = Speculation(drafter=Ngram(), acceptor=Coupled(), control=Fixed(num=4))
+    drafted = KeepingProcess(DECODER, ByteTokenizer(), Sarathi(), Settings(cache=chosen, speculation=guess))
+    (found,) = answers(drafted, [ask])
+    assert found.prefix == answers(keeping(chosen), [ask])[0].prefix
+    assert found.cost.accepted_tokens > 0
 
 
 @dataclass(frozen=True)

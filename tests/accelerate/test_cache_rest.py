@@ -11,20 +11,15 @@ import torch
 from accelerate.test_cache_policies import DECODER, keeping, read_prompt
 from engine.test_process import answers, bare, mixed_asks
 from engine.tiny_models import ByteTokenizer
-from ponder.accelerate.accept.coupled import Coupled
 from ponder.accelerate.cache.quantise import Packed, Quantise, coded
 from ponder.accelerate.cache.spill import Spill, Spilled
-from ponder.accelerate.draft.ngram import Ngram
-from ponder.accelerate.length.fixed import Fixed
 from ponder.accelerate.schedule.sarathi import Sarathi
-from ponder.catalogue import WEIGHTS, cache_policy
+from ponder.catalogue import cache_policy
 from ponder.core.asks import Expansion, Extension, Prefix, Score, chat
-from ponder.core.draft import Speculation
 from ponder.core.errors import BadField
 from ponder.core.evidence import View
 from ponder.core.keeping import Policy
 from ponder.core.rest import Query, evicted
-from ponder.engine.open import open_process
 from ponder.engine.process import LocalProcess, Settings
 from ponder.testing.laws_process import LAWS
 
@@ -224,11 +219,7 @@ def test_a_rest_that_looks_at_others_is_found(monkeypatch):
         test_an_answer_is_the_same_whatever_runs_beside_it(Spill(recall=2), "every")
 
 
-def test_refused_where_it_cannot_be(tmp_path: Path):
-    speculation = Speculation(drafter=Ngram(), acceptor=Coupled(), control=Fixed(num=4))
-    for spec in ("snapkv:0.5,evictor=int8", "snapkv:0.5,evictor=spill"):
-        with pytest.raises(BadField, match="evictor=drop"):
-            open_process(tmp_path, weights=WEIGHTS["bf16"], scheduler=Sarathi(), settings=Settings(speculation=speculation, cache=cache_policy(spec)))
+def test_bad_settings_are_refused():
     with pytest.raises(BadField, match="bits=3"):
         Quantise(bits=3)
     with pytest.raises(BadField, match="recall=0"):

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ponder.core.draft import ITSELF, Twin
 from ponder.core.errors import BadField
 
 QUANTUM = 2.0**-24  # of one weight in a column sum
@@ -42,6 +43,8 @@ class Needs:
     has_columns: bool = False  # how much attention each key received ...
     num_rows: int | None = None  # ... from the last so many tokens; None: from all
     decay: float = 1.0  # of what it received, per row that came later
+    num_ahead: int = 0  # ... and from so many tokens of a likely continuation of the prompt, which is then forgotten ...
+    draft: Twin = ITSELF  # ... by whom it is written; the default is the model itself
     reader: TokenReader | None = None  # what is made of each token
 
     def __post_init__(self) -> None:

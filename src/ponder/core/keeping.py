@@ -90,20 +90,16 @@ class Policy:
     def __post_init__(self) -> None:
         if not (0 < self.keep <= 1 or (self.keep > 1 and self.keep == int(self.keep))):
             raise BadField(f"cache policy keep={self.keep:g}: must be a share in (0, 1] of the prompt's keys, or a whole number of keys above 1")
-        if self.chunk is not None and (self.chunk < 1 or self.is_full_kept):
+        if self.chunk is not None and (self.chunk < 1 or self.is_full_kept or self.scorer.needs.num_ahead):
             raise BadField(
-                f"cache policy chunk={self.chunk}, is_full_kept={self.is_full_kept}: chunk must be at least 1, and with one no prompt stays whole"
+                f"cache policy {self.name} chunk={self.chunk}, is_full_kept={self.is_full_kept}: chunk must be at least 1; with one no prompt "
+                "stays whole, and nobody can write on from it"
             )
 
     @property
     def label(self) -> str:
         """Equal only for equal policies: a part of the model's id."""
         return f"{self.name}-{self.keep:g}-{zlib.crc32(repr(self).encode()):08x}"
-
-    @property
-    def drops_in_answer(self) -> bool:
-        """Whether the trigger fires again after the prompt."""
-        return self.trigger.next(1, num_prompt=1, num_held=1, budget=1) is not None
 
     def due_in_prompt(self, num_tokens: int, num_prompt: int) -> int:
         """The count of tokens, above num_tokens, at which keys are next dropped while a prompt is read."""

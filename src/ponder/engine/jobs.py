@@ -96,6 +96,10 @@ class ExtendJob:
         self.num_left, self.end = min(limits, key=lambda limit: limit[0])  # the first of equals
         self.finish = "stop" if self.text.cut is not None else self.end if self.num_left <= 0 else None
 
+    @property
+    def is_done(self) -> bool:
+        return self.finish is not None
+
     def wish(self, path: Sequence[int] = (), matcher: Matcher | None = None) -> Draw:
         """For the next token, or the one after `path`, whose matcher then is to be given too."""
         sampling = self.ask.sampling
@@ -158,6 +162,10 @@ class ExpandJob:
         self.tracks = [Track(key, len(prompt_ids), len(key), len(key))]
         self.children: tuple[Prefix, ...] = ()
 
+    @property
+    def is_done(self) -> bool:
+        return bool(self.children)
+
     def push(self, tokens: Sequence[int], log_p: Sequence[float]) -> None:
         data = bytes_of(self.tokenizer, self.ask.prefix.tokens)
         admitted = None if self.allowed is None else set(self.allowed.nonzero()[:, 0].tolist())
@@ -211,6 +219,10 @@ class ReadJob:
         self.first = min(ask.places)
         self.tracks = [Track(key, len(prompt_ids), len(prompt_ids) + self.first, len(key), keeps_all=True)]
         self.rows: tuple[Row, ...] = ()
+
+    @property
+    def is_done(self) -> bool:
+        return bool(self.rows)
 
     def push(self, rows: Sequence[Row]) -> None:
         """Takes a row for every place from the first on."""

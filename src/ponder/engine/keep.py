@@ -22,7 +22,7 @@ from ponder.core.evidence import QUANTUM, View, columns_of
 from ponder.core.formats import ModelConfig
 from ponder.core.keeping import Policy, chosen
 from ponder.core.rest import Query, Rest, met
-from ponder.engine.attend import NativePlan, Span, StepPlan, merge
+from ponder.engine.attend import Span, StepPlan, merge
 from ponder.engine.kv import common_len
 from ponder.engine.pages import PAGE, Pool
 from ponder.engine.pages import Sequence as Pages
@@ -43,7 +43,7 @@ class Record:
     last: int = 0
     columns: list[Tensor] = field(default_factory=list)  # per layer float64 [K, N]
     rows: list[list[tuple[int, Tensor, Tensor | None]]] = field(default_factory=list)  # per layer: first position, q [n, H, E], lse [n, H]
-    readings: list[list[Tensor]] = field(default_factory=list)  # per layer: float32 [n, K] of tokens one after the other, from the first one on
+    readings: list[list[tuple[int, Tensor]]] = field(default_factory=list)  # per layer: first position, float32 [n, K]; from the first token on
     rests: list[list[Rest]] = field(default_factory=list)  # per layer: what is met beside the pages
 
     def copy(self, num_tokens: int) -> "Record":
@@ -52,9 +52,23 @@ class Record:
             [(start, q[: num_tokens - start], None if lse is None else lse[: num_tokens - start]) for start, q, lse in some if start < num_tokens]
             for some in self.rows
         ]
-        readings = [[torch.cat(some)[:num_tokens]] if some else [] for some in self.readings]
+        readings = [[(start, said[: num_tokens - start]) for start, said in some if start < num_tokens] for some in self.readings]
         rests = [list(some) for some in self.rests]
         return replace(self, columns=[x.clone() for x in self.columns], rows=cut, readings=readings, rests=rests)
+
+    def blank(self) -> "Record":
+        """Of a span of guesses, which reads as the sequence does and whose rows may never have been."""
+        return replace(self, columns=[], rows=[[] for _ in self.rows], readings=[[] for _ in self.readings])
+
+    def add_row(self, guessed: "Record", place: int) -> None:
+        """Takes a row that was seen of a guess that is now kept."""
+        for own, some in zip(self.rows, guessed.rows, strict=True):
+            for start, q, lse in some:
+                if start <= place < start + len(q):
+                    at = slice(place - start, place - start + 1)
+                    own.append((place, q[at], None if lse is None else lse[at]))
+        for said, guesses in zip(self.readings, guessed.readings, strict=True):
+            said += [(place, rows[place - start : place - start + 1]) for start, rows in guesses if start <= place < start + len(rows)]
 
 
 @dataclass
@@ -116,12 +130,9 @@ class Keeper:
             return plan.attend
 
         def attend(layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
-            if isinstance(plan, NativePlan):
-                out_TX, lse_TH = plan.attend_with_lse(layer, q_THE, k_TKE, v_TKE)
-            else:
-                out_TX, lse_TH = plan.attend(layer, q_THE, k_TKE, v_TKE), None
+            out_TX, lse_TH = plan.attend_with_lse(layer, q_THE, k_TKE, v_TKE)
             for span, record, lo, hi in wanted:
-                lse = None if lse_TH is None else lse_TH[lo:hi]
+                lse = None if lse_TH is None or bool(lse_TH[lo, 0].isnan()) else lse_TH[lo:hi]
                 tail = replace(span, start=span.stop - (hi - lo))
                 self.see(record, layer, tail, q_THE=q_THE[lo:hi], k_TKE=k_TKE[lo:hi], v_TKE=v_TKE[lo:hi], lse_TH=lse)
             for span, record, lo, hi in resting:
@@ -136,7 +147,7 @@ class Keeper:
     ) -> None:  # fmt: skip
         """Keeps what the policy must see of the tokens of `span`, whose keys are in their pages; lse: from the compiled kernel."""
         if self.needs.reader is not None:
-            record.readings[layer].append(self._reading(layer, span.start, (q_THE, k_TKE, v_TKE)))
+            record.readings[layer].append((span.start, self._reading(layer, span.start, (q_THE, k_TKE, v_TKE))))
         first = max(span.start, self.needs.first_column_row(record.due or 0))
         if first >= span.stop:
             return
@@ -186,6 +197,13 @@ class Keeper:
         assert self.needs.reader is not None
         return self.needs.reader.read(layer, turned(q_THE, frequency, back), turned(k_TKE, frequency, back), v_TKE)
 
+    def sum_rows(self, record: Record, pages: Pages) -> None:
+        """Adds the rows that were kept, up to the last token of `pages`, to the columns."""
+        for layer, rows in enumerate(record.rows):
+            if rows:
+                self._sum_columns(record, layer, pages, rows)
+                record.rows[layer] = []
+
     def _sum_columns(self, record: Record, layer: int, pages: Pages, rows: Sequence[tuple[int, Tensor, Tensor | None]]) -> None:
         """Adds rows, up to the last token, to a layer's columns."""
         start, q_RHE = rows[0][0], torch.cat([q for _, q, _ in rows]) if len(rows) > 1 else rows[0][1]
@@ -194,8 +212,9 @@ class Keeper:
         factors = None if decay == 1 else decay ** torch.arange(end - 1 - start, end - 1 - num_tokens, -1, dtype=torch.float32)
         num_K = num_tokens - pages.dropped[layer]
         window, cap = self.config.window(layer), self.config.attn_softcap
-        if self.kernel is not None:
-            lse = torch.cat([lse for _, _, lse in rows if lse is not None])
+        known = [lse for _, _, lse in rows if lse is not None]
+        if self.kernel is not None and known:
+            lse = torch.cat(known)
             counts = torch.zeros(len(num_K), int(num_K.max()), dtype=torch.int64)
             found = Rows(
                 q_RHE=q_RHE, lse_RH=lse, position=start, table=pages.table[layer], num_held=num_K, window=window or 0, softcap=cap or 0.0,
@@ -231,7 +250,7 @@ class Keeper:
         positions, read = self._slots(pages, layer, pages.num_tokens)
         columns, readings = record.columns[layer] if self.needs.has_columns else None, None
         if self.needs.reader is not None:
-            readings = torch.cat(record.readings[layer]).T.gather(1, positions.clamp(min=0))
+            readings = torch.cat([said for _, said in record.readings[layer]]).T.gather(1, positions.clamp(min=0))
         return View(
             layer=layer, num_layers=self.config.num_layers, num_tokens=pages.num_tokens, positions=positions, read=read, columns=columns,
             readings=readings,
@@ -241,10 +260,7 @@ class Keeper:
 
     def _apply(self, pages: Pages, record: Record, num: Tensor, budget: int) -> bool:
         layers = range(self.config.num_layers)
-        for layer in layers:
-            if record.rows[layer]:
-                self._sum_columns(record, layer, pages, record.rows[layer])
-                record.rows[layer] = []
+        self.sum_rows(record, pages)
         scores = torch.full((*num.shape, int(num.max())), -torch.inf, dtype=torch.float64)
         for layer in layers:
             view = self._view(pages, record, layer)

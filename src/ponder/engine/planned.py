@@ -166,22 +166,27 @@ class PlannedStep(StepPlan):
                 rest.append(span)
                 rows.append(torch.arange(at, stop))
             at = stop
-        self.rows = torch.cat(rows) if rows else None
+        self.rows = torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64)
         self.rest = attention.plain(rest) if rest else None
         self.whole = attention.plain(spans) if self.config.windows else None
         self.frequencies = {kind: frequencies(self.config, kind) for kind in ("global", "local", "none")}
 
     def attend(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
+        return self.attend_with_lse(layer, q_THE, k_TKE, v_TKE)[0]
+
+    def attend_with_lse(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.whole is not None and self.config.window(layer) is not None:
-            return self.whole.attend(layer, q_THE, k_TKE, v_TKE)
+            return self.whole.attend_with_lse(layer, q_THE, k_TKE, v_TKE)
         out = q_THE.new_empty(len(q_THE), q_THE.shape[1] * q_THE.shape[2])
+        lse: Tensor | None = torch.full(q_THE.shape[:2], math.nan)
         for part in self.parts:
             self._write(layer, part, k_TKE[part.lo : part.hi], v_TKE[part.lo : part.hi])
         if self.rest is not None:  # writes too: the parts read what it wrote, and it what they did
-            out[self.rows] = self.rest.attend(layer, *(x[self.rows] for x in (q_THE, k_TKE, v_TKE)))
+            out[self.rows], known = self.rest.attend_with_lse(layer, *(x[self.rows] for x in (q_THE, k_TKE, v_TKE)))
+            lse = None if known is None or lse is None else lse.index_copy_(0, self.rows, known)
         for part in self.parts:
             out[part.lo : part.hi] = self._read(layer, part, q_THE[part.lo : part.hi])
-        return out
+        return out, lse
 
     def _write(self, layer: int, part: Part, k_NKE: Tensor, v_NKE: Tensor) -> None:
         places = np.arange(part.span.start, part.span.stop, dtype=np.int32)

@@ -21,7 +21,7 @@ from ponder.core.probe import Probe, checkpoint_of, rows_of
 from ponder.core.roles import Progress
 from ponder.core.schedule import Scheduler, Work
 from ponder.engine.attend import Attention, Span, in_order
-from ponder.engine.jobs import Count, ExpandJob, ExtendJob, Job, ReadJob, ScoreJob, Track, job_of, partial_answer
+from ponder.engine.jobs import UNLIMITED, Count, ExpandJob, ExtendJob, Job, ReadJob, ScoreJob, Track, job_of, partial_answer
 from ponder.engine.kv import KVStore, common_len
 from ponder.engine.pages import PAGE, PLAIN, Pool
 from ponder.engine.pages import Sequence as Pages
@@ -64,7 +64,7 @@ class LocalProcess:
         self.num_added = 0
         self.rendered: OrderedDict[object, list[int]] = OrderedDict()
         lender = Lender(decoder, tokenizer, self.attention, take=self._take, pages_of=self._pages_of, twins=settings.twins)
-        self.rounds = Rounds(settings.speculation, lender.host(), self._take, self.max_rows)
+        self.rounds = Rounds(settings.speculation, lender.host(), self._take, self._ahead, max_rows=self.max_rows)
         self.prompts = Prompts(settings.prompt, lender)
         self.model_id += self.rounds.name + self.prompts.name
 
@@ -93,7 +93,7 @@ class LocalProcess:
         self.prompts.hold(self._whole_prompt(ask.prefix.prompt), job)  # type: ignore[union-attr]
         self.num_added += 1
         self.jobs[self.num_added] = job
-        if not self._is_done(job):
+        if not job.is_done:
             at = len(self.waiting)
             for number, track in enumerate(job.tracks):
                 track.order = (-priority, self.num_added, number)
@@ -111,7 +111,7 @@ class LocalProcess:
         self._read_prompts(self.chunk - sum(span.stop - span.start for span, _, _ in spans))
         self._compute(spans)
         self._use_hidden()
-        done = [(ticket, job) for ticket, job in self.jobs.items() if self._is_done(job)]
+        done = [(ticket, job) for ticket, job in self.jobs.items() if job.is_done]
         for ticket, job in done:
             self._close(ticket, job)
         self.num_steps += 1
@@ -183,6 +183,13 @@ class LocalProcess:
         """Tokens up to which a track may be computed in this step."""
         return len(track.key)
 
+    def _ahead(self, track: Track) -> int:
+        """How many guesses after a track's next token may be computed with it."""
+        return UNLIMITED
+
+    def _committed(self, track: Track, rows: Sequence[tuple[Pages, int]]) -> None:
+        """A round has kept tokens of a track, each computed in a span of those pages, at that place."""
+
     def _drop_idle(self) -> bool:
         """Drops what was kept in case somebody goes on from there and was used longest ago; False when there is nothing."""
         return self.store.evict()
@@ -214,13 +221,6 @@ class LocalProcess:
             if len(self.rendered) > NUM_RENDERED:
                 self.rendered.popitem(last=False)
         return self.rendered[name]
-
-    def _is_done(self, job: Job) -> bool:
-        if isinstance(job, ExtendJob):
-            return job.finish is not None
-        if isinstance(job, ReadJob):
-            return bool(job.rows)
-        return bool(job.children) if isinstance(job, ExpandJob) else job.is_done
 
     def _check_room(self, job: Job) -> None:
         longest = max((len(track.key) for track in job.tracks), default=0) + 1
@@ -326,9 +326,8 @@ class LocalProcess:
     def _read_prompts(self, room: int) -> None:
         """Goes on with prompts that are read before the model meets them, even when there is little room."""
         for job, num, context_len in self.prompts.read(max(room, self.chunk // 8)):
-            flops = self.prompts.flops(num, context_len)
-            job.count.flops += flops
-            self.count.flops += flops
+            for count in (job.count, self.count):
+                count.flops += self.prompts.flops(num, context_len)
 
     def _next_spans(self) -> list[tuple[Span, Job, Track]]:
         """What this step computes, as the scheduler allots it."""
@@ -446,8 +445,7 @@ class LocalProcess:
         mine = [track for owner, track in self.running if owner is job]
         if mine:
             self.running = [(owner, track) for owner, track in self.running if owner is not job]
-        if self.waiting:
-            self.waiting = [(owner, track) for owner, track in self.waiting if owner is not job]
+        self.waiting = [(owner, track) for owner, track in self.waiting if owner is not job]
         for track in mine:
             self._retire(track)
         self.num_calls += 1

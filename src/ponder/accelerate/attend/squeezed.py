@@ -37,7 +37,7 @@ class Squeezed:
     """Settings; shares are of the prompt's keys."""
 
     clusters: float = 0.05  # means, as a share of the keys
-    threshold: float = 0.5  # of a group's promised attention, where even attention is 1
+    threshold: float = 0.15  # of a group's promised attention, where even attention is 1
     coarse: float = 0.0  # means of means, as a share of the keys; 0: one level
     coarse_threshold: float = 0.1
     rounds: int = 6  # of k-means
