@@ -108,11 +108,12 @@ def future(rows: Sequence[dict], path: Path) -> None:
 def heads(rows: Sequence[dict], path: Path) -> None:
     """Mass by layer (down) and key head (across) of each policy, at one share, question later."""
     _style()
-    figure, grid = plt.subplots(1, len(rows), figsize=(1.15 * len(rows) + 1, 4.2), layout="constrained", sharey=True, squeeze=False)
+    figure, grid = plt.subplots(1, len(rows), figsize=(10, 3.6), layout="constrained", sharey=True, squeeze=False)
     for axes, row in zip(grid[0], rows):
         shown = axes.imshow(row["mass_by_head"], vmin=0, vmax=1, aspect="auto", cmap="viridis")
         axes.set_title(row["policy"].partition("-")[0], fontsize=8)
         axes.set_xticks(range(len(row["mass_by_head"][0])))
+        axes.set_yticks(range(0, len(row["mass_by_head"]), max(1, len(row["mass_by_head"]) // 6)))
     grid[0][0].set_ylabel("layer")
     figure.supxlabel("key head", fontsize=9)
     figure.colorbar(shown, ax=grid[0], label="attention kept", shrink=0.8)
