@@ -41,8 +41,8 @@ SHARED = {  # technique folder -> files in it that are shared parts of the room,
     "collaborate": {"__init__", "pair"},
     "accelerate/weights": {"__init__", "codes"},
     "accelerate/draft": {"__init__", "chains", "heads", "stretches"},
+    "accelerate/length": {"__init__", "shares"},
     "accelerate/accept": {"__init__"},
-    "accelerate/length": {"__init__"},
 }  # fmt: skip
 CATALOGUE = {  # technique folder -> dicts of the catalogue that name its techniques
     "infer": ("STRATEGIES",),

@@ -5,11 +5,26 @@ A turn answers some prompts at once. Its speed is that of the tokens after every
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ponder.core.asks import Extend, Extension, Prefix, Prompt, Sampling
-from ponder.core.draft import Acceptor, Context, Controlling, Drafter, Drafting, Host, LengthControl, Needs, Speculation, Spent, Tree, Verified, chain
+from ponder.core.draft import (
+    Acceptor,
+    Context,
+    Controlling,
+    Drafter,
+    Drafting,
+    Host,
+    LengthControl,
+    Needs,
+    Speculation,
+    Spent,
+    StepCosts,
+    Tree,
+    Verified,
+    chain,
+)
 from ponder.core.guarantee import Guarantee
 from ponder.engine.process import LocalProcess
 from ponder.engine.rounds import Rounds
@@ -34,8 +49,8 @@ class Watched:
 
     guarantee = Guarantee.EXACT
 
-    def open(self) -> Controlling:
-        return Watching(self.inner.open(), self.tally)
+    def open(self, costs: Callable[[], StepCosts]) -> Controlling:
+        return Watching(self.inner.open(costs), self.tally)
 
 
 @dataclass
@@ -109,7 +124,8 @@ class Ours:
         watched = Watched(inner=control)
         speculation = None if drafter is None else Speculation(drafter=drafter, acceptor=acceptor, control=watched)
         process = self.process
-        process.rounds = Rounds(speculation, process.rounds.host, process.rounds.take, process.rounds.max_rows)
+        before = process.rounds
+        process.rounds = Rounds(speculation, before.host, before.take, max_rows=before.max_rows, meter=before.meter)
         if learned is not None:
             process.rounds.drafting = copy.deepcopy(learned)
         return watched.tally

@@ -15,7 +15,23 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ponder.core.draft import EMPTY, ROOT, Acceptor, Context, Drafter, Guess, Host, LengthControl, Spent, Target, Tree, Verified, chain, is_path
+from ponder.core.draft import (
+    EMPTY,
+    ROOT,
+    Acceptor,
+    Context,
+    Drafter,
+    Guess,
+    Host,
+    LengthControl,
+    Spent,
+    StepCosts,
+    Target,
+    Tree,
+    Verified,
+    chain,
+    is_path,
+)
 from ponder.core.rng import EnumeratingRng, Rng, TorchRng, enumerate_paths
 from ponder.testing.exact import TOLERANCE, Measure, added, require
 
@@ -250,7 +266,7 @@ DRAFTER_LAWS = (law_drafts_fit, law_requests_stand_apart, law_drafts_repeat, law
 
 def law_counts_are_counts(control: LengthControl) -> None:
     """Rooms and cuts are one count each, never negative, a cut never longer than its tree, whatever was learnt."""
-    controlling = control.open()
+    controlling = control.open(lambda: StepCosts(seconds=((1, 0.01), (9, 0.02))))
     trees = [EMPTY, chain((1, 2, 3)), Tree((1, 2, 3), (ROOT, ROOT, 0), chances=(0.9, 0.2, 0.1))]
     for turn in range(60):
         requests = [0, 1, 2][: 1 + turn % 3]

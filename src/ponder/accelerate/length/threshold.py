@@ -9,10 +9,10 @@ Cost       O(M)
 Choose     for drafters that say how sure they are and guess cheaply; trees without chances are kept whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ponder.core.draft import Spent, Tree, Verified
+from ponder.core.draft import Spent, StepCosts, Tree, Verified
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
 
@@ -28,7 +28,7 @@ class Threshold:
         if not 0 <= self.least <= 1 or self.num < 0:
             raise BadField(f"threshold least={self.least}, num={self.num}: least must be in [0, 1], num at least 0")
 
-    def open(self) -> "Threshold":
+    def open(self, costs: Callable[[], StepCosts]) -> "Threshold":
         return self
 
     def rooms(self, requests: Sequence[int]) -> list[int]:
