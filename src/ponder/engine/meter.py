@@ -57,7 +57,7 @@ class Meter:
     def _costs(self) -> StepCosts:
         widths = [num for num in WIDTHS if num <= self.process.max_rows]
         pages = Pages(self.process.pool)
-        if len(widths) < 2 or not pages.reserve(CONTEXT + max(widths)):
+        if len(widths) < 2 or not self.process.pool.num_pages or not pages.reserve(CONTEXT + max(widths)):
             pages.release()
             return UNKNOWN
         self.process._forward([Span(pages, 0, CONTEXT, CONTEXT)], [0] * CONTEXT)
