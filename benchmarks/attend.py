@@ -35,7 +35,7 @@ CHUNK = 1024
 class Everything:
     """Plain attention by the same kernel."""
 
-    name, segment, is_for_answers = "everything", 1, False
+    name, segment, answer_segment, is_for_prompts, is_for_answers = "everything", 1, 1, True, False
 
     def __init__(self, guarantee: object) -> None:
         self.guarantee = guarantee

@@ -22,6 +22,7 @@ ROLES = {
     "verify": "Verifiers",
     "accelerate/weights": "Weight formats",
     "accelerate/attend": "Attention plans",
+    "accelerate/prompt": "Pruned prompts",
     "accelerate/schedule": "Schedulers",
     "accelerate/cache": "Cache policies and their parts",
     "collaborate": "Collaborations",

@@ -60,8 +60,8 @@ class Split:
     num: int = 5
     name: str = "split"
     guarantee = Guarantee.EXACT
-    segment = 1
-    is_for_answers = True
+    segment = answer_segment = 1
+    is_for_prompts = is_for_answers = True
 
     def reach(self, context_len: int) -> int:
         return context_len

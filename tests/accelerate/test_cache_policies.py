@@ -188,10 +188,13 @@ def test_without_the_compiled_kernel_and_with_keys_of_eight_bits(name: str, how:
 
 
 def test_refused_where_it_cannot_be(tmp_path: Path):
-    for name, other in (("h2o", Settings(speculation=Speculation(drafter=Ngram(), acceptor=Coupled(), control=Fixed(num=4)))),
-                        ("snapkv", Settings(attend=attention_plan("s2")))):  # fmt: skip
-        with pytest.raises(BadField, match="leave one of them out"):
-            open_process(tmp_path, weights=WEIGHTS["bf16"], scheduler=Sarathi(), settings=dataclasses.replace(other, cache=cache_policy(name)))
+    speculation = Speculation(drafter=Ngram(), acceptor=Coupled(), control=Fixed(num=4))
+    for settings in (
+        Settings(cache=cache_policy("snapkv"), attend=attention_plan("s2")),
+        Settings(speculation=speculation, attend=attention_plan("quest")),
+    ):
+        with pytest.raises(BadField, match="leave one out"):
+            open_process(tmp_path, weights=WEIGHTS["bf16"], scheduler=Sarathi(), settings=settings)
     with pytest.raises(BadField, match="cache=snapkv"):
         check_settings(
             "http://127.0.0.1:1/v1#m", weights=None, device="cpu", threads=None, context=None, accelerations=Accelerations(cache="snapkv:0.5")

@@ -1,16 +1,20 @@
-"""Loading takes little more memory than the packed model: no matrix in float32, no pages of the file, no second copy.
+"""Loading takes little more memory than the packed model: no matrix in float32, no pages of the file, no second copy. Running takes no more
+and more: what steps leave free goes back to the system.
 
 Peaks are of the resident memory over what the interpreter with torch takes, in a program of its own. A file of 1 GB may take 1.5 times its size;
 a small one also FIXED bytes: code of the kernels, rotary tables, the largest steps of packing.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ponder.engine.process import TIDY_NBYTES, TIDY_STEPS
+from ponder.models import memory
 from ponder.models.fetch import MODELS, model_path
 
 FIXED = 40 << 20
@@ -58,3 +62,24 @@ def test_a_file_and_a_half_is_enough(weights: str):
     found = loaded(QWEN, weights)
     assert found["peak"] <= 1.5 * found["file"]
     assert found["peak"] <= found["packed"] + 2 * FIXED
+
+
+def check_holes(when: str) -> None:
+    """Of a heap that is all holes, less than what is left for later stays in memory after a few hundred steps."""
+    program = Path(__file__).parent / "long_run.py"
+    setting = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parent.parent, *sys.path)))}
+    done = subprocess.run([sys.executable, str(program), when], capture_output=True, text=True, check=True, env=setting)
+    found = json.loads(done.stdout)
+    assert found["steps"] > 2 * TIDY_STEPS and found["holes"] > 1.2 * TIDY_NBYTES
+    assert found["left"] < found["kept"] + found["holes"] / 4, "holes stay in memory"
+
+
+@pytest.mark.skipif(memory.TRIM is None, reason="this C library gives nothing back")
+def test_holes_go_back_to_the_system():
+    check_holes("as it is")
+
+
+@pytest.mark.skipif(memory.TRIM is None, reason="this C library gives nothing back")
+def test_a_process_that_never_tidies_is_caught():
+    with pytest.raises(AssertionError, match="holes stay"):
+        check_holes("never")

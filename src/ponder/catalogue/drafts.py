@@ -1,4 +1,4 @@
-"""What guesses ahead, and how two models write one answer, by name."""
+"""What guesses ahead, by name."""
 
 from pathlib import Path
 
@@ -14,19 +14,19 @@ from ponder.accelerate.draft.heads import load_heads
 from ponder.accelerate.draft.layer_skip import LayerSkip
 from ponder.accelerate.draft.medusa import Medusa
 from ponder.accelerate.draft.ngram import Ngram
+from ponder.accelerate.draft.superposed import Superposed
 from ponder.accelerate.draft.token_recycling import TokenRecycling
 from ponder.accelerate.draft.trie import Trie
 from ponder.accelerate.length.expected import Expected
 from ponder.accelerate.length.fixed import Fixed
 from ponder.accelerate.length.threshold import Threshold
-from ponder.collaborate.nudging import Nudging
-from ponder.collaborate.pair import Way
 from ponder.core.draft import Acceptor, Drafter, LengthControl, Speculation
 from ponder.core.errors import BadField
 from ponder.run.spec import FilesToo, Specs
 
 DRAFTERS: dict[str, Drafter] = {
-    "draft_model": DraftModel(weights="int4"), "layer_skip": LayerSkip(), "ngram": Ngram(), "copyspec": CopySpec(), "trie": Trie(),
+    "draft_model": DraftModel(weights="int4"), "layer_skip": LayerSkip(), "superposed": Superposed(),
+    "ngram": Ngram(), "copyspec": CopySpec(), "trie": Trie(),
     "token_recycling": TokenRecycling(), "copy_or_recycle": First(drafters=(CopySpec(), TokenRecycling())),
 }  # fmt: skip
 
@@ -39,8 +39,6 @@ ACCEPTORS: dict[str, Acceptor] = {
 LENGTHS: dict[str, LengthControl] = {
     "expected": Expected(), "fixed": Fixed(), "threshold": Threshold(),
 }  # fmt: skip
-
-COLLABORATIONS: dict[str, Way] = {"nudging": Nudging()}  # ways in which two processes answer as one (collaborate/pair)
 
 
 def open_drafter(path: Path) -> Drafter:

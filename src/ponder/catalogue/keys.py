@@ -3,7 +3,10 @@
 from ponder.accelerate.attend.dual_chunk import DualChunk
 from ponder.accelerate.attend.hyper import Hyper
 from ponder.accelerate.attend.longgen import LongGen
+from ponder.accelerate.attend.quest import Quest
+from ponder.accelerate.attend.recycled import Recycled
 from ponder.accelerate.attend.s2 import S2
+from ponder.accelerate.attend.squeezed import Squeezed
 from ponder.accelerate.attend.vertical_slash import VerticalSlash
 from ponder.accelerate.cache.adakv import AdaKV
 from ponder.accelerate.cache.after_prompt import AfterPrompt
@@ -16,7 +19,10 @@ from ponder.accelerate.cache.h2o import H2O
 from ponder.accelerate.cache.knorm import Knorm
 from ponder.accelerate.cache.over_budget import OverBudget
 from ponder.accelerate.cache.pyramid import Pyramid
+from ponder.accelerate.cache.quantise import Quantise
 from ponder.accelerate.cache.snapkv import SnapKV
+from ponder.accelerate.cache.speckv import SpecKV
+from ponder.accelerate.cache.spill import Spill
 from ponder.accelerate.cache.streaming_llm import StreamingLLM
 from ponder.accelerate.cache.tova import Tova
 from ponder.accelerate.cache.uniform import Uniform
@@ -28,6 +34,7 @@ CACHES: dict[str, Policy] = {
     "snapkv": Policy(name="snapkv", scorer=SnapKV(), allocator=Uniform(), evictor=Drop(), trigger=AfterPrompt()),
     "pyramidkv": Policy(name="pyramidkv", scorer=SnapKV(), allocator=Pyramid(), evictor=Drop(), trigger=AfterPrompt()),
     "adakv": Policy(name="adakv", scorer=SnapKV(), allocator=AdaKV(), evictor=Drop(), trigger=AfterPrompt()),
+    "speckv": Policy(name="speckv", scorer=SpecKV(), allocator=Uniform(), evictor=Drop(), trigger=AfterPrompt()),
     "streaming": Policy(name="streaming", scorer=StreamingLLM(), allocator=Uniform(), evictor=Drop(), trigger=OverBudget()),
     "h2o": Policy(name="h2o", scorer=H2O(), allocator=Uniform(), evictor=Drop(), trigger=OverBudget()),
     "tova": Policy(name="tova", scorer=Tova(), allocator=Uniform(), evictor=Drop(), trigger=OverBudget()),
@@ -38,7 +45,7 @@ CACHES: dict[str, Policy] = {
 
 CACHE_PARTS: dict[str, dict[str, object]] = {  # field of a cache policy -> what it may be set to
     "allocator": {"uniform": Uniform(), "pyramid": Pyramid(), "adakv": AdaKV(), "d2o": D2OLayers()},
-    "evictor": {"drop": Drop(), "d2o": D2OMerge(), "elastic": ElasticMerge()},
+    "evictor": {"drop": Drop(), "d2o": D2OMerge(), "elastic": ElasticMerge(), "int8": Quantise(), "int4": Quantise(bits=4), "spill": Spill()},
     "trigger": {"after_prompt": AfterPrompt(), "every": Every(every=16), "over_budget": OverBudget()},
 }
 
@@ -52,6 +59,7 @@ def cache_policy(spec: str) -> Policy:
 
 ATTENTION_PLANS: dict[str, AttentionPlan] = {
     "vertical_slash": VerticalSlash(), "hyper": Hyper(), "s2": S2(), "longgen": LongGen(), "dual_chunk": DualChunk(),
+    "quest": Quest(), "squeezed": Squeezed(), "recycled": Recycled(),
 }  # fmt: skip
 
 

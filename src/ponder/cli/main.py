@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import ponder
-from ponder.core.accelerations import Accelerations
+from ponder.core.accelerations import Accelerations, partner_of
 from ponder.core.errors import PonderError
 
 app = typer.Typer(
@@ -52,6 +52,19 @@ Cache = Annotated[
     str | None, typer.Option(help="Which keys long prompts go on with: NAME:SHARE, as in snapkv:0.25, or NAME:field=value,...; default: all.")
 ]
 Attend = Annotated[str | None, typer.Option(help="Which keys each token meets: NAME or NAME:field=value,... of an attention plan; default: all.")]
+Layers = Annotated[
+    str | None,
+    typer.Option("--layers", help="Behind which layers tokens of a prompt leave: NAME:SHARE, as in lazyllm:0.1; default: none."),
+]
+PromptFilter = Annotated[
+    str | None,
+    typer.Option("--prompt", help="Which tokens of a prompt are read: NAME:SHARE, as in gemfilter:0.1, or NAME:field=value,...; default: all."),
+]
+With = Annotated[str | None, typer.Option("--with", help="Another model that writes the answer with this one; with --way.")]
+Way = Annotated[
+    str | None,
+    typer.Option(help="How both write, NAME or NAME:field=value,...: nudging (texts), contrastive or product (both draw each token; same tokens)."),
+]
 Ray = Annotated[str | None, typer.Option("--ray", help="Spread the questions over a Ray cluster: 'auto', 'local' or HOST:PORT of its head.")]
 Replicas = Annotated[int | None, typer.Option(help="With --ray: models at once, each with --threads CPUs; default: as many as the cluster holds.")]
 
@@ -76,12 +89,17 @@ def ask(
     draft: Draft = None,
     cache: Cache = None,
     attend: Attend = None,
+    prompt: PromptFilter = None,
+    layers: Layers = None,
+    other: With = None,
+    way: Way = None,
     trace: Annotated[Path | None, typer.Option(help="Write every ask, answer and cost to this file, a JSON line each.")] = None,
 ) -> None:
     """Answer one question: the answer, how sure it is, what it cost and why it stopped."""
     _verb("ask", question=question, model=model, strategy=strategy, budget=budget, answer=answer, form=form, max_tokens=max_tokens,
           weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context, trace=trace,
-          accelerations=Accelerations(draft=draft, cache=cache, attend=attend))  # fmt: skip
+          accelerations=Accelerations(draft=draft, cache=cache, attend=attend, prompt=prompt, layers=layers,
+                                       partner=partner_of(other, way)))  # fmt: skip
 
 
 @app.command()
@@ -105,13 +123,19 @@ def compare(
     draft: Draft = None,
     cache: Cache = None,
     attend: Attend = None,
+    prompt: PromptFilter = None,
+    layers: Layers = None,
+    other: With = None,
+    way: Way = None,
     ray: Ray = None,
     replicas: Replicas = None,
 ) -> None:
     """Run several strategies on the same questions under the same budget: table, rows, plot."""
     _verb("compare", task=task, strategies=strategies, n=n, budget=budget, model=model, split=split, out=out, resume=resume,
           weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context,
-          ray=ray, replicas=replicas, accelerations=Accelerations(draft=draft, cache=cache, attend=attend))  # fmt: skip
+          ray=ray, replicas=replicas,
+          accelerations=Accelerations(draft=draft, cache=cache, attend=attend, prompt=prompt, layers=layers,
+                                       partner=partner_of(other, way)))  # fmt: skip
 
 
 @app.command()
@@ -172,13 +196,18 @@ def serve(
     draft: Draft = None,
     cache: Cache = None,
     attend: Attend = None,
+    prompt: PromptFilter = None,
+    layers: Layers = None,
+    other: With = None,
+    way: Way = None,
     ray: Annotated[str | None, typer.Option("--ray", help="Behind Ray Serve on a cluster: 'auto', 'local' or HOST:PORT of its head.")] = None,
     replicas: Annotated[int | None, typer.Option(help="With --ray: servers at once, each with --threads CPUs; default: 1.")] = None,
 ) -> None:
     """Serve a model over HTTP as OpenAI's API does, with a strategy and a budget in every request."""
     verb = importlib.import_module("ponder.cli.serve")
     opening = verb.Opening(model=model, weights=weights, device=device, threads=threads, context=context, store=store,
-                           accelerations=Accelerations(draft=draft, cache=cache, attend=attend))  # fmt: skip
+                           accelerations=Accelerations(draft=draft, cache=cache, attend=attend, prompt=prompt, layers=layers,
+                                                       partner=partner_of(other, way)))  # fmt: skip
     menu = verb.menu_of(model=model, name=name, strategy=strategy, budget=budget, allow_code=allow_code, max_tokens=max_tokens)
     limits = verb.Limits(max_jobs=max_jobs, max_queue=max_queue, max_per_client=max_per_key, max_body=max_body, drain=drain)
     site = verb.Site(keys=verb.read_keys(api_key or (), api_key_file), origins=tuple(cors_origin or ()))

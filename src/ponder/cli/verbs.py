@@ -70,6 +70,8 @@ def ask(
     show.show_answer(result, strategy=strategy, budget=str(limits))
     if accelerations.cache is not None:
         show.say(f"cache {accelerations.cache}: {process.kept}")  # type: ignore[attr-defined]
+    if accelerations.attend is not None:
+        show.say(f"attend {accelerations.attend}: {process.attention.met}")  # type: ignore[attr-defined]
     return INTERRUPTED if result.stop_reason == "interrupted" else 0
 
 
@@ -269,7 +271,7 @@ def open_named(
     catalogue.weights_on(device, weights)
     path = _pulled(model) if model == catalogue.DEFAULT_MODEL else fetch.resolve(model)
     with show.waiting(f"opening {model}"):
-        return catalogue.open_model(path, weights, threads, device=device, settings=Settings(context_len=context_len), accelerations=accelerations)
+        return catalogue.open_together(path, weights, threads, device=device, settings=Settings(context_len=context_len), accelerations=accelerations)
 
 
 def _pulled(name: str) -> Path:

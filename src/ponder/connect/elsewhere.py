@@ -24,6 +24,7 @@ def check_settings(
 ) -> None:  # fmt: skip
     """Refuses settings of the engine for a model that it does not run, and accelerations that no name stands for."""
     catalogue.accelerated(Settings(), accelerations)
+    catalogue.check_partner(accelerations)
     settings = {"weights": weights, "device": None if device == "cpu" else device, "threads": threads, "context": context, "ray": ray}
     settings |= accelerations.given
     given = [f"{name}={value}" for name, value in settings.items() if value is not None]

@@ -64,7 +64,7 @@ def open_by_name(
         return open_elsewhere(model)
     weights = catalogue.weights_on(device, weights)
     path = fetch.pull(model) if model in MODELS and not Path(model).exists() else fetch.resolve(model)
-    return catalogue.open_model(path, weights, threads, device=device, settings=Settings(context_len=context_len), accelerations=accelerations)
+    return catalogue.open_together(path, weights, threads, device=device, settings=Settings(context_len=context_len), accelerations=accelerations)
 
 
 def recipe_of(strategy: str | Strategy, budget: str | Budget) -> Recipe:

@@ -9,7 +9,7 @@ Shapes: N new queries at places start..stop, H query heads, K key heads, E head 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -22,9 +22,25 @@ KEY_BLOCK = 16  # keys, aligned to places, that are listed together
 QUERY_BLOCK = 64  # queries, aligned to places, that share a list
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What a plan has kept of one layer, by names of its own; empty at first, and it may be lost at any time.
+
+    prompt: a function of the keys of the prompt's whole pages; sequences that share these share it. own: of the answer's tokens
+    before the view, since the last multiple of the plan's `answer_segment`, and of the prompt's.
+    """
+
+    prompt: dict[str, Tensor] = field(default_factory=dict)
+    own: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for part in (self.prompt, self.own) for x in part.values())
+
+
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """The new queries of a sequence in one layer, places start..stop, and all keys up to stop."""
+    """The new queries of a sequence in one layer, places start..stop, and all keys up to stop. All are of the prompt, or none is."""
 
     layer: int
     num_layers: int
@@ -34,6 +50,8 @@ class View:
     is_rotary: bool  # whether the layer rotates queries and keys
     q_NHE: Tensor  # rotated to their places
     keys: Callable[[int, int], Tensor]  # (first, last) place -> [last - first, K, E], rotated to their places; a copy
+    num_prompt: int
+    memory: Memory = field(default_factory=Memory)  # empty while a prompt is read
 
     @property
     def num_heads(self) -> int:
@@ -72,8 +90,10 @@ class Piece:
 class AttentionPlan(Protocol):
     """Settings in a frozen object, no state. Pieces are a function of the arguments alone: the same keys and queries, the same lists.
 
-    What a row meets may depend on its own query, on keys before it and, where `segment` is more than 1, on the queries between
-    the beginning of its aligned segment and itself; never on later tokens. So no answer depends on chunks or neighbours.
+    What a row meets may depend on its own query, on keys before it and, where `segment` (`answer_segment`) is more than 1, on the
+    queries between the beginning of its aligned segment and itself; never on later tokens. So no answer depends on chunks or
+    neighbours. What a plan puts into a view's memory saves work and changes no list: answers are the same if it is lost where a
+    segment begins.
     """
 
     @property
@@ -88,8 +108,18 @@ class AttentionPlan(Protocol):
         ...
 
     @property
+    def answer_segment(self) -> int:
+        """Answers are taken up only at the prompt's end and whole multiples of it behind. 1: anywhere."""
+        ...
+
+    @property
+    def is_for_prompts(self) -> bool:
+        """Whether prompt tokens meet keys by it; else they meet all."""
+        ...
+
+    @property
     def is_for_answers(self) -> bool:
-        """Whether completion tokens meet keys by it too; else they meet all."""
+        """Whether completion tokens meet keys by it; else they meet all."""
         ...
 
     def reach(self, context_len: int) -> int:
@@ -129,6 +159,14 @@ def everything(view: View) -> Piece:
 def gathered(heads: Sequence[int], rows: Sequence[np.ndarray], keys: Sequence[np.ndarray], log_weight: float = 0.0) -> Piece:
     """Single keys, by their places, that lists of rows meet: all of them before all of the rows."""
     return _piece(heads, rows, keys, are_pages=False, log_weight=log_weight)
+
+
+def of_answer(view: View, keys: Sequence[Sequence[np.ndarray]], *, are_pages: bool) -> Piece:
+    """keys[n][k], ascending: numbers of pages, or places of single keys up to its own, that query n meets of key head k."""
+    heads = list(range(view.num_kv_heads)) * len(keys)
+    each = np.arange(view.group)
+    rows = [each + view.group * i for i in range(view.num_kv_heads * len(keys))]
+    return _piece(heads, rows, [some for of_query in keys for some in of_query], are_pages=are_pages)
 
 
 def _piece(

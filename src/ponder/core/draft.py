@@ -190,6 +190,9 @@ class Verified:
         return self.path[-1] + 1 if self.path else 0
 
 
+Blur = tuple[tuple[int, float], ...]  # tokens and their weights, which sum to 1: one place of a text that is several at once
+
+
 @dataclass(frozen=True)
 class Guess:
     """A token that a model drew for a draft. log_q: float [V] log of what it was drawn from, point mass included."""
@@ -208,6 +211,12 @@ class Runner(Protocol):
         A draft is followed by one that begins with it, or by a later context. None: no room for that one, now or ever."""
         ...
 
+    def likely(self, contexts: Sequence[Context], drafts: Sequence[Sequence[Blur]], num: int) -> list[tuple[tuple[int, float], ...] | None]:
+        """The `num` likeliest tokens, best first, after contexts[i].tokens and drafts[i], with their log-probabilities under this model
+        itself, one forward pass for all. At each place of a draft the model reads the weighted sum of its tokens' embeddings. Drafts
+        follow each other, and are None, as in `guess`."""
+        ...
+
     def forget(self, request: int) -> None: ...
 
 
@@ -218,6 +227,9 @@ class Twin:
     model: str | None = None  # a name or file of a model with the same tokens; None: the target
     weights: str | None = None  # weight format; None: the target's where the model is, else the usual one
     skips: tuple[int, ...] = ()  # layers left out; with all else None it shares the target's own keys of committed tokens
+
+
+ITSELF = Twin()
 
 
 @dataclass(frozen=True, kw_only=True)

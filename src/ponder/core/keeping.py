@@ -21,6 +21,7 @@ from torch import Tensor
 from ponder.core.errors import BadField
 from ponder.core.evidence import Needs, View
 from ponder.core.guarantee import Guarantee
+from ponder.core.rest import Rest
 
 
 class Scorer(Protocol):
@@ -47,10 +48,16 @@ class Evictor(Protocol):
     """What becomes of keys that are not kept.
 
     kept: for each head the slots that stay, ascending. Returns None when the others are just dropped, or for each head new keys and values
-    [num kept, E] of those that stay. Never modifies the view.
+    [num kept, E] of those that stay. `rest`: what becomes of the others where they are not gone, met by every later query beside the keys
+    that stay (core.rest); None, always, unless has_rest. Never modifies the view.
     """
 
+    @property
+    def has_rest(self) -> bool: ...
+
     def evict(self, view: View, kept: Sequence[Tensor]) -> Sequence[tuple[Tensor, Tensor]] | None: ...
+
+    def rest(self, view: View, kept: Sequence[Tensor]) -> Rest | None: ...
 
 
 class Trigger(Protocol):
@@ -84,14 +91,14 @@ class Policy:
         """Equal only for equal policies: a part of the model's id."""
         return f"{self.name}-{self.keep:g}-{zlib.crc32(repr(self).encode()):08x}"
 
-    @property
-    def drops_in_answer(self) -> bool:
-        """Whether the trigger fires again after the prompt."""
-        return self.trigger.next(1, num_prompt=1, num_held=1, budget=1) is not None
-
     def budget(self, num_prompt: int) -> int:
         """Keys that a head keeps, on average."""
-        return max(1, math.floor(self.keep * num_prompt + 1e-9)) if self.keep <= 1 else int(self.keep)
+        return share_of(self.keep, num_prompt)
+
+
+def share_of(keep: float, num: int) -> int:
+    """How many of `num` a share in (0, 1] means, at least 1; above 1 `keep` is a number itself."""
+    return max(1, math.floor(keep * num + 1e-9)) if keep <= 1 else int(keep)
 
 
 PROTECTED = 1e9  # above any score

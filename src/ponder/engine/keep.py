@@ -21,7 +21,8 @@ from torch import Tensor
 from ponder.core.evidence import QUANTUM, View, columns_of
 from ponder.core.formats import ModelConfig
 from ponder.core.keeping import Policy, chosen
-from ponder.engine.attend import NativePlan, Span, StepPlan
+from ponder.core.rest import Query, Rest, met
+from ponder.engine.attend import Span, StepPlan, merge
 from ponder.engine.kv import common_len
 from ponder.engine.pages import PAGE, Pool
 from ponder.engine.pages import Sequence as Pages
@@ -41,6 +42,7 @@ class Record:
     last: int = 0
     columns: list[Tensor] = field(default_factory=list)  # per layer float64 [K, N]
     rows: list[list[tuple[int, Tensor, Tensor | None]]] = field(default_factory=list)  # per layer: first position, q [n, H, E], lse [n, H]
+    rests: list[list[Rest]] = field(default_factory=list)  # per layer: what is met beside the pages
 
     def copy(self, num_tokens: int) -> "Record":
         """Of a fork that has num_tokens."""
@@ -48,12 +50,27 @@ class Record:
             [(start, q[: num_tokens - start], None if lse is None else lse[: num_tokens - start]) for start, q, lse in some if start < num_tokens]
             for some in self.rows
         ]
-        return replace(self, columns=[x.clone() for x in self.columns], rows=cut)
+        return replace(self, columns=[x.clone() for x in self.columns], rows=cut, rests=[list(some) for some in self.rests])
+
+    def blank(self) -> "Record":
+        """Of a span of guesses, which reads as the sequence does and whose rows may never have been."""
+        return replace(self, columns=[], rows=[[] for _ in self.rows])
+
+    def add_row(self, guessed: "Record", place: int) -> None:
+        """Takes a row that was seen of a guess that is now kept."""
+        for own, some in zip(self.rows, guessed.rows, strict=True):
+            for start, q, lse in some:
+                if start <= place < start + len(q):
+                    at = slice(place - start, place - start + 1)
+                    own.append((place, q[at], None if lse is None else lse[at]))
 
 
 @dataclass
 class Kept:
-    """What a policy saw and kept so far; bytes are those of pages. per_head: int64 [L, K], keys kept by each."""
+    """What a policy saw and kept so far; bytes are those of pages, and of what evictors put elsewhere in memory and outside of it.
+
+    per_head: int64 [L, K], keys kept by each.
+    """
 
     per_head: Tensor
     num_times: int = 0
@@ -61,12 +78,15 @@ class Kept:
     keys_kept: int = 0
     bytes_seen: int = 0
     bytes_kept: int = 0
+    bytes_rest: int = 0
+    bytes_away: int = 0
 
     def __str__(self) -> str:
         share = 100 * self.keys_kept / max(1, self.keys_seen)
+        rest = f", the rest {self.bytes_rest / 1e6:.1f} MB in memory and {self.bytes_away / 1e6:.1f} MB in files" if self.bytes_rest else ""
         heads = self.per_head / max(1, self.keys_kept) * self.per_head.numel()
         return (
-            f"kept {share:.0f} % of keys, {self.bytes_kept / 1e6:.1f} of {self.bytes_seen / 1e6:.1f} MB; "
+            f"kept {share:.0f} % of keys, {self.bytes_kept / 1e6:.1f} of {self.bytes_seen / 1e6:.1f} MB{rest}; "
             f"heads {heads.min():.2f} to {heads.max():.2f} of the mean"
         )  # fmt: skip
 
@@ -89,29 +109,43 @@ class Keeper:
 
     def watched(self, plan: StepPlan, spans: Sequence[Span], records: Sequence[Record | None]) -> Attend:
         """The plan's attend, which also keeps what the policy must see of the spans that have a record."""
-        wanted, at = [], 0
+        wanted, resting, at = [], [], 0
         for span, record in zip(spans, records, strict=True):
+            stop = at + span.stop - span.start
             first = span.stop if record is None or record.due is None else max(span.start, self.needs.first_row(record.due))
             if record is not None and first < span.stop:
-                wanted.append((span, record, at + first - span.start, at + span.stop - span.start))
-            at += span.stop - span.start
-        if not wanted:
+                wanted.append((span, record, at + first - span.start, stop))
+            if record is not None and record.rests:
+                resting.append((span, record, at, stop))
+            at = stop
+        if not wanted and not resting:
             return plan.attend
 
         def attend(layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
-            if isinstance(plan, NativePlan):
-                out_TX, lse_TH = plan.attend_with_lse(layer, q_THE, k_TKE, v_TKE)
-            else:
-                out_TX, lse_TH = plan.attend(layer, q_THE, k_TKE, v_TKE), None
+            out_TX, lse_TH = plan.attend_with_lse(layer, q_THE, k_TKE, v_TKE)
             for span, record, lo, hi in wanted:
-                lse = None if lse_TH is None else lse_TH[lo:hi]
+                lse = None if lse_TH is None or bool(lse_TH[lo, 0].isnan()) else lse_TH[lo:hi]
                 if span.start < record.num_prompt:
                     self._sum_columns(record, layer, span.sequence, [(span.stop - (hi - lo), q_THE[lo:hi], lse)])
                 else:
                     record.rows[layer].append((span.stop - (hi - lo), q_THE[lo:hi].clone(), lse))
+            for span, record, lo, hi in resting:
+                read = None if lse_TH is None else (out_TX[lo:hi], lse_TH[lo:hi])
+                out_TX[lo:hi] = self._with_rests(layer, span, record, q_NHE=q_THE[lo:hi], read=read)
             return out_TX
 
         return attend
+
+    def _with_rests(self, layer: int, span: Span, record: Record, *, q_NHE: Tensor, read: tuple[Tensor, Tensor] | None) -> Tensor:
+        """What queries read of their pages, [N, H * E], joined with what they read of the rests. read: of the pages, with log-sum-exps."""
+        at = torch.arange(span.start, span.stop)
+        query = Query(q_NHE=q_NHE, at=at, window=self.config.window(layer), softcap=self.config.attn_softcap)
+        if read is None:
+            positions, read_slots = self._slots(span.sequence, layer, span.stop)
+            own = met(query, *read_slots(), positions)
+        else:
+            own = read[0].float().unflatten(1, (q_NHE.shape[1], -1)), read[1]
+        return merge([own, *(rest.meet(query) for rest in record.rests[layer])])[0].to(q_NHE.dtype).flatten(1)
 
     def drop_keys(self, pages: Pages, record: Record) -> bool:
         """Does what the policy says now. False, and nothing changed, when there are no pages to move shared keys to."""
@@ -129,6 +163,13 @@ class Keeper:
 
     # what the policy sees
 
+    def sum_rows(self, record: Record, pages: Pages) -> None:
+        """Adds the rows that were kept, up to the last token of `pages`, to the columns."""
+        for layer, rows in enumerate(record.rows):
+            if rows:
+                self._sum_columns(record, layer, pages, rows)
+                record.rows[layer] = []
+
     def _sum_columns(self, record: Record, layer: int, pages: Pages, rows: Sequence[tuple[int, Tensor, Tensor | None]]) -> None:
         """Adds rows, up to the last token, to a layer's columns."""
         start, q_RHE = rows[0][0], torch.cat([q for _, q, _ in rows]) if len(rows) > 1 else rows[0][1]
@@ -137,8 +178,9 @@ class Keeper:
         factors = None if decay == 1 else decay ** torch.arange(end - 1 - start, end - 1 - num_tokens, -1, dtype=torch.float32)
         num_K = num_tokens - pages.dropped[layer]
         window, cap = self.config.window(layer), self.config.attn_softcap
-        if self.kernel is not None:
-            lse = torch.cat([lse for _, _, lse in rows if lse is not None])
+        known = [lse for _, _, lse in rows if lse is not None]
+        if self.kernel is not None and known:
+            lse = torch.cat(known)
             counts = torch.zeros(len(num_K), int(num_K.max()), dtype=torch.int64)
             found = Rows(
                 q_RHE=q_RHE, lse_RH=lse, position=start, table=pages.table[layer], num_held=num_K, window=window or 0, softcap=cap or 0.0,
@@ -181,10 +223,7 @@ class Keeper:
 
     def _apply(self, pages: Pages, record: Record, num: Tensor, budget: int) -> bool:
         layers = range(self.config.num_layers)
-        for layer in layers:
-            if record.rows[layer]:
-                self._sum_columns(record, layer, pages, record.rows[layer])
-                record.rows[layer] = []
+        self.sum_rows(record, pages)
         scores = torch.full((*num.shape, int(num.max())), -torch.inf, dtype=torch.float64)
         for layer in layers:
             view = self._view(pages, record, layer)
@@ -195,7 +234,13 @@ class Keeper:
         bytes_before = int(pages.num_pages.sum()) * self.pool.page_nbytes
         for layer in layers:
             kept = [chosen(scores[layer, head], int(counts[layer, head])) for head in range(num.shape[1])]
-            others = self.policy.evictor.evict(self._view(pages, record, layer), kept)
+            view = self._view(pages, record, layer)
+            others, rest = self.policy.evictor.evict(view, kept), self.policy.evictor.rest(view, kept)
+            if rest is not None:
+                record.rests = record.rests or [[] for _ in layers]
+                record.rests[layer].append(rest)
+                self.kept.bytes_rest += rest.nbytes
+                self.kept.bytes_away += rest.nbytes_away
             for head, slots in enumerate(kept):
                 if len(slots) == num[layer, head]:
                     continue

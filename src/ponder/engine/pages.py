@@ -75,6 +75,7 @@ class Pool:
         if kv_format.is_scaled:
             self.scales = (reserve(slots, torch.float32, self.maps, device), reserve(slots, torch.float32, self.maps, device))
         self.refs = np.zeros(self.num_pages, np.int32)
+        self.births = np.zeros(self.num_pages, np.int64)  # of each page, when it was last taken: what is written full stays while it does
         self.is_touched = np.zeros(self.num_pages, bool)  # has real memory
         self.free = np.arange(self.num_pages - 1, -1, -1, dtype=np.int32)  # a stack: the lowest page is taken first
         self.num_free = self.num_pages
@@ -106,6 +107,7 @@ class Pool:
         taken = self.free[self.num_free - num : self.num_free][::-1].copy()
         self.num_free -= num
         self.refs[taken] = 1
+        self.births[taken] = next(NUMBERS)
         self.is_touched[taken] = True
         return taken
 
@@ -242,7 +244,11 @@ class Sequence:
 
     def branch(self) -> "Sequence":
         """A fork that shares nothing but the pages of what was written: what either writes next never meets the other."""
-        return Sequence(self.pool, self.table[:, :, : -(-self.num_tokens // PAGE)], self.num_tokens)
+        other = Sequence(self.pool)
+        other.table, other.num_pages = self.table.copy(), np.minimum(self.num_pages, self._num_for(self.num_tokens))
+        other.dropped, other.num_tokens, other.is_ragged = self.dropped.copy(), self.num_tokens, self.is_ragged
+        self.pool.share(other.table[other._is_held()])
+        return other
 
     def keep(self, layer: int, head: int, places: Ids) -> bool:
         """Keeps only the keys at `places` (ascending indices among those the head holds) and frees the rest.
@@ -265,9 +271,13 @@ class Sequence:
         self.table[layer, head, :num_pages] = new
         self.num_pages[layer, head] = num_pages
         self.is_ragged = True
-        self.number = next(NUMBERS)  # what was known of its pages is so no more
-        self.version += 1
+        self.renew()
         return True
+
+    def renew(self) -> None:
+        """What was known of its pages is so no more."""
+        self.number = next(NUMBERS)
+        self.version += 1
 
     def num_held(self, layer: int, head: int) -> int:
         """Keys of a head."""

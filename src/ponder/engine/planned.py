@@ -10,24 +10,74 @@ Shapes: T flat tokens, N new tokens of a sequence, H query heads, K key heads, E
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ponder.core.attention_plan import KEY_BLOCK, AttentionPlan, Piece, View
+from ponder.core.attention_plan import KEY_BLOCK, AttentionPlan, Memory, Piece, View
 from ponder.core.errors import BadField
 from ponder.core.formats import ModelConfig
 from ponder.engine.attend import Attention, Span, StepPlan, attention_reference, merge, slots_of
-from ponder.engine.pages import PAGE, Pool
+from ponder.engine.pages import PAGE, Pool, Sequence
 from ponder.models.rotary import frequencies, rotary_kind, turned
 from ponder.native.attention import Kernel
 from ponder.native.lists import Lists, pool_of, run_lists, write_rows
 
 assert PAGE == KEY_BLOCK
+NUM_REMEMBERED = 32  # prompts of which a plan's memory is kept after their last sequence
+
+
+@dataclass
+class Met:
+    """What answers' tokens met, by a plan, of the keys that were there: counted by (row, key)."""
+
+    keys: int = 0
+    of: int = 0
+
+    def add(self, pieces: Seq[Piece], view: View) -> None:
+        for piece in pieces:
+            if not len(piece.heads):
+                continue
+            num_rows, keys = (np.diff(ends, prepend=0).astype(np.int64) for ends in (piece.row_ends, piece.key_ends))
+            self.keys += int((num_rows * keys).sum()) * (KEY_BLOCK if piece.are_pages else 1)
+            if piece.are_pages:  # of the last page a row sees what is not behind it
+                last = np.repeat(piece.keys[piece.key_ends - 1] * KEY_BLOCK + KEY_BLOCK - 1, num_rows)
+                self.keys -= int((last - view.start - piece.rows // view.num_heads).clip(0).sum())
+        self.of += sum(range(view.start + 1, view.stop + 1)) * view.num_heads
+
+    def __str__(self) -> str:
+        return f"answers met {100 * self.keys / self.of:.1f} % of the keys before them" if self.of else "answers met all keys"
+
+
+class Memories:
+    """What a plan keeps of sequences, by layer. Of a prompt's whole pages for all who have the very same ones."""
+
+    def __init__(self) -> None:
+        self.prompts: OrderedDict[bytes, list[dict[str, Tensor]]] = OrderedDict()
+        self.own: WeakKeyDictionary[Sequence, list[Memory]] = WeakKeyDictionary()
+
+    @property
+    def nbytes(self) -> int:
+        found = {id(x): x.nbytes for layers in self.prompts.values() for part in layers for x in part.values()}
+        return sum(found.values()) + sum(x.nbytes for memories in self.own.values() for memory in memories for x in memory.own.values())
+
+    def of(self, sequence: Sequence, num_prompt: int) -> list[Memory]:
+        """One for each layer."""
+        if sequence not in self.own:
+            pages = sequence.table[0, 0, : num_prompt // PAGE]
+            name = np.concatenate([pages, sequence.pool.births[pages]]).tobytes()
+            shared = self.prompts.setdefault(name, [{} for _ in sequence.table])
+            self.prompts.move_to_end(name)
+            if len(self.prompts) > NUM_REMEMBERED:
+                self.prompts.popitem(last=False)
+            self.own[sequence] = [Memory(part, {}) for part in shared]
+        return self.own[sequence]
 
 
 class PlannedAttention(Attention):
@@ -36,11 +86,16 @@ class PlannedAttention(Attention):
     def __init__(self, config: ModelConfig, pool: Pool, planned: AttentionPlan, *, is_native: bool = True, is_shared: bool = True) -> None:
         super().__init__(config, pool, is_native=is_native, is_shared=is_shared)
         self.planned, self.segment = planned, planned.segment
+        self.memories, self.met = Memories(), Met()
 
     @property
     def name(self) -> str:
         settings = ",".join(f"{name}={value}" for name, value in vars(self.planned).items())
         return f"{super().name}/attend-{self.planned.name}:{settings}"
+
+    def begin(self, num_found: int, num_prompt: int) -> int:
+        behind = max(0, num_found - num_prompt) % self.planned.answer_segment
+        return super().begin(num_found, num_prompt) - behind
 
     def plan(self, spans: Seq[Span]) -> StepPlan:
         if self.planned.is_for_answers and any(span.parents is not None for span in spans):
@@ -61,7 +116,7 @@ class PlannedAttention(Attention):
                 continue
             cut = min(max(span.start, span.num_prompt), span.stop)
             if span.start < cut:
-                yield replace(span, stop=cut), True
+                yield replace(span, stop=cut), self.planned.is_for_prompts
             if cut < span.stop:
                 yield replace(span, start=cut), self.planned.is_for_answers
 
@@ -74,6 +129,7 @@ class Part:
     lo: int
     hi: int
     slots: np.ndarray  # [L, N, K]
+    memories: Seq[Memory]  # of each layer
 
 
 @dataclass(frozen=True)
@@ -97,33 +153,40 @@ class PlannedStep(StepPlan):
 
     def __init__(self, attention: PlannedAttention, spans: Seq[Span], planned: AttentionPlan) -> None:
         super().__init__(attention, spans)
-        self.planned, self.kernel = planned, attention.kernel
+        self.planned, self.kernel, self.met = planned, attention.kernel, attention.met
         self.parts: list[Part] = []
         rest, rows, at = [], [], 0
         for span, is_planned in attention.parts(spans):
             stop = at + span.stop - span.start
             if is_planned:
-                self.parts.append(Part(span, at, stop, slots_of(span)))
+                is_answer = span.start >= span.num_prompt
+                memories = attention.memories.of(span.sequence, span.num_prompt) if is_answer else [Memory()] * self.config.num_layers
+                self.parts.append(Part(span, at, stop, slots_of(span), memories))
             else:
                 rest.append(span)
                 rows.append(torch.arange(at, stop))
             at = stop
-        self.rows = torch.cat(rows) if rows else None
+        self.rows = torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64)
         self.rest = attention.plain(rest) if rest else None
         self.whole = attention.plain(spans) if self.config.windows else None
         self.frequencies = {kind: frequencies(self.config, kind) for kind in ("global", "local", "none")}
 
     def attend(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
+        return self.attend_with_lse(layer, q_THE, k_TKE, v_TKE)[0]
+
+    def attend_with_lse(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.whole is not None and self.config.window(layer) is not None:
-            return self.whole.attend(layer, q_THE, k_TKE, v_TKE)
+            return self.whole.attend_with_lse(layer, q_THE, k_TKE, v_TKE)
         out = q_THE.new_empty(len(q_THE), q_THE.shape[1] * q_THE.shape[2])
+        lse: Tensor | None = torch.full(q_THE.shape[:2], math.nan)
         for part in self.parts:
             self._write(layer, part, k_TKE[part.lo : part.hi], v_TKE[part.lo : part.hi])
+        if self.rest is not None:  # writes too: the parts read what it wrote, and it what they did
+            out[self.rows], known = self.rest.attend_with_lse(layer, *(x[self.rows] for x in (q_THE, k_TKE, v_TKE)))
+            lse = None if known is None or lse is None else lse.index_copy_(0, self.rows, known)
         for part in self.parts:
             out[part.lo : part.hi] = self._read(layer, part, q_THE[part.lo : part.hi])
-        if self.rest is not None:
-            out[self.rows] = self.rest.attend(layer, *(x[self.rows] for x in (q_THE, k_TKE, v_TKE)))
-        return out
+        return out, lse
 
     def _write(self, layer: int, part: Part, k_NKE: Tensor, v_NKE: Tensor) -> None:
         places = np.arange(part.span.start, part.span.stop, dtype=np.int32)
@@ -145,10 +208,13 @@ class PlannedStep(StepPlan):
         kind = rotary_kind(self.config, layer)
         view = View(
             layer=layer, num_layers=self.config.num_layers, start=span.start, stop=span.stop, num_kv_heads=self.config.num_kv_heads,
-            is_rotary=kind != "none", q_NHE=q_NHE, keys=keys,
+            is_rotary=kind != "none", q_NHE=q_NHE, keys=keys, num_prompt=span.num_prompt, memory=part.memories[layer],
         )  # fmt: skip
         read = torch.zeros(q_NHE.shape, dtype=torch.float32), torch.full(q_NHE.shape[:2], -math.inf)
-        for piece in self.planned.pieces(view):
+        pieces = self.planned.pieces(view)
+        if span.start >= span.num_prompt:
+            self.met.add(pieces, view)
+        for piece in pieces:
             q = q_NHE if piece.turn is None else turned(q_NHE, self.frequencies[kind], piece.turn)
             if len(piece.heads):
                 self._meet(Meeting(piece, table, span.start, q, read))

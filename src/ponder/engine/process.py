@@ -13,29 +13,31 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ponder.core.asks import Answer, Ask, Expand, Extend, Extension, Judge, Prompt, Read
+from ponder.core.asks import Answer, Ask, Extend, Extension, Prompt, Read
 from ponder.core.budget import Cost
-from ponder.core.errors import BadField, PromptTooLong
+from ponder.core.errors import BadField
 from ponder.core.formats import Tokenizer
 from ponder.core.probe import Probe, checkpoint_of, rows_of
 from ponder.core.roles import Progress
 from ponder.core.schedule import Scheduler, Work
 from ponder.engine.attend import Attention, Span, in_order
-from ponder.engine.jobs import Count, ExpandJob, ExtendJob, Job, ReadJob, ScoreJob, Track, partial_answer
+from ponder.engine.jobs import UNLIMITED, Count, ExpandJob, ExtendJob, Job, ReadJob, ScoreJob, Track, job_of, partial_answer
 from ponder.engine.kv import KVStore, common_len
 from ponder.engine.meter import Meter
 from ponder.engine.pages import PAGE, PLAIN, Pool
 from ponder.engine.pages import Sequence as Pages
 from ponder.engine.planned import PlannedAttention
+from ponder.engine.prompts import Prompts
 from ponder.engine.rounds import Rounds
 from ponder.engine.runners import Lender
 from ponder.engine.sampler import Draw, Drawn, LogP, draw, most_likely
 from ponder.engine.settings import Settings
 from ponder.models.decoder import Decoder
+from ponder.models.memory import give_back
 
-UNLIMITED = 1 << 60
 HEAD_ROWS = 64  # scored positions that meet the output head at a time
 NUM_RENDERED = 4096  # prompts whose token ids are remembered
+TIDY_STEPS, TIDY_NBYTES = 128, 1 << 28  # steps after which free memory goes back to the system, if it is more than so many bytes
 
 
 class LocalProcess:
@@ -54,7 +56,7 @@ class LocalProcess:
         self.store = KVStore(self.pool)
         self.attention = self._open_attention(settings)
         self.model_id += self.attention.name  # equal only for equal results, and the kernels round differently
-        self.count, self.num_calls = Count(), 0  # counted by the loop, whoever asked
+        self.count, self.num_calls, self.num_steps = Count(), 0, 0  # counted by the loop, whoever asked
         self.num_preempted = self.num_recomputed = 0  # tracks put back, and tokens computed again for them
         self.jobs: dict[int, Job] = {}
         self.priorities: dict[int, int] = {}
@@ -63,8 +65,9 @@ class LocalProcess:
         self.num_added = 0
         self.rendered: OrderedDict[object, list[int]] = OrderedDict()
         lender = Lender(decoder, tokenizer, self.attention, take=self._take, pages_of=self._pages_of, twins=settings.twins)
-        self.rounds = Rounds(settings.speculation, lender.host(), self._take, max_rows=self.max_rows, meter=Meter(self))
-        self.model_id += self.rounds.name
+        self.rounds = Rounds(settings.speculation, lender.host(), self._take, self._ahead, max_rows=self.max_rows, meter=Meter(self))
+        self.prompts = Prompts(settings.prompt, lender)
+        self.model_id += self.rounds.name + self.prompts.name
 
     @property
     def totals(self) -> Cost:
@@ -77,23 +80,21 @@ class LocalProcess:
         return self.pool.nbytes
 
     def prompt_len(self, prompt: Prompt) -> int:
+        """Tokens of the prompt that the model reads."""
         return len(self._prompt_ids(prompt))
 
     def flops(self, num_tokens: int, context_len: float) -> float:
-        """Two per weight that a token meets (head included), and four per key, head and width element of attention."""
-        config = self.decoder.config
-        attention = 4.0 * config.num_layers * config.num_heads * config.head_dim * context_len
-        per_layer = config.dim * config.head_dim * (2 * config.num_heads + 2 * config.num_kv_heads) + 3 * config.dim * config.ffn_dim
-        return num_tokens * (2.0 * (config.num_layers * per_layer + config.dim * config.vocab_size) + attention)
+        return self.decoder.flops(num_tokens, context_len)
 
     def add(self, ask: Ask, max_tokens: int | None = None, priority: int = 0) -> int:
         """See core.roles. Higher priorities are admitted first. Raises BadField for a Judge ask, a final prefix, a foreign token, a
         probe of another model or an ask that could never fit kv_bytes; PromptTooLong."""
         job = self._job(ask, max_tokens)
         self._check_room(job)
+        self.prompts.hold(self._whole_prompt(ask.prefix.prompt), job)  # type: ignore[union-attr]
         self.num_added += 1
         self.jobs[self.num_added] = job
-        if not self._is_done(job):
+        if not job.is_done:
             at = len(self.waiting)
             for number, track in enumerate(job.tracks):
                 track.order = (-priority, self.num_added, number)
@@ -107,11 +108,16 @@ class LocalProcess:
         for job in self.jobs.values():
             job.count.row_tokens = 0
         self._admit()
-        self._compute(self._next_spans())
+        spans = self._next_spans()
+        self._read_prompts(self.chunk - sum(span.stop - span.start for span, _, _ in spans))
+        self._compute(spans)
         self._use_hidden()
-        done = [(ticket, job) for ticket, job in self.jobs.items() if self._is_done(job)]
+        done = [(ticket, job) for ticket, job in self.jobs.items() if job.is_done]
         for ticket, job in done:
             self._close(ticket, job)
+        self.num_steps += 1
+        if not self.num_steps % TIDY_STEPS:
+            give_back(above=TIDY_NBYTES)
         if not self.jobs:
             self.pool.trim()
         return [(ticket, job.answer()) for ticket, job in done]
@@ -139,6 +145,7 @@ class LocalProcess:
         while self.store.evict():
             pass
         self.pool.trim(at_least=1)
+        self.prompts.drop_cache()
 
     # what another device computes in its own way
 
@@ -177,6 +184,13 @@ class LocalProcess:
         """Tokens up to which a track may be computed in this step."""
         return len(track.key)
 
+    def _ahead(self, track: Track) -> int:
+        """How many guesses after a track's next token may be computed with it."""
+        return UNLIMITED
+
+    def _committed(self, track: Track, rows: Sequence[tuple[Pages, int]]) -> None:
+        """A round has kept tokens of a track, each computed in a span of those pages, at that place."""
+
     def _drop_idle(self) -> bool:
         """Drops what was kept in case somebody goes on from there and was used longest ago; False when there is nothing."""
         return self.store.evict()
@@ -184,39 +198,9 @@ class LocalProcess:
     # asks become jobs
 
     def _job(self, ask: Ask, max_tokens: int | None) -> Job:
-        if isinstance(ask, Judge):
-            raise BadField("a process answers Extend, Expand, Score and Read; a Judge ask goes to its verifier")
-        prefix = ask.prefix
-        if prefix.is_final and not isinstance(ask, Read):
-            raise BadField(f"prefix is final ({prefix.finish}): it cannot be extended, expanded or scored")
-        foreign = [t for t in prefix.tokens if not 0 <= t < len(self.tokenizer.pieces)]
-        if foreign:
-            raise BadField(f"prefix holds token {foreign[0]}: this model has {len(self.tokenizer.pieces)}; the prefix is another model's")
-        prompt_ids = self._prompt_ids(prefix.prompt)
-        if len(prompt_ids) + 1 > self.context_len:
-            raise PromptTooLong(
-                f"prompt of {len(prompt_ids)} tokens: the context holds {self.context_len} and an answer needs one; shorten the prompt"
-            )
-        num_left = min(prefix.prompt.max_tokens, self.context_len - len(prompt_ids)) - len(prefix.tokens)
-        if isinstance(ask, Read):
-            self._check_probe(ask.probe)
-            if len(prompt_ids) + max(ask.places) > self.context_len:
-                raise PromptTooLong(
-                    f"place {max(ask.places)} after a prompt of {len(prompt_ids)} tokens: the context holds {self.context_len}; shorten it"
-                )
-            return ReadJob(ask, prompt_ids)
-        if isinstance(ask, Extend):
-            for probe in ask.probes:
-                self._check_probe(probe)
-            own = UNLIMITED if ask.max_tokens is None else ask.max_tokens
-            limits = ((num_left, "length"), (own, "limit"), (UNLIMITED if max_tokens is None else max_tokens, "budget"))
-            return ExtendJob(ask, prompt_ids, self.tokenizer, limits)
-        if isinstance(ask, Expand):
-            return ExpandJob(ask, prompt_ids, self.tokenizer, num_left)
-        job = ScoreJob(ask, prompt_ids, self.tokenizer)
-        longest = max((len(track.key) + 1 for track in job.tracks), default=0)
-        if longest > self.context_len:
-            raise PromptTooLong(f"prefix and option of {longest} tokens: the context holds {self.context_len}; shorten the option")
+        job = job_of(ask, self._prompt_ids, self.tokenizer, context_len=self.context_len, max_tokens=max_tokens)
+        for probe in (ask.probe,) if isinstance(ask, Read) else ask.probes if isinstance(ask, Extend) else ():
+            self._check_probe(probe)
         return job
 
     def _check_probe(self, probe: Probe) -> None:
@@ -225,6 +209,10 @@ class LocalProcess:
             raise BadField(f"probe {probe.name!r} knows the states of model {probe.model_id}, this is {mine}; train one on this model")
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
+        """As the model meets it."""
+        return self.prompts.of(self._whole_prompt(prompt))
+
+    def _whole_prompt(self, prompt: Prompt) -> list[int]:
         name = (prompt.messages, prompt.prefill)
         if name not in self.rendered:
             ids = self.tokenizer.render(prompt.messages, prompt.prefill)
@@ -234,13 +222,6 @@ class LocalProcess:
             if len(self.rendered) > NUM_RENDERED:
                 self.rendered.popitem(last=False)
         return self.rendered[name]
-
-    def _is_done(self, job: Job) -> bool:
-        if isinstance(job, ExtendJob):
-            return job.finish is not None
-        if isinstance(job, ReadJob):
-            return bool(job.rows)
-        return bool(job.children) if isinstance(job, ExpandJob) else job.is_done
 
     def _check_room(self, job: Job) -> None:
         longest = max((len(track.key) for track in job.tracks), default=0) + 1
@@ -265,7 +246,7 @@ class LocalProcess:
             if len(self.running) >= self.max_rows:
                 held += self.waiting[at:]
                 break
-            if self._begin(job, track, reading):
+            if self.prompts.is_read(job) and self._begin(job, track, reading):
                 self.running.append((job, track))
             else:
                 held.append((job, track))
@@ -281,7 +262,8 @@ class LocalProcess:
         track.node = found.node
         self.store.pin(found.node)
         track.num_computed = self.attention.begin(min(found.num_tokens, track.num_given - 1), track.num_prompt)
-        if found.num_tokens == track.num_given and found.is_node_end and found.node.hidden is not None:
+        is_whole = self.attention.begin(track.num_given, track.num_prompt) == track.num_given
+        if is_whole and found.num_tokens == track.num_given and found.is_node_end and found.node.hidden is not None:
             track.num_computed = track.num_given
             track.hidden.append(found.node.hidden[None])
         elif found.is_node_end and found.num_tokens == track.num_given - 1 and ~track.key[-1] in found.node.paid:
@@ -341,6 +323,12 @@ class LocalProcess:
         self.num_preempted += 1
 
     # one forward pass
+
+    def _read_prompts(self, room: int) -> None:
+        """Goes on with prompts that are read before the model meets them, even when there is little room."""
+        for job, num, context_len in self.prompts.read(max(room, self.chunk // 8)):
+            for count in (job.count, self.count):
+                count.flops += self.prompts.flops(num, context_len)
 
     def _next_spans(self) -> list[tuple[Span, Job, Track]]:
         """What this step computes, as the scheduler allots it."""
@@ -454,11 +442,11 @@ class LocalProcess:
         """Frees all that the job holds."""
         del self.jobs[ticket]
         self.rounds.forget(ticket)
+        self.prompts.forget(job)
         mine = [track for owner, track in self.running if owner is job]
         if mine:
             self.running = [(owner, track) for owner, track in self.running if owner is not job]
-        if self.waiting:
-            self.waiting = [(owner, track) for owner, track in self.waiting if owner is not job]
+        self.waiting = [(owner, track) for owner, track in self.waiting if owner is not job]
         for track in mine:
             self._retire(track)
         self.num_calls += 1

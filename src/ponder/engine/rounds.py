@@ -42,6 +42,8 @@ class Model(Protocol):
 
     def _draw_shown(self, hidden_RD: Tensor, wishes: Sequence[Draw]) -> tuple[list[Drawn], Tensor]: ...
 
+    def _committed(self, track: Track, rows: Sequence[tuple[Pages, int]]) -> None: ...
+
 
 @dataclass(eq=False)
 class Round:
@@ -63,6 +65,11 @@ class Round:
     @property
     def request(self) -> int:
         return self.track.order[1]
+
+    def computed(self, path: Sequence[int]) -> list[tuple[Pages, int]]:
+        """Of the last committed token and those of a path: the pages of the span that computed it, and its place."""
+        of = {i: pages for pages, places in self.stems for i in places}
+        return [(self.stems[0][0], self.start), *((of[i], self.start + self.tree.depths[i]) for i in path)]
 
     def wishes(self) -> list[Draw]:
         """What plain decoding would wish for at every row."""
@@ -117,11 +124,15 @@ class Round:
 class Rounds:
     """The rounds of a process, of at most max_rows sequences at once, branches included.
 
-    take(pages, num): makes room for num tokens in all, at the cost of idle prefixes alone. meter: of the process's steps.
+    take(pages, num): makes room for num tokens in all, at the cost of idle prefixes alone. ahead(track): how many tokens after the next
+    may be computed in one step. meter: of the process's steps.
     """
 
-    def __init__(self, speculation: Speculation | None, host: Host, take: Callable[[Pages, int], bool], *, max_rows: int, meter: Meter) -> None:
-        self.host, self.take, self.max_rows, self.meter = host, take, max_rows, meter
+    def __init__(
+        self, speculation: Speculation | None, host: Host, take: Callable[[Pages, int], bool], ahead: Callable[[Track], int], *, max_rows: int,
+        meter: Meter,
+    ) -> None:  # fmt: skip
+        self.host, self.take, self.ahead, self.max_rows, self.meter = host, take, ahead, max_rows, meter
         self.num_spare = 0  # branches that this step may still have
         self.running: dict[Pages, Round] = {}  # of this step, by the pages of each stem
         self.told: dict[int, list[int]] = {}  # request -> prompt and completion
@@ -196,7 +207,7 @@ class Rounds:
             self.told[round.request] = track.tokens(0, track.num_prompt)
         tokens = self.told[round.request]
         tokens += job.tokens[len(tokens) - track.num_prompt :]
-        depth = min(room, job.num_left - 1)
+        depth = min(room, job.num_left - 1, self.ahead(track))
         return Context(
             request=round.request, tokens=tokens, num_prompt=track.num_prompt, room=room, max_depth=depth, seed=job.ask.seed,
             sampling=job.ask.sampling, drift=job.ask.drift,
@@ -307,6 +318,8 @@ class Rounds:
             round.drawn, round.wished, round.logits = found[lo:hi], wishes[lo:hi], None if logits_RV is None else logits_RV[lo:hi]
             news.append(self._ended(round))
             book(model, round, news[-1])
+            if round.stems:
+                model._committed(round.track, round.computed(news[-1].path[: round.num_drawn - 1]))
             lo = hi
         self.drafting.observe(news)
         spent = None

@@ -13,16 +13,18 @@ from dataclasses import KW_ONLY, dataclass, field
 import torch
 from torch import Tensor
 
-from ponder.core.draft import Context, Guess, Host, Runner, Twin
+from ponder.core.draft import Blur, Context, Guess, Host, Runner, Twin
 from ponder.core.errors import BadField
 from ponder.core.formats import Tokenizer
 from ponder.engine.attend import Attention, Span, in_order
 from ponder.engine.kv import common_len
 from ponder.engine.pages import Pool
 from ponder.engine.pages import Sequence as Pages
-from ponder.engine.sampler import Draw, draw, proposal_of
+from ponder.engine.sampler import Draw, draw, most_likely, proposal_of
 from ponder.models.decoder import Decoder
 
+Likely = tuple[tuple[int, float], ...]  # tokens, best first, and their log-probabilities
+Place = int | Blur  # what a model reads at one place
 KV_BYTES = 1 << 29  # bound on a twin's keys and values
 
 
@@ -38,13 +40,15 @@ def guesses(logits_RV: Tensor, contexts: Sequence[Context], drafts: Sequence[Seq
 
 
 def last_rows(
-    decoder: Decoder, attention: Attention, spans: Sequence[Span], tokens: dict[Pages, list[int]], *, skips: frozenset[int] = frozenset()
+    decoder: Decoder, attention: Attention, spans: Sequence[Span], places: dict[Pages, list[Place]], *, skips: frozenset[int] = frozenset()
 ) -> Tensor:
     """Logits [len(spans), V] after each span, in the order given."""
     ordered = in_order(spans)
     plan = attention.plan(ordered)
-    flat = torch.tensor([token for span in ordered for token in tokens[span.sequence]], device=decoder.device)
-    hidden_TD = decoder.forward(flat, plan.positions, plan.attend, plan.prompts, skips=skips)
+    read = [place for span in ordered for place in places[span.sequence]]
+    flat = torch.tensor([place if isinstance(place, int) else place[0][0] for place in read], device=decoder.device)
+    mixes = {row: place for row, place in enumerate(read) if not isinstance(place, int)}
+    hidden_TD = decoder.forward(flat, plan.positions, plan.attend, plan.prompts, skips=skips, mixes=mixes)
     ends, at = {}, 0
     for span in ordered:
         at += span.stop - span.start
@@ -52,12 +56,32 @@ def last_rows(
     return decoder.logits(hidden_TD[[ends[span.sequence] for span in spans]]).cpu()
 
 
+Rows = tuple[list[int], Tensor | None]  # numbers of the contexts that were read, and the logits after each
+
+
+def guessed(rows: Rows, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool) -> list[Guess | None]:
+    found: list[Guess | None] = [None] * len(contexts)
+    if rows[1] is not None:
+        made = guesses(rows[1], [contexts[i] for i in rows[0]], [drafts[i] for i in rows[0]], with_log_q=with_log_q)
+        for i, guess in zip(rows[0], made, strict=True):
+            found[i] = guess
+    return found
+
+
+def likeliest(rows: Rows, num_contexts: int, num: int) -> list[Likely | None]:
+    found: list[Likely | None] = [None] * num_contexts
+    if rows[1] is not None:
+        for i, tokens, log_p in zip(rows[0], *most_likely(rows[1], num), strict=True):
+            found[i] = tuple(zip(tokens, log_p, strict=True))
+    return found
+
+
 @dataclass(eq=False)
 class Reading:
     """What a twin has read of a request: `tokens` have keys, the first num_told of them of its context as it was last seen."""
 
     pages: Pages
-    tokens: list[int] = field(default_factory=list)
+    tokens: list[Place] = field(default_factory=list)
     num_told: int = 0
 
 
@@ -80,18 +104,19 @@ class Lender:
             runner=self.runner, logits=decoder.logits,
         )  # fmt: skip
 
+    def other(self, twin: Twin) -> Decoder:
+        """The decoder of a model with the same tokens. Raises BadField for one that has others, or that cannot be opened here."""
+        if self.twins is None or twin.skips:
+            raise BadField(f"{twin}: this process opens no other model, or one with all its layers; use catalogue.open_model, leave skips out")
+        decoder, tokenizer = self.twins(twin)
+        if tokenizer.pieces != self.tokenizer.pieces:
+            raise BadField(f"{twin}: its {len(tokenizer.pieces)} tokens are not this model's {len(self.tokenizer.pieces)}; take one of its family")
+        return decoder
+
     def runner(self, twin: Twin) -> Runner:
         if twin.skips and twin.model is None and twin.weights is None:
             return ThinnedRunner(self.decoder, self.attention, frozenset(twin.skips), pages_of=self.pages_of, take=self.take)
-        if self.twins is None or twin.skips:
-            raise BadField(
-                f"draft by {twin}: this process opens no other model, or one with all its layers; use catalogue.open_model, leave skips out"
-            )
-        decoder, tokenizer = self.twins(twin)
-        if tokenizer.pieces != self.tokenizer.pieces:
-            raise BadField(
-                f"draft by {twin}: its {len(tokenizer.pieces)} tokens are not this model's {len(self.tokenizer.pieces)}; take one of its family"
-            )
+        decoder = self.other(twin)
         return TwinRunner(decoder, lambda pool: Attention(decoder.config, pool, is_native=self.attention.kernel is not None))
 
 
@@ -106,9 +131,14 @@ class TwinRunner:
         self.readings: OrderedDict[int, Reading] = OrderedDict()
 
     def guess(self, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool = False) -> list[Guess | None]:
-        found: list[Guess | None] = [None] * len(contexts)
+        return guessed(self._read(contexts, drafts), contexts, drafts, with_log_q=with_log_q)
+
+    def likely(self, contexts: Sequence[Context], drafts: Sequence[Sequence[Blur]], num: int) -> list[Likely | None]:
+        return likeliest(self._read(contexts, drafts), len(contexts), num)
+
+    def _read(self, contexts: Sequence[Context], drafts: Sequence[Sequence[Place]]) -> Rows:
         spans: dict[int, Span] = {}
-        tokens: dict[Pages, list[int]] = {}
+        tokens: dict[Pages, list[Place]] = {}
         for i, (context, draft) in enumerate(zip(contexts, drafts)):
             if len(context.tokens) + len(draft) <= self.decoder.config.context_len:
                 reading = self._caught_up(context, draft, {c.request for c in contexts})
@@ -116,20 +146,19 @@ class TwinRunner:
                     start = reading.pages.num_tokens
                     spans[i] = Span(reading.pages, start, len(reading.tokens), context.num_prompt)
                     tokens[reading.pages] = reading.tokens[start:]
-        if spans:
-            logits_RV = last_rows(self.decoder, self.attention, list(spans.values()), tokens)
-            made = guesses(logits_RV, [contexts[i] for i in spans], [drafts[i] for i in spans], with_log_q=with_log_q)
-            for (i, span), guess in zip(spans.items(), made):
-                span.sequence.num_tokens = span.stop
-                found[i] = guess
-        return found
+        if not spans:
+            return [], None
+        logits_RV = last_rows(self.decoder, self.attention, list(spans.values()), tokens)
+        for span in spans.values():
+            span.sequence.num_tokens = span.stop
+        return list(spans), logits_RV
 
     def forget(self, request: int) -> None:
         reading = self.readings.pop(request, None)
         if reading is not None:
             reading.pages.release()
 
-    def _caught_up(self, context: Context, draft: Sequence[int], busy: set[int]) -> Reading | None:
+    def _caught_up(self, context: Context, draft: Sequence[Place], busy: set[int]) -> Reading | None:
         """The request's reading with room for all of it; tokens from pages.num_tokens on, at least one, are to be computed."""
         reading = self.readings.setdefault(context.request, Reading(Pages(self.pool)))
         self.readings.move_to_end(context.request)
@@ -162,9 +191,14 @@ class ThinnedRunner:
         self.ahead: dict[int, tuple[int, int]] = {}  # request -> (committed tokens, drafted ones that are written behind)
 
     def guess(self, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool = False) -> list[Guess | None]:
-        found: list[Guess | None] = [None] * len(contexts)
+        return guessed(self._read(contexts, drafts), contexts, drafts, with_log_q=with_log_q)
+
+    def likely(self, contexts: Sequence[Context], drafts: Sequence[Sequence[Blur]], num: int) -> list[Likely | None]:
+        return likeliest(self._read(contexts, drafts), len(contexts), num)
+
+    def _read(self, contexts: Sequence[Context], drafts: Sequence[Sequence[Place]]) -> Rows:
         spans: dict[int, Span] = {}
-        tokens: dict[Pages, list[int]] = {}
+        tokens: dict[Pages, list[Place]] = {}
         for i, (context, draft) in enumerate(zip(contexts, drafts)):
             num, pages = len(context.tokens), self.pages_of(context.request)
             if pages is None or not self.take(pages, num + len(draft)):
@@ -174,12 +208,9 @@ class ThinnedRunner:
             spans[i] = Span(pages, start, num + len(draft), context.num_prompt)
             tokens[pages] = [context.tokens[-1], *draft][start - num + 1 :]
             self.ahead[context.request] = num, 1 + len(draft)
-        if spans:
-            logits_RV = last_rows(self.decoder, self.attention, list(spans.values()), tokens, skips=self.skips)
-            made = guesses(logits_RV, [contexts[i] for i in spans], [drafts[i] for i in spans], with_log_q=with_log_q)
-            for i, guess in zip(spans, made):
-                found[i] = guess
-        return found
+        if not spans:
+            return [], None
+        return list(spans), last_rows(self.decoder, self.attention, list(spans.values()), tokens, skips=self.skips)
 
     def forget(self, request: int) -> None:
         self.ahead.pop(request, None)

@@ -4,10 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ponder.core.attention_plan import AttentionPlan
+from ponder.core.blend import Company
 from ponder.core.draft import Speculation, Twin
 from ponder.core.errors import BadField
 from ponder.core.formats import Tokenizer
 from ponder.core.keeping import Policy
+from ponder.core.pruning import LayerPlan, PromptFilter
 from ponder.engine.pages import PLAIN, KVFormat
 from ponder.models.decoder import Decoder
 
@@ -26,7 +28,10 @@ class Settings:
     context_len: int | None = None  # most tokens of a sequence; None: as many as the model usually has
     speculation: Speculation | None = None  # how it guesses ahead; None: not at all
     twins: Callable[[Twin], tuple[Decoder, Tokenizer]] | None = None  # opens other models that guess
+    company: Company | None = None  # a model that draws every token with this one, opened by `twins`; None: it draws alone
     cache: Policy | None = None  # which keys a sequence goes on with; None: all
+    layers: LayerPlan | None = None  # behind which layers tokens of a prompt leave; None: behind none
+    prompt: PromptFilter | None = None  # which tokens of a prompt are read; None: all
 
     def __post_init__(self) -> None:
         for name, value in (("max_rows", self.max_rows), ("chunk", self.chunk), ("kv_bytes", self.kv_bytes)):

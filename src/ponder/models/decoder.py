@@ -8,13 +8,14 @@ Shapes: T flat tokens, D width, H query heads, K key heads, E head width, F ffn 
 U experts that a token uses.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ponder.core.draft import Blur
 from ponder.core.errors import BadField, Unsupported
 from ponder.core.formats import Checkpoint, Embedding, ExpertWeights, FeedForward, LayerBody, LayerWeights, Linear, ModelConfig, WeightFormat
 from ponder.models.embedding import open_embedding
@@ -53,25 +54,51 @@ class Decoder:
         return packed + self.head.nbytes + self.embed.nbytes
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, attend: Attend, prompts: Sequence[tuple[int, int]] = (), *, skips: frozenset[int] = frozenset()
-    ) -> Tensor:
+        self, tokens: Tensor, positions: Tensor, attend: Attend, prompts: Sequence[tuple[int, int]] = (), *, skips: frozenset[int] = frozenset(),
+        mixes: Mapping[int, Blur] | None = None,
+    ) -> Tensor:  # fmt: skip
         """Hidden rows after the final norm, [T, D] in `dtype`, of tokens [T] at absolute positions [T] (int64).
 
         `attend` is called once per layer, in order, with rotated q and k. Row i depends on token i, on what `attend` returns
         for it, and on whether it is of a prompt, alone, bit for bit where the weight format keeps that promise.
-        prompts: ascending (start, stop) of rows whose tokens are of prompts. skips: layers that are left out.
+        prompts: ascending (start, stop) of rows whose tokens are of prompts. skips: layers that are left out. mixes: by row, whose embedding
+        is the weighted sum of several tokens' in place of its own token's.
         """
+        x_TD = self.embedded(tokens, mixes)
+        x_TD = self.through([i for i in range(len(self.bodies)) if i not in skips], x_TD, positions, attend, prompts=prompts)
+        return rms_norm(x_TD, self.norm, self.config.norm_eps, self.dtype)
+
+    def embedded(self, tokens: Tensor, mixes: Mapping[int, Blur] | None = None) -> Tensor:
+        """What tokens [T] enter the first layer as, float32 [T, D]; rows of `mixes` as the weighted sums."""
         x_TD = self.embed.rows(tokens)
-        if self.config.embed_scale != 1:
-            x_TD = x_TD * self.config.embed_scale
+        for row, blur in (mixes or {}).items():
+            ids, weights = zip(*blur)
+            x_TD[row] = torch.tensor(weights, device=x_TD.device) @ self.embed.rows(torch.tensor(ids, device=tokens.device))
+        return x_TD * self.config.embed_scale if self.config.embed_scale != 1 else x_TD
+
+    def through(
+        self, layers: Sequence[int], x_TD: Tensor, positions: Tensor, attend: Attend, *, prompts: Sequence[tuple[int, int]] = ()
+    ) -> Tensor:  # fmt: skip
+        """The rows behind the layers, in order; x_TD may be written over. The rest as of `forward`."""
         angles = [table.at(positions) for table in self.tables]
-        runs = kinds_of_rows(len(tokens), prompts)
-        for index, body in enumerate(self.bodies):
-            if index in skips:
-                continue
+        runs = kinds_of_rows(len(x_TD), prompts)
+        for index in layers:
+            body = self.bodies[index]
             q_THE, k_TKE, v_TKE = before(body, runs, x_TD, angles[self.table_of[index]])
             x_TD = after(body, runs, x_TD, attend(index, q_THE, k_TKE, v_TKE))
-        return rms_norm(x_TD, self.norm, self.config.norm_eps, self.dtype)
+        return x_TD
+
+    def projected(self, layer: int, x_TD: Tensor, positions: Tensor, prompts: Sequence[tuple[int, int]] = ()) -> tuple[Tensor, Tensor, Tensor]:
+        """The queries, keys and values that rows x_TD would bring to a layer's attention, rotated."""
+        angles = self.tables[self.table_of[layer]].at(positions)
+        return before(self.bodies[layer], kinds_of_rows(len(x_TD), prompts), x_TD, angles)
+
+    def flops(self, num_tokens: int, context_len: float) -> float:
+        """Two per weight that a token meets (head included), and four per key, head and width element of attention."""
+        config = self.config
+        attention = 4.0 * config.num_layers * config.num_heads * config.head_dim * context_len
+        per_layer = config.dim * config.head_dim * (2 * config.num_heads + 2 * config.num_kv_heads) + 3 * config.dim * config.ffn_dim
+        return num_tokens * (2.0 * (config.num_layers * per_layer + config.dim * config.vocab_size) + attention)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """float32 [R, V] next-token logits of rows that `forward` returned."""

@@ -96,3 +96,29 @@ def law_later_tokens_do_not_matter(meet: Meet, plan: AttentionPlan, rows: Rows, 
     whole = meet(plan, rows, [len(rows)])[:num]
     alone = meet(plan, replace(rows, q_NHE=rows.q_NHE[:num], k_NKE=rows.k_NKE[:num], v_NKE=rows.v_NKE[:num]), [num])
     require(torch.equal(whole, alone), f"{plan.name}: tokens before {num} read otherwise when others follow")
+
+
+MeetAnswer = Callable[[AttentionPlan | None, Rows, int, Sequence[int], bool], Tensor]
+
+
+def law_answers_in_any_steps(meet: MeetAnswer, plan: AttentionPlan | None, rows: Rows, num_prompt: int) -> None:
+    """An answer's tokens read the same, bit for bit, one by one, several at a time, and when what the plan remembers is lost wherever an
+    answer may be taken up. `meet(plan, rows, num_prompt, stops, is_forgetful)` forgets between all stops."""
+    segment = 1 if plan is None else plan.answer_segment
+    num = len(rows)
+    alone = meet(plan, rows, num_prompt, range(num_prompt, num + 1), False)
+    cuts = list(range(num_prompt, num, segment))
+    for name, stops, is_forgetful in (
+        ("several at a time", [num_prompt, num_prompt + 1, num - 7, num], False), ("forgetful", [*cuts, num], True), ("at once", [num], False),
+    ):  # fmt: skip
+        found = meet(plan, rows, num_prompt, stops, is_forgetful)
+        differ = (alone != found).flatten(1).any(1).nonzero().flatten().tolist()
+        require(not differ, f"{getattr(plan, 'name', 'plain')}, {name}: tokens {differ[:5]} read otherwise than one by one")
+
+
+def law_answer_is_its_rule(meet: MeetAnswer, plan: AttentionPlan, rows: Rows, seen_HNN: Tensor, *, num_prompt: int, tolerance: float) -> None:
+    """What an answer's tokens read is softmax over the keys that the plan's rule, told apart from it, lets them see; prompts read all."""
+    rule = Rule(seen_HNN | (torch.arange(len(rows)) < num_prompt)[:, None])
+    found, wanted = meet(plan, rows, num_prompt, [num_prompt, len(rows)], False), dense_reference(rows, rule)
+    error = (found - wanted).abs().max().item()
+    require(error <= tolerance, f"{plan.name}: {error:.2e} from its rule, at most {tolerance}")

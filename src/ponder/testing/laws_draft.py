@@ -19,6 +19,7 @@ from ponder.core.draft import (
     EMPTY,
     ROOT,
     Acceptor,
+    Blur,
     Context,
     Drafter,
     Guess,
@@ -31,7 +32,7 @@ from ponder.core.draft import (
     Verified,
     chain,
     is_path,
-)
+)  # fmt: skip
 from ponder.core.rng import EnumeratingRng, Rng, TorchRng, enumerate_paths
 from ponder.testing.exact import TOLERANCE, Measure, added, require
 
@@ -283,7 +284,7 @@ def law_counts_are_counts(control: LengthControl) -> None:
 
 
 class EchoRunner:
-    """A model that says the last token but one again."""
+    """A model that says the last token but one again, or else those after it in number."""
 
     def guess(self, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool = False) -> list[Guess | None]:
         found: list[Guess | None] = []
@@ -292,6 +293,10 @@ class EchoRunner:
             log_q = torch.nn.functional.one_hot(torch.tensor(said[-2]), 7).double().log() if with_log_q else None
             found.append(Guess(said[-2], 0.9, log_q))
         return found
+
+    def likely(self, contexts: Sequence[Context], drafts: Sequence[Sequence[Blur]], num: int) -> list[tuple[tuple[int, float], ...] | None]:
+        found = self.guess(contexts, [[max(place, key=lambda part: part[1])[0] for place in draft] for draft in drafts])
+        return [tuple(((guess.token + i) % 7, math.log(0.5) * (i + 1)) for i in range(min(num, 7))) for guess in found if guess is not None]
 
     def forget(self, request: int) -> None:
         return None

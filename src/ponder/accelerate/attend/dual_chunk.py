@@ -36,6 +36,8 @@ class DualChunk:
     name: ClassVar[str] = "dual_chunk"
     guarantee: ClassVar[Guarantee] = Guarantee.APPROXIMATE
     segment: ClassVar[int] = 1
+    answer_segment: ClassVar[int] = 1
+    is_for_prompts: ClassVar[bool] = True
     is_for_answers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -41,6 +41,8 @@ class Hyper:
     name: ClassVar[str] = "hyper"
     guarantee: ClassVar[Guarantee] = Guarantee.APPROXIMATE
     segment: ClassVar[int] = 1
+    answer_segment: ClassVar[int] = 1
+    is_for_prompts: ClassVar[bool] = True
     is_for_answers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -33,6 +33,8 @@ class S2:
     name: ClassVar[str] = "s2"
     guarantee: ClassVar[Guarantee] = Guarantee.APPROXIMATE
     segment: ClassVar[int] = 1
+    answer_segment: ClassVar[int] = 1
+    is_for_prompts: ClassVar[bool] = True
     is_for_answers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

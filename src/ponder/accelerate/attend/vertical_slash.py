@@ -39,6 +39,8 @@ class VerticalSlash:
     slash_cost: float = 2.0  # pages that a diagonal costs a block of queries, about, where a column costs one
     name: ClassVar[str] = "vertical_slash"
     guarantee: ClassVar[Guarantee] = Guarantee.APPROXIMATE
+    answer_segment: ClassVar[int] = 1
+    is_for_prompts: ClassVar[bool] = True
     is_for_answers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ Differs    the threshold is the mean of this eviction; the paper averages it ove
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,13 @@ BLOCK = 1024  # dropped keys that meet the kept ones together
 
 @dataclass(frozen=True, kw_only=True)
 class D2OMerge:
+    has_rest: ClassVar[bool] = False
+
     def evict(self, view: View, kept: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         return [self._of_head(view, head, slots) for head, slots in enumerate(kept)]
+
+    def rest(self, view: View, kept: Sequence[Tensor]) -> None:
+        return None
 
     def _of_head(self, view: View, head: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         is_gone = view.held[head].clone()

@@ -10,6 +10,7 @@ Choose     as the baseline of those that merge.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,5 +19,10 @@ from ponder.core.evidence import View
 
 @dataclass(frozen=True, kw_only=True)
 class Drop:
+    has_rest: ClassVar[bool] = False
+
     def evict(self, view: View, kept: Sequence[Tensor]) -> None:
+        return None
+
+    def rest(self, view: View, kept: Sequence[Tensor]) -> None:
         return None

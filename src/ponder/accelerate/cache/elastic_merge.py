@@ -11,6 +11,7 @@ Differs    from the paper's code, which compares indices where it means ranks: t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,8 +21,13 @@ from ponder.core.evidence import View
 
 @dataclass(frozen=True, kw_only=True)
 class ElasticMerge:
+    has_rest: ClassVar[bool] = False
+
     def evict(self, view: View, kept: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         return [self._of_head(view, head, slots) for head, slots in enumerate(kept)]
+
+    def rest(self, view: View, kept: Sequence[Tensor]) -> None:
+        return None
 
     def _of_head(self, view: View, head: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = view.keys[head], view.values[head]

@@ -1,4 +1,4 @@
-"""What drafters that run a model share: chains of its own draws, for many requests at once. A part of the room, not a technique."""
+"""What drafters that run a model share: which of its layers, and chains of its draws. A part of the room, not a technique."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ponder.core.draft import EMPTY, Context, Guess, Runner, Tree, Verified, chain
+from ponder.core.errors import BadField
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,15 @@ class Chaining:
         if is_likely or self.with_log_q:
             guesses.append(guess)
         return is_likely
+
+
+def thinned(num_layers: int, ends: int, every: int) -> tuple[int, ...]:
+    """Layers left out where the first and last `ends` stay, and of those between one in `every`. Raises BadField where that is none."""
+    ends = min(ends, (num_layers - 1) // 2)  # a model of few layers keeps fewer
+    found = tuple(i for i in range(ends, num_layers - ends) if (i - ends) % every != every - 1 or num_layers - 2 * ends == 1)
+    if not found:
+        raise BadField(f"every={every}: leaves out none of {num_layers} layers; lower it")
+    return found
 
 
 def tree_of(guesses: Sequence[Guess]) -> Tree:

@@ -15,7 +15,7 @@ Differs    layers are skipped whole and by a rule; the paper searches for attent
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ponder.accelerate.draft.chains import Chaining
+from ponder.accelerate.draft.chains import Chaining, thinned
 from ponder.core.draft import Host, Needs, Scope, Twin
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
@@ -38,12 +38,5 @@ class LayerSkip:
             raise BadField(f"layer_skip {self}: ends must be at least 0, every at least 2, num at least 1, least in [0, 1]")
 
     def open(self, host: Host) -> Chaining:
-        return Chaining(host.runner(Twin(skips=self.skips(host.num_layers))), self.num, self.least, self.is_weighed)
-
-    def skips(self, num_layers: int) -> tuple[int, ...]:
-        """Layers left out. Raises BadField where that leaves nothing out."""
-        ends = min(self.ends, (num_layers - 1) // 2)  # a model of few layers keeps fewer
-        found = tuple(i for i in range(ends, num_layers - ends) if (i - ends) % self.every != self.every - 1 or num_layers - 2 * ends == 1)
-        if not found:
-            raise BadField(f"layer_skip every={self.every}: leaves out none of {num_layers} layers; lower it")
-        return found
+        """Raises BadField where it leaves out no layer."""
+        return Chaining(host.runner(Twin(skips=thinned(host.num_layers, self.ends, self.every))), self.num, self.least, self.is_weighed)

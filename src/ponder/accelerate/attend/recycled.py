@@ -1,0 +1,70 @@
+"""Every so many tokens one meets all keys; until the next one does, the others meet those that it attended to most.
+
+Paper      Recycled Attention (Xu et al. 2024), RefreshKV in its second version.
+Equation   Token t of an answer, counted from 0, meets everything where t mod every = 0. Then a_j = sum over the query heads of a key head
+           of softmax(q . k)_j, and its `keep` keys with the largest a_j (of equal ones the earlier) are what the every - 1 tokens behind
+           it meet, with the keys since: those of the tokens behind it up to their own.
+Shapes     places int64 [K, keep], kept until the next such token.
+Guarantee  approximate: what the full token did not attend to is not seen until the next.
+Cost       a full attention and one more reading of all keys every so many tokens; keep + every keys for the others.
+Choose     for long answers whose attention moves slowly. every=1 or keep >= context is plain attention, bit for bit.
+Differs    full steps are at fixed places of the answer, not where a query has turned away from the last full one's (a rule that a fork
+           of an answer could not take up); all keys stay, and nothing is copied into a cache of its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from ponder.core.attention_plan import KEY_BLOCK, Piece, View, everything, of_answer
+from ponder.core.errors import BadField
+from ponder.core.guarantee import Guarantee
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recycled:
+    """Settings in tokens."""
+
+    keep: int = 1024  # keys that each key head meets again
+    every: int = 8  # tokens from one that meets everything to the next
+    name: ClassVar[str] = "recycled"
+    guarantee: ClassVar[Guarantee] = Guarantee.APPROXIMATE
+    segment: ClassVar[int] = 1
+    is_for_prompts: ClassVar[bool] = False
+    is_for_answers: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.keep < 1 or self.every < 1:
+            raise BadField(f"recycled keep={self.keep}, every={self.every}: both must be at least 1")
+
+    @property
+    def answer_segment(self) -> int:
+        return self.every
+
+    def reach(self, context_len: int) -> int:
+        return context_len
+
+    def pieces(self, view: View) -> Sequence[Piece]:
+        if self.every == 1 or view.stop <= self.keep:
+            return [everything(view)]
+        nothing, own = [np.zeros(0, int)] * view.num_kv_heads, view.memory.own
+        whole, some = [], []
+        for place in range(view.start, view.stop):
+            since = (place - view.num_prompt) % self.every
+            if since == 0 and place >= self.keep:
+                own["kept"] = self.most_met(view, place)
+            is_whole = since == 0 or place - since < self.keep
+            whole.append([np.arange(place // KEY_BLOCK + 1)] * view.num_kv_heads if is_whole else nothing)
+            fresh = np.arange(place - since + 1, place + 1)
+            some.append(nothing if is_whole else [np.append(kept, fresh) for kept in own["kept"].numpy()])
+        return [of_answer(view, whole, are_pages=True), of_answer(view, some, are_pages=False)]
+
+    def most_met(self, view: View, place: int) -> Tensor:
+        """int64 [K, keep], ascending: places of the keys that the query at `place` attends to most."""
+        q_KGE = view.q_NHE[place - view.start].float().unflatten(0, (view.num_kv_heads, -1))
+        keys_KEC = view.keys(0, place + 1).float().permute(1, 2, 0).contiguous()
+        mass = (q_KGE @ keys_KEC * q_KGE.shape[-1] ** -0.5).softmax(-1).sum(1)
+        return mass.sort(dim=1, descending=True, stable=True).indices[:, : self.keep].sort(dim=1).values
