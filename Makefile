@@ -38,12 +38,14 @@ docs:
 	@$(SETUP) requirements.lock
 	@$(BIN)/python scripts/gen_catalogue.py
 	@$(BIN)/python scripts/gen_features.py
+	@$(BIN)/python scripts/gen_cache.py
 
 docs-check:
 	@$(SETUP) requirements.lock
 	@echo "== docs: generated documents are current"
 	@$(BIN)/python scripts/gen_catalogue.py --check
 	@$(BIN)/python scripts/gen_features.py --check
+	@$(BIN)/python scripts/gen_cache.py --check
 
 lock:
 	@PYTHON="$(PYTHON)" sh scripts/lock

@@ -26,8 +26,7 @@ READING = """
   keep what it needs, and what it finds is what a policy keeps without being asked. That gap is the price of policies that look at a question.
 - Small models, short files, numbers to be found: a trend, not a ranking. Intervals overlap wherever they look as if they might.
 - Policies drop keys once here, when the prompt has been read.
-- Not there: quantising or spilling what is dropped, draft models (SpecKV, SpecPC), pruning of prompts (GemFilter, LazyLLM), trained
-  policies (Locret, KV prediction, SwiftKV), retrieval from a whole cache (Recycled, Squeezed).
+- Not there: draft models (SpecKV), LazyLLM, trained policies (Locret, KV prediction, SwiftKV).
 """
 
 
@@ -116,7 +115,9 @@ def main() -> None:
     rows = newest(read("cache_quality"), "policy", "share")
     draw(rows, ROOT / "docs/cache.svg")
     text = HEAD + "\n" + "\n".join(quality(rows) + costs(read("cache"))) + "\n" + READING
-    (ROOT / "docs/cache.md").write_text(text, encoding="utf-8")
+    page = ROOT / "docs/cache.md"
+    _, mark, rest = page.read_text(encoding="utf-8").partition("\n## Looked-up keys\n")  # these sections are scripts/gen_cache.py's
+    page.write_text(text + mark + rest, encoding="utf-8")
 
 
 if __name__ == "__main__":
