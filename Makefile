@@ -39,6 +39,7 @@ docs:
 	@$(BIN)/python scripts/gen_catalogue.py
 	@$(BIN)/python scripts/gen_features.py
 	@$(BIN)/python scripts/gen_cache.py
+	@$(BIN)/python scripts/gen_pairs.py
 
 docs-check:
 	@$(SETUP) requirements.lock
@@ -46,6 +47,7 @@ docs-check:
 	@$(BIN)/python scripts/gen_catalogue.py --check
 	@$(BIN)/python scripts/gen_features.py --check
 	@$(BIN)/python scripts/gen_cache.py --check
+	@$(BIN)/python scripts/gen_pairs.py --check
 
 lock:
 	@PYTHON="$(PYTHON)" sh scripts/lock

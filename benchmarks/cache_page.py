@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from lib.pruned_section import section
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
@@ -26,7 +27,7 @@ READING = """
   keep what it needs, and what it finds is what a policy keeps without being asked. That gap is the price of policies that look at a question.
 - Small models, short files, numbers to be found: a trend, not a ranking. Intervals overlap wherever they look as if they might.
 - Policies drop keys once here, when the prompt has been read.
-- Not there: draft models (SpecKV), LazyLLM, trained policies (Locret, KV prediction, SwiftKV).
+- Not there: SpecKV (its figures would need the draft), trained policies (Locret, KV prediction, SwiftKV).
 """
 
 
@@ -114,7 +115,7 @@ def costs(rows: list[dict]) -> list[str]:
 def main() -> None:
     rows = newest(read("cache_quality"), "policy", "share")
     draw(rows, ROOT / "docs/cache.svg")
-    text = HEAD + "\n" + "\n".join(quality(rows) + costs(read("cache"))) + "\n" + READING
+    text = HEAD + "\n" + "\n".join(quality(rows) + costs(read("cache"))) + "\n" + READING + section(read("pruned"))
     page = ROOT / "docs/cache.md"
     _, mark, rest = page.read_text(encoding="utf-8").partition("\n## Looked-up keys\n")  # these sections are scripts/gen_cache.py's
     page.write_text(text + mark + rest, encoding="utf-8")

@@ -24,6 +24,7 @@ from ponder.engine.process import LocalProcess
 
 SHARES = (0.05, 0.1, 0.2, 0.4)
 CHUNK = 512
+POLICIES = {name: policy for name, policy in CACHES.items() if not policy.scorer.needs.num_ahead}  # forks of one reading draft nothing
 WORDS = ("copper", "harbor", "meadow", "signal", "velvet", "anchor", "bishop", "candle", "desert", "ember", "falcon", "garnet", "hollow", "island",
          "jacket", "kernel", "ladder", "marble", "needle", "orchid", "pepper", "quartz", "ribbon", "saddle", "timber", "umber", "violet", "walnut",
          "yellow", "zephyr", "basalt", "cinder", "dapple", "ferry", "glacier", "heron", "indigo", "juniper", "kettle", "lantern", "mosaic", "nectar",
@@ -76,9 +77,9 @@ def run(process: LocalProcess, seed: int, num_functions: int) -> tuple[int, dict
     prompt = process.tokenizer.render(question)
     answer = process.tokenizer.encode(one)
     again = process.tokenizer.render((*question, ("assistant", one), ("user", ASK.format(second))))[len(prompt) + len(answer) :]
-    needs = {policy.scorer.needs for policy in CACHES.values()}
+    needs = {policy.scorer.needs for policy in POLICIES.values()}
     parts = (process.decoder.config, process.pool, process.attention.kernel)
-    keepers = {need: Keeper(next(p for p in CACHES.values() if p.scorer.needs == need), *parts) for need in needs}
+    keepers = {need: Keeper(next(p for p in POLICIES.values() if p.scorer.needs == need), *parts) for need in needs}
     pages = Sequence(process.pool)
     records: dict[Needs, Record] = {}
     for need, keeper in keepers.items():
@@ -94,7 +95,7 @@ def run(process: LocalProcess, seed: int, num_functions: int) -> tuple[int, dict
     for at in range(0, len(prompt), CHUNK):
         hidden = forward(process, pages, prompt[at : at + CHUNK], len(prompt), watch)
     found = {}
-    for name, share in [("none", 1.0), *((name, share) for name in CACHES for share in SHARES)]:
+    for name, share in [("none", 1.0), *((name, share) for name in POLICIES for share in SHARES)]:
         fork = pages.fork()
         if name != "none":
             policy = cache_policy(f"{name}:{share}")

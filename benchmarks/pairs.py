@@ -1,4 +1,4 @@
-"""Runs laws on every cache policy and attention plan beside everything else that an engine does: `python benchmarks/pairs.py [--strategies] [NAME ...]`.
+"""Runs laws on every cache policy and attention plan beside the rest of the engine: `python benchmarks/pairs.py [--strategies] [NAME ...]`.
 
 Rows in results/pairs.jsonl, one for each technique; `python scripts/gen_cache.py` makes docs/cache.md's matrix of the newest. On a random model
 of three layers (tests/engine/tiny_models.py), bit for bit: "same" where answers are those of the technique by itself, "refused" where the

@@ -21,6 +21,7 @@ from ponder.accelerate.cache.over_budget import OverBudget
 from ponder.accelerate.cache.pyramid import Pyramid
 from ponder.accelerate.cache.quantise import Quantise
 from ponder.accelerate.cache.snapkv import SnapKV
+from ponder.accelerate.cache.speckv import SpecKV
 from ponder.accelerate.cache.spill import Spill
 from ponder.accelerate.cache.streaming_llm import StreamingLLM
 from ponder.accelerate.cache.tova import Tova
@@ -33,6 +34,7 @@ CACHES: dict[str, Policy] = {
     "snapkv": Policy(name="snapkv", scorer=SnapKV(), allocator=Uniform(), evictor=Drop(), trigger=AfterPrompt()),
     "pyramidkv": Policy(name="pyramidkv", scorer=SnapKV(), allocator=Pyramid(), evictor=Drop(), trigger=AfterPrompt()),
     "adakv": Policy(name="adakv", scorer=SnapKV(), allocator=AdaKV(), evictor=Drop(), trigger=AfterPrompt()),
+    "speckv": Policy(name="speckv", scorer=SpecKV(), allocator=Uniform(), evictor=Drop(), trigger=AfterPrompt()),
     "streaming": Policy(name="streaming", scorer=StreamingLLM(), allocator=Uniform(), evictor=Drop(), trigger=OverBudget()),
     "h2o": Policy(name="h2o", scorer=H2O(), allocator=Uniform(), evictor=Drop(), trigger=OverBudget()),
     "tova": Policy(name="tova", scorer=Tova(), allocator=Uniform(), evictor=Drop(), trigger=OverBudget()),

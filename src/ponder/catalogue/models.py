@@ -7,7 +7,7 @@ from pathlib import Path
 from ponder.catalogue.drafts import speculation
 from ponder.catalogue.engines import KV_FORMATS, SCHEDULERS, formats_of, weights_on
 from ponder.catalogue.keys import attention_plan, cache_policy
-from ponder.catalogue.prompts import prompt_filter
+from ponder.catalogue.prompts import layer_plan, prompt_filter
 from ponder.core.accelerations import PLAIN as PLAIN_RUN
 from ponder.core.accelerations import Accelerations
 from ponder.core.draft import Twin
@@ -28,6 +28,8 @@ def accelerated(settings: Settings, accelerations: Accelerations) -> Settings:
         settings = replace(settings, cache=cache_policy(cache) if isinstance(cache, str) else cache)  # type: ignore[arg-type]
     if attend is not None:
         settings = replace(settings, attend=attention_plan(attend) if isinstance(attend, str) else attend)  # type: ignore[arg-type]
+    if (layers := accelerations.layers) is not None:
+        settings = replace(settings, layers=layer_plan(layers) if isinstance(layers, str) else layers)  # type: ignore[arg-type]
     if (prompt := accelerations.prompt) is not None:
         settings = replace(settings, prompt=prompt_filter(prompt) if isinstance(prompt, str) else prompt)  # type: ignore[arg-type]
     return settings

@@ -1,9 +1,12 @@
-"""Which tokens of a prompt are read, by name."""
+"""Which tokens of a prompt are read, and how far, by name."""
 
 from ponder.accelerate.prompt.gemfilter import GemFilter
+from ponder.accelerate.prompt.lazyllm import LazyLLM
 from ponder.accelerate.prompt.specpc import SpecPC
-from ponder.core.pruning import PromptFilter
+from ponder.core.pruning import LayerPlan, PromptFilter
 from ponder.run.spec import Specs
+
+LAYER_PLANS: dict[str, LayerPlan] = {"lazyllm": LazyLLM()}
 
 PROMPT_FILTERS: dict[str, PromptFilter] = {"gemfilter": GemFilter(), "specpc": SpecPC()}
 
@@ -11,6 +14,11 @@ PROMPT_FILTERS: dict[str, PromptFilter] = {"gemfilter": GemFilter(), "specpc": S
 def prompt_filter(spec: str) -> PromptFilter:
     """The prompt filter that NAME, NAME:SHARE or NAME:keep=SHARE,field=value,... means. Raises UnknownName or BadField."""
     return Specs("prompt filter", PROMPT_FILTERS, {}).read(with_keep(spec))  # type: ignore[return-value]
+
+
+def layer_plan(spec: str) -> LayerPlan:
+    """The layer plan that NAME, NAME:SHARE or NAME:keep=SHARE,field=value,... means. Raises UnknownName or BadField."""
+    return Specs("layer plan", LAYER_PLANS, {}).read(with_keep(spec))  # type: ignore[return-value]
 
 
 def with_keep(spec: str) -> str:

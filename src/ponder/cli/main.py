@@ -52,6 +52,10 @@ Cache = Annotated[
     str | None, typer.Option(help="Which keys long prompts go on with: NAME:SHARE, as in snapkv:0.25, or NAME:field=value,...; default: all.")
 ]
 Attend = Annotated[str | None, typer.Option(help="Which keys each token meets: NAME or NAME:field=value,... of an attention plan; default: all.")]
+Layers = Annotated[
+    str | None,
+    typer.Option("--layers", help="Behind which layers tokens of a prompt leave: NAME:SHARE, as in lazyllm:0.1; default: none."),
+]
 PromptFilter = Annotated[
     str | None,
     typer.Option("--prompt", help="Which tokens of a prompt are read: NAME:SHARE, as in gemfilter:0.1, or NAME:field=value,...; default: all."),
@@ -86,6 +90,7 @@ def ask(
     cache: Cache = None,
     attend: Attend = None,
     prompt: PromptFilter = None,
+    layers: Layers = None,
     other: With = None,
     way: Way = None,
     trace: Annotated[Path | None, typer.Option(help="Write every ask, answer and cost to this file, a JSON line each.")] = None,
@@ -93,7 +98,8 @@ def ask(
     """Answer one question: the answer, how sure it is, what it cost and why it stopped."""
     _verb("ask", question=question, model=model, strategy=strategy, budget=budget, answer=answer, form=form, max_tokens=max_tokens,
           weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context, trace=trace,
-          accelerations=Accelerations(draft=draft, cache=cache, attend=attend, prompt=prompt, partner=partner_of(other, way)))  # fmt: skip
+          accelerations=Accelerations(draft=draft, cache=cache, attend=attend, prompt=prompt, layers=layers,
+                                       partner=partner_of(other, way)))  # fmt: skip
 
 
 @app.command()
@@ -118,6 +124,7 @@ def compare(
     cache: Cache = None,
     attend: Attend = None,
     prompt: PromptFilter = None,
+    layers: Layers = None,
     other: With = None,
     way: Way = None,
     ray: Ray = None,
@@ -127,7 +134,8 @@ def compare(
     _verb("compare", task=task, strategies=strategies, n=n, budget=budget, model=model, split=split, out=out, resume=resume,
           weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context,
           ray=ray, replicas=replicas,
-          accelerations=Accelerations(draft=draft, cache=cache, attend=attend, prompt=prompt, partner=partner_of(other, way)))  # fmt: skip
+          accelerations=Accelerations(draft=draft, cache=cache, attend=attend, prompt=prompt, layers=layers,
+                                       partner=partner_of(other, way)))  # fmt: skip
 
 
 @app.command()
@@ -189,6 +197,7 @@ def serve(
     cache: Cache = None,
     attend: Attend = None,
     prompt: PromptFilter = None,
+    layers: Layers = None,
     other: With = None,
     way: Way = None,
     ray: Annotated[str | None, typer.Option("--ray", help="Behind Ray Serve on a cluster: 'auto', 'local' or HOST:PORT of its head.")] = None,
@@ -197,7 +206,7 @@ def serve(
     """Serve a model over HTTP as OpenAI's API does, with a strategy and a budget in every request."""
     verb = importlib.import_module("ponder.cli.serve")
     opening = verb.Opening(model=model, weights=weights, device=device, threads=threads, context=context, store=store,
-                           accelerations=Accelerations(draft=draft, cache=cache, attend=attend, prompt=prompt,
+                           accelerations=Accelerations(draft=draft, cache=cache, attend=attend, prompt=prompt, layers=layers,
                                                        partner=partner_of(other, way)))  # fmt: skip
     menu = verb.menu_of(model=model, name=name, strategy=strategy, budget=budget, allow_code=allow_code, max_tokens=max_tokens)
     limits = verb.Limits(max_jobs=max_jobs, max_queue=max_queue, max_per_client=max_per_key, max_body=max_body, drain=drain)

@@ -34,6 +34,7 @@ class Accelerations:
     cache: object = None  # which keys long prompts go on with: str or core.keeping.Policy
     partner: Partner | None = None  # who else writes the answer, which is then another
     attend: object = None  # which keys each query meets: str or core.attention_plan.AttentionPlan
+    layers: object = None  # behind which layers tokens of a prompt leave: str or core.pruning.LayerPlan
     prompt: object = None  # which tokens of a prompt are read: str or core.pruning.PromptFilter
 
     @property

@@ -228,6 +228,9 @@ class Twin:
     skips: tuple[int, ...] = ()  # layers left out; with all else None it shares the target's own keys of committed tokens
 
 
+ITSELF = Twin()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Host:
     """What the process that drafts are made for lends to a drafter. `runner` raises PonderError for a model with other tokens."""

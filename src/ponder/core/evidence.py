@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ponder.core.draft import ITSELF, Twin
 from ponder.core.errors import BadField
 
 QUANTUM = 2.0**-24  # of one weight in a column sum
@@ -32,6 +33,8 @@ class Needs:
     has_columns: bool = False  # how much attention each key received ...
     num_rows: int | None = None  # ... from the last so many tokens; None: from all
     decay: float = 1.0  # of what it received, per row that came later
+    num_ahead: int = 0  # ... and from so many tokens of a likely continuation of the prompt, which is then forgotten ...
+    draft: Twin = ITSELF  # ... by whom it is written; the default is the model itself
 
     def __post_init__(self) -> None:
         if (self.num_rows is not None and self.num_rows < 1) or not 0 < self.decay <= 1:

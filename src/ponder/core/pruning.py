@@ -103,7 +103,11 @@ class LayerPlan(Protocol):
         ...
 
     def choose(self, seen: Seen, num: int) -> Tensor:
-        """int64 [num], ascending: which of the tokens that the layer before the cut saw go on. seen: the attention of the last of them."""
+        """int64 [num], ascending: which of the prompt's tokens that the layer before the cut knows go on; the prompt's last one always does.
+
+        seen: the attention of the newest token, which is the prompt's last one at first, then one of the answer's: a token that left may
+        then come back, as long as the layer before the cut knows it.
+        """
         ...
 
 

@@ -41,6 +41,7 @@ class Span:
     parents: for a token tree, each token's parent in the span (-1: the token before it); positions count the ancestors.
     copies: (sequence of another span of the step, start, stop): the tokens at these places are written there too, at the same places, so
     that it reads them bit for bit as if they were its own.
+    at: positions of the tokens, where they are not their places.
     """
 
     sequence: Sequence
@@ -49,9 +50,12 @@ class Span:
     num_prompt: int
     parents: tuple[int, ...] | None = None
     copies: tuple[tuple[Sequence, int, int], ...] = ()
+    at: tuple[int, ...] | None = None
 
     @property
     def positions(self) -> np.ndarray:
+        if self.at is not None:
+            return np.array(self.at)
         if self.parents is None:
             return np.arange(self.start, self.stop)
         depth: list[int] = []
@@ -123,7 +127,8 @@ class StepPlan(abc.ABC):
         self.config, self.pool, self.spans = attention.config, attention.pool, spans
         self.places = np.concatenate([np.arange(span.start, span.stop) for span in spans])
         has_trees = any(span.parents is not None for span in spans)
-        self.positions = torch.from_numpy(np.concatenate([span.positions for span in spans]) if has_trees else self.places)
+        are_moved = has_trees or any(span.at is not None for span in spans)
+        self.positions = torch.from_numpy(np.concatenate([span.positions for span in spans]) if are_moved else self.places)
         self.has_trees = has_trees
 
     @cached_property

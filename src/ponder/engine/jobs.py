@@ -6,14 +6,14 @@ track its logits' result; only this file knows what an ask means.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from ponder.core.asks import Answer, Expand, Expansion, Extend, Extension, Prefix, Read, Readings, Score, Scores, TokenLogP
+from ponder.core.asks import Answer, Ask, Expand, Expansion, Extend, Extension, Judge, Prefix, Prompt, Read, Readings, Score, Scores, TokenLogP
 from ponder.core.budget import Cost
-from ponder.core.errors import BadField
+from ponder.core.errors import BadField, PromptTooLong
 from ponder.core.formats import Tokenizer
 from ponder.core.probe import Row
 from ponder.engine.constraint import Matcher, forms_of
@@ -21,6 +21,8 @@ from ponder.engine.kv import Node
 from ponder.engine.pages import Sequence as Pages
 from ponder.engine.sampler import Draw, Drawn
 from ponder.engine.text import CompletionText
+
+UNLIMITED = 1 << 60
 
 
 def key_of(prompt_ids: Sequence[int], tokens: Sequence[int]) -> tuple[int, ...]:
@@ -231,6 +233,40 @@ class ReadJob:
 
 
 Job = ExtendJob | ExpandJob | ScoreJob | ReadJob
+
+
+def job_of(
+    ask: Ask, ids_of: Callable[[Prompt], list[int]], tokenizer: Tokenizer, *, context_len: int, max_tokens: int | None,
+) -> Job:  # fmt: skip
+    """What is to be computed for an ask. ids_of: tokens of a prompt. Raises BadField for a Judge ask, a final prefix, a foreign token;
+    PromptTooLong."""
+    if isinstance(ask, Judge):
+        raise BadField("a process answers Extend, Expand, Score and Read; a Judge ask goes to its verifier")
+    prefix = ask.prefix
+    if prefix.is_final and not isinstance(ask, Read):
+        raise BadField(f"prefix is final ({prefix.finish}): it cannot be extended, expanded or scored")
+    foreign = [t for t in prefix.tokens if not 0 <= t < len(tokenizer.pieces)]
+    if foreign:
+        raise BadField(f"prefix holds token {foreign[0]}: this model has {len(tokenizer.pieces)}; the prefix is another model's")
+    ids = ids_of(prefix.prompt)
+    if len(ids) + 1 > context_len:
+        raise PromptTooLong(f"prompt of {len(ids)} tokens: the context holds {context_len} and an answer needs one; shorten the prompt")
+    num_left = min(prefix.prompt.max_tokens, context_len - len(ids)) - len(prefix.tokens)
+    if isinstance(ask, Read):
+        if len(ids) + max(ask.places) > context_len:
+            raise PromptTooLong(f"place {max(ask.places)} after a prompt of {len(ids)} tokens: the context holds {context_len}; shorten it")
+        return ReadJob(ask, ids)
+    if isinstance(ask, Extend):
+        own = UNLIMITED if ask.max_tokens is None else ask.max_tokens
+        limits = ((num_left, "length"), (own, "limit"), (UNLIMITED if max_tokens is None else max_tokens, "budget"))
+        return ExtendJob(ask, ids, tokenizer, limits)
+    if isinstance(ask, Expand):
+        return ExpandJob(ask, ids, tokenizer, num_left)
+    job = ScoreJob(ask, ids, tokenizer)
+    longest = max((len(track.key) + 1 for track in job.tracks), default=0)
+    if longest > context_len:
+        raise PromptTooLong(f"prefix and option of {longest} tokens: the context holds {context_len}; shorten the option")
+    return job
 
 
 def matcher_of(prefix: Prefix, tokenizer: Tokenizer) -> Matcher | None:

@@ -163,6 +163,13 @@ class Keeper:
 
     # what the policy sees
 
+    def sum_rows(self, record: Record, pages: Pages) -> None:
+        """Adds the rows that were kept, up to the last token of `pages`, to the columns."""
+        for layer, rows in enumerate(record.rows):
+            if rows:
+                self._sum_columns(record, layer, pages, rows)
+                record.rows[layer] = []
+
     def _sum_columns(self, record: Record, layer: int, pages: Pages, rows: Sequence[tuple[int, Tensor, Tensor | None]]) -> None:
         """Adds rows, up to the last token, to a layer's columns."""
         start, q_RHE = rows[0][0], torch.cat([q for _, q, _ in rows]) if len(rows) > 1 else rows[0][1]
@@ -216,10 +223,7 @@ class Keeper:
 
     def _apply(self, pages: Pages, record: Record, num: Tensor, budget: int) -> bool:
         layers = range(self.config.num_layers)
-        for layer in layers:
-            if record.rows[layer]:
-                self._sum_columns(record, layer, pages, record.rows[layer])
-                record.rows[layer] = []
+        self.sum_rows(record, pages)
         scores = torch.full((*num.shape, int(num.max())), -torch.inf, dtype=torch.float64)
         for layer in layers:
             view = self._view(pages, record, layer)

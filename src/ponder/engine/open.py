@@ -11,6 +11,7 @@ from ponder.engine.device import find_device
 from ponder.engine.device_process import DeviceProcess
 from ponder.engine.keeping_process import KeepingProcess
 from ponder.engine.process import LocalProcess, Settings
+from ponder.engine.thinning_process import ThinningProcess
 from ponder.models.decoder import Decoder, load
 from ponder.models.joint import join
 from ponder.models.place import place
@@ -40,6 +41,8 @@ def open_process(
     check_together(settings)
     if settings.cache is not None and where.type != "cpu":
         raise BadField(f"cache policy {settings.cache.name!r} on {device}: policies run on the CPU; open the model there, or without a policy")
+    if settings.layers is not None and where.type != "cpu":
+        raise BadField(f"layer plan {settings.layers.name} on {device}: plans run on the CPU; open the model there, or leave it out")
     if settings.prompt is not None and where.type != "cpu":
         raise BadField(f"prompt filter {settings.prompt.name} on {device}: prompts are filtered on the CPU; open the model there, or leave it out")
     if settings.company is not None and where.type != "cpu":
@@ -51,13 +54,20 @@ def open_process(
     if settings.company is not None:
         decoder = in_company(decoder, tokenizer, settings)
     if where.type == "cpu":
-        process = (LocalProcess if settings.cache is None else KeepingProcess)(decoder, tokenizer, scheduler, settings)
+        process = process_for(settings)(decoder, tokenizer, scheduler, settings)
     else:
         torch.cuda.set_device(where)  # kernels and recordings go where the program's current card is
         process = DeviceProcess(place(decoder, weights, where), tokenizer, scheduler, settings)
     if context_len is not None:
         process.model_id += f"/context-{context_len}"  # long answers end elsewhere
     return process
+
+
+def process_for(settings: Settings) -> type[LocalProcess]:
+    """What runs a model on the CPU with such settings."""
+    if settings.layers is not None:
+        return ThinningProcess
+    return LocalProcess if settings.cache is None else KeepingProcess
 
 
 def in_company(decoder: Decoder, tokenizer: Tokenizer, settings: Settings) -> Decoder:
@@ -77,11 +87,15 @@ def in_company(decoder: Decoder, tokenizer: Tokenizer, settings: Settings) -> De
 def check_together(settings: Settings) -> None:
     """Refuses accelerations that no law has seen work together. Raises BadField."""
     cache, attend, speculation = settings.cache, settings.attend, settings.speculation
-    if settings.company is not None and (cache is not None or attend is not None or settings.prompt is not None):
+    alone = (cache, attend, settings.prompt, settings.layers)
+    if settings.company is not None and any(other is not None for other in alone):
         raise BadField(
-            f"{settings.company.blend} with a cache policy, an attention plan or a prompt filter: which of two models' keys matter is not defined; "
-            "leave one of them out"
+            f"{settings.company.blend} with a cache policy, an attention plan, a prompt filter or a layer plan: which of two models' keys matter is "
+            "not defined; leave one of them out"
         )
+    for name, other in (("draft", speculation), ("cache policy", cache), ("attention plan", attend)):
+        if settings.layers is not None and other is not None:
+            raise BadField(f"layer plan {settings.layers.name} with a {name}: layers then know different tokens; leave one of them out")
     if attend is None or not attend.is_for_answers:
         return
     if cache is not None:

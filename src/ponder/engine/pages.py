@@ -271,9 +271,13 @@ class Sequence:
         self.table[layer, head, :num_pages] = new
         self.num_pages[layer, head] = num_pages
         self.is_ragged = True
-        self.number = next(NUMBERS)  # what was known of its pages is so no more
-        self.version += 1
+        self.renew()
         return True
+
+    def renew(self) -> None:
+        """What was known of its pages is so no more."""
+        self.number = next(NUMBERS)
+        self.version += 1
 
     def num_held(self, layer: int, head: int) -> int:
         """Keys of a head."""

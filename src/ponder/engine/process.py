@@ -13,15 +13,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ponder.core.asks import Answer, Ask, Expand, Extend, Extension, Judge, Prompt, Read
+from ponder.core.asks import Answer, Ask, Extend, Extension, Prompt, Read
 from ponder.core.budget import Cost
-from ponder.core.errors import BadField, PromptTooLong
+from ponder.core.errors import BadField
 from ponder.core.formats import Tokenizer
 from ponder.core.probe import Probe, checkpoint_of, rows_of
 from ponder.core.roles import Progress
 from ponder.core.schedule import Scheduler, Work
 from ponder.engine.attend import Attention, Span, in_order
-from ponder.engine.jobs import Count, ExpandJob, ExtendJob, Job, ReadJob, ScoreJob, Track, partial_answer
+from ponder.engine.jobs import UNLIMITED, Count, ExpandJob, ExtendJob, Job, ReadJob, ScoreJob, Track, job_of, partial_answer
 from ponder.engine.kv import KVStore, common_len
 from ponder.engine.pages import PAGE, PLAIN, Pool
 from ponder.engine.pages import Sequence as Pages
@@ -34,7 +34,6 @@ from ponder.engine.settings import Settings
 from ponder.models.decoder import Decoder
 from ponder.models.memory import give_back
 
-UNLIMITED = 1 << 60
 HEAD_ROWS = 64  # scored positions that meet the output head at a time
 NUM_RENDERED = 4096  # prompts whose token ids are remembered
 TIDY_STEPS, TIDY_NBYTES = 128, 1 << 28  # steps after which free memory goes back to the system, if it is more than so many bytes
@@ -198,39 +197,9 @@ class LocalProcess:
     # asks become jobs
 
     def _job(self, ask: Ask, max_tokens: int | None) -> Job:
-        if isinstance(ask, Judge):
-            raise BadField("a process answers Extend, Expand, Score and Read; a Judge ask goes to its verifier")
-        prefix = ask.prefix
-        if prefix.is_final and not isinstance(ask, Read):
-            raise BadField(f"prefix is final ({prefix.finish}): it cannot be extended, expanded or scored")
-        foreign = [t for t in prefix.tokens if not 0 <= t < len(self.tokenizer.pieces)]
-        if foreign:
-            raise BadField(f"prefix holds token {foreign[0]}: this model has {len(self.tokenizer.pieces)}; the prefix is another model's")
-        prompt_ids = self._prompt_ids(prefix.prompt)
-        if len(prompt_ids) + 1 > self.context_len:
-            raise PromptTooLong(
-                f"prompt of {len(prompt_ids)} tokens: the context holds {self.context_len} and an answer needs one; shorten the prompt"
-            )
-        num_left = min(prefix.prompt.max_tokens, self.context_len - len(prompt_ids)) - len(prefix.tokens)
-        if isinstance(ask, Read):
-            self._check_probe(ask.probe)
-            if len(prompt_ids) + max(ask.places) > self.context_len:
-                raise PromptTooLong(
-                    f"place {max(ask.places)} after a prompt of {len(prompt_ids)} tokens: the context holds {self.context_len}; shorten it"
-                )
-            return ReadJob(ask, prompt_ids)
-        if isinstance(ask, Extend):
-            for probe in ask.probes:
-                self._check_probe(probe)
-            own = UNLIMITED if ask.max_tokens is None else ask.max_tokens
-            limits = ((num_left, "length"), (own, "limit"), (UNLIMITED if max_tokens is None else max_tokens, "budget"))
-            return ExtendJob(ask, prompt_ids, self.tokenizer, limits)
-        if isinstance(ask, Expand):
-            return ExpandJob(ask, prompt_ids, self.tokenizer, num_left)
-        job = ScoreJob(ask, prompt_ids, self.tokenizer)
-        longest = max((len(track.key) + 1 for track in job.tracks), default=0)
-        if longest > self.context_len:
-            raise PromptTooLong(f"prefix and option of {longest} tokens: the context holds {self.context_len}; shorten the option")
+        job = job_of(ask, self._prompt_ids, self.tokenizer, context_len=self.context_len, max_tokens=max_tokens)
+        for probe in (ask.probe,) if isinstance(ask, Read) else ask.probes if isinstance(ask, Extend) else ():
+            self._check_probe(probe)
         return job
 
     def _check_probe(self, probe: Probe) -> None:
@@ -357,9 +326,8 @@ class LocalProcess:
     def _read_prompts(self, room: int) -> None:
         """Goes on with prompts that are read before the model meets them, even when there is little room."""
         for job, num, context_len in self.prompts.read(max(room, self.chunk // 8)):
-            flops = self.prompts.flops(num, context_len)
-            job.count.flops += flops
-            self.count.flops += flops
+            for count in (job.count, self.count):
+                count.flops += self.prompts.flops(num, context_len)
 
     def _next_spans(self) -> list[tuple[Span, Job, Track]]:
         """What this step computes, as the scheduler allots it."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ponder.core.draft import Twin
+from ponder.core.draft import ITSELF
 from ponder.core.errors import BadField, PromptTooLong
 from ponder.core.keeping import share_of
 from ponder.core.pruning import PromptFilter, Seen
@@ -49,7 +49,7 @@ class Prompts:
         self.kept: OrderedDict[tuple[int, ...], list[int]] = OrderedDict()
         if chosen is None:
             return
-        self.decoder: Decoder = lender.decoder if chosen.reader == Twin() else lender.other(chosen.reader)
+        self.decoder: Decoder = lender.decoder if chosen.reader == ITSELF else lender.other(chosen.reader)
         config = self.decoder.config
         self.layers = tuple(chosen.layers(config.num_layers))
         last = self.layers[-1]

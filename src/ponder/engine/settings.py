@@ -9,7 +9,7 @@ from ponder.core.draft import Speculation, Twin
 from ponder.core.errors import BadField
 from ponder.core.formats import Tokenizer
 from ponder.core.keeping import Policy
-from ponder.core.pruning import PromptFilter
+from ponder.core.pruning import LayerPlan, PromptFilter
 from ponder.engine.pages import PLAIN, KVFormat
 from ponder.models.decoder import Decoder
 
@@ -30,6 +30,7 @@ class Settings:
     twins: Callable[[Twin], tuple[Decoder, Tokenizer]] | None = None  # opens other models that guess
     company: Company | None = None  # a model that draws every token with this one, opened by `twins`; None: it draws alone
     cache: Policy | None = None  # which keys a sequence goes on with; None: all
+    layers: LayerPlan | None = None  # behind which layers tokens of a prompt leave; None: behind none
     prompt: PromptFilter | None = None  # which tokens of a prompt are read; None: all
 
     def __post_init__(self) -> None:

@@ -1,13 +1,13 @@
-"""Laws of prompt filters (core.pruning.PromptFilter): what `choose` may answer, whatever was seen.
+"""Laws of prompt filters and layer plans (core.pruning): what `choose` may answer, whatever was seen.
 
-A law is called with a filter and raises AssertionError where it does not hold.
+A law is called with a filter or a plan and raises AssertionError where it does not hold.
 """
 
 from collections.abc import Callable
 
 import torch
 
-from ponder.core.pruning import PromptFilter, Seen
+from ponder.core.pruning import LayerPlan, PromptFilter, Seen
 
 NUM_LAYERS, HEADS, KEYS, WIDTH = 4, 6, 2, 16
 
@@ -53,9 +53,26 @@ def law_same_sight_same_choice(chosen: PromptFilter) -> None:
     require(all(torch.equal(s.queries, q) and torch.equal(s.keys, k) for s, (q, k) in zip(seen, before)), "the filter wrote over what it saw")
 
 
+def law_fewer_go_on_behind_every_cut(plan: LayerPlan) -> None:
+    """Cuts rise and leave a layer behind the last; counts fall and are at least 1; as many as were asked for go on, the newest among them."""
+    for num_layers in (6, 30):
+        cuts = list(plan.cuts(num_layers))
+        require(cuts == sorted(set(cuts)) and cuts[0] >= 0 and cuts[-1] < num_layers - 1, f"cuts behind layers {cuts} of {num_layers}")
+        for num_prompt in (1, 2, 9, 200):
+            nums = [num_prompt, *(plan.num_kept(cut, num_prompt) for cut in range(len(cuts)))]
+            require(nums == sorted(nums, reverse=True) and nums[-1] >= 1, f"{nums} tokens of {num_prompt} behind the cuts")
+    for num, wanted in ((7, 1), (7, 6), (40, 9), (200, 100)):
+        g = torch.Generator().manual_seed(num)
+        queries, keys = torch.randn(1, HEADS, WIDTH, generator=g), torch.randn(KEYS, num, WIDTH, generator=g)
+        chosen = plan.choose(Seen(layer=1, num_layers=6, queries=queries, keys=keys, positions=torch.arange(num)), wanted)
+        require(chosen.shape == (wanted,) and bool((chosen.diff() > 0).all()), f"{chosen.tolist()} of {num}, where {wanted} were asked for")
+        require(int(chosen[0]) >= 0 and int(chosen[-1]) == num - 1, f"{chosen.tolist()} of {num}: the last token must go on")
+
+
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise AssertionError(message)
 
 
 LAWS: tuple[Law, ...] = (law_budget_is_exact, law_what_is_looked_at_stays, law_same_sight_same_choice)
+PLAN_LAWS: tuple[Callable[[LayerPlan], None], ...] = (law_fewer_go_on_behind_every_cut,)

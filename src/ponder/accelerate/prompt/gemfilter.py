@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from ponder.core.draft import Twin
+from ponder.core.draft import ITSELF
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
 from ponder.core.pruning import Seen, check_keep, largest
@@ -30,7 +30,7 @@ class GemFilter:
     last: int = 16  # tokens at the end that stay
     guarantee = Guarantee.APPROXIMATE
     name = "gemfilter"
-    reader = Twin()
+    reader = ITSELF
     num_rows = 1
 
     def __post_init__(self) -> None:
