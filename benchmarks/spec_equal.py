@@ -9,6 +9,7 @@ import time
 from lib.rows import append
 
 import ponder
+from ponder.core.accelerations import Accelerations
 from ponder.core.asks import Extend, Extension, Prefix, Sampling
 from ponder.engine.process import LocalProcess
 from ponder.testing.prompts import varied_prompts
@@ -32,7 +33,7 @@ def main() -> None:
     prompts = varied_prompts(args.n, max_tokens=48)
     asks = [Extend(prefix=Prefix(p), seed=i, sampling=Sampling(temperature=(0.0, 0.7, 1.0, 0.0)[i % 4])) for i, p in enumerate(prompts)]
     path = ponder.pull(args.model)
-    plain, drafting = (ponder.open_model(path, threads=1, draft=draft) for draft in (None, args.draft))
+    plain, drafting = (ponder.open_model(path, threads=1, accelerations=Accelerations(draft=draft)) for draft in (None, args.draft))
     (wanted, plain_seconds), (found, seconds) = answered(plain, asks, args.batch), answered(drafting, asks, args.batch)
     total = drafting.totals
     append(

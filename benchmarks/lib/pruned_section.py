@@ -21,8 +21,10 @@ CPU seconds of one thread until the first token is there ({model}, `python bench
 | spec | tokens | read by the model | s | gain |
 |---|---|---|---|---|"""
 NEEDLE = """
-A decoder of {layers} layers trained on the spot to recall pairs among filler, {n} prompts of {len} tokens that end in a key, % right with Wilson's
-95 % interval (`python benchmarks/pruned.py needle`; with the whole prompt {plain}; the draft has two layers and is trained alike):
+A small decoder that was trained to recall pairs (`python benchmarks/recall_train.py`): which value has a key, of {pairs} pairs among {len}
+tokens, {n} contexts, % right with Wilson's 95 % interval (`python benchmarks/pruned.py needle`); with the whole prompt {plain}. For
+cache policies the answer begins with the key, as they drop keys behind the prompt. `specpc` and `speckv` draft with the model itself.
+Of the three layers the last one looks the pair up: a cut or a choice before it, by a layer that does not look there, loses it.
 
 | spec | {shares} |
 |---|{lines}"""

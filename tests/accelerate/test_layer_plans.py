@@ -202,6 +202,15 @@ def test_counts_are_exact():
     assert (num - entries[()].pages.dropped == torch.tensor([[num] * 2, [int(num * 0.2**0.5)] * 2, [num // 5] * 2]).numpy()).all()
 
 
+def test_what_rests_is_bounded_as_keys_are():
+    process = thinning(LAZY, kv_bytes=SMALL)
+    for i in range(30):
+        answers(process, [Extend(prefix=Prefix(chat(TEXT + str(i), max_tokens=2)), seed=0, sampling=GREEDY)])
+    assert 0 < process.resting_nbytes <= SMALL
+    assert 1 < len(process.shelf) < 30
+    assert process.nbytes <= 2 * SMALL
+
+
 class Stale(LazyLLM):
     """Tokens that left stay away: the weakest of those that are known are named again."""
 

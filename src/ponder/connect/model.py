@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ponder.catalogue as catalogue
 from ponder.connect.elsewhere import check_settings, is_elsewhere, open_elsewhere
-from ponder.core.accelerations import PLAIN, Accelerations
+from ponder.core.accelerations import PLAIN, Accelerations, partner_of
 from ponder.core.asks import AnswerReader, Prompt
 from ponder.core.budget import Budget, parse_budget
 from ponder.core.errors import BadField, PonderError, UnknownName
@@ -47,11 +47,13 @@ class Model:
 
 def load(
     model: str = catalogue.DEFAULT_MODEL, *, weights: str | None = None, threads: int | None = None, device: str = "cpu",
-    context_len: int | None = None, draft: str | None = None, cache: str | None = None, attend: str | None = None,
+    context_len: int | None = None, draft: str | None = None, cache: str | None = None, attend: str | None = None, layers: str | None = None,
+    prompt: str | None = None, partner: str | None = None, way: str | None = None,
 ) -> Model:  # fmt: skip
     """The model of that name (fetched into the cache when it is not there), GGUF file, folder, endpoint (URL#MODEL or a .toml file) or
-    transformers:FOLDER, opened. draft, cache, attend: how the same answer is to cost less (core.accelerations)."""
-    accelerations = Accelerations(draft=draft, cache=cache, attend=attend)
+    transformers:FOLDER, opened. draft, cache, attend, layers, prompt: how the same answer is to cost less (core.accelerations); partner: a
+    model that writes the answer with this one, in the way that `way` names."""
+    accelerations = Accelerations(draft=draft, cache=cache, attend=attend, layers=layers, prompt=prompt, partner=partner_of(partner, way))
     return Model(open_by_name(model, weights, threads, device=device, context_len=context_len, accelerations=accelerations))
 
 

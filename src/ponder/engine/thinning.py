@@ -24,6 +24,11 @@ class Thinned(Record):
     known: list[set[int]] = field(default_factory=list)  # of each stretch but the first, which knows all
     resting: list[dict[int, Tensor]] = field(default_factory=list)  # of each stretch but the last: place in the prompt -> float32 [D]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what rests."""
+        return sum(len(rows) * next(iter(rows.values())).nbytes for rows in self.resting if rows)
+
     def copy(self, num_tokens: int) -> "Thinned":
         return Thinned(
             self.num_prompt, self.due, num_tokens, known=[set(x) for x in self.known], resting=[dict(x) for x in self.resting],

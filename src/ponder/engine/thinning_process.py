@@ -78,8 +78,19 @@ class ThinningProcess(ShelvingProcess):
         self.stretches = [range(a + 1, b + 1) for a, b in pairwise(cuts)]
         settings_text = ",".join(f"{name}={value}" for name, value in vars(self.plan).items())
         self.model_id += f"/layers-{self.plan.name}:{settings_text}"
+        self.kv_bytes = settings.kv_bytes  # bound on what rests, too
         self.num_back = 0  # tokens that came back, counted at each cut
         self.spent: dict[Pages, float] = {}  # of the last step, rows as if each had gone through all layers
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + self.resting_nbytes
+
+    @property
+    def resting_nbytes(self) -> int:
+        """Bytes of hidden states at rest, those that forks share counted for each."""
+        shelved = (shelved.record for some in self.shelf.prompts.values() for shelved in some.values())
+        return sum(record.nbytes for record in (*self.records.values(), *shelved))  # type: ignore[attr-defined]
 
     def _new_record(self, num_prompt: int) -> Record:
         num = len(self.stretches) - 1
@@ -114,6 +125,11 @@ class ThinningProcess(ShelvingProcess):
             flops = self.flops(1, (span.start + 1 + span.stop) / 2) * (self.spent[span.sequence] - (span.stop - span.start))
             job.count.flops += flops
             self.count.flops += flops
+
+    def _retire(self, track: Track, *, is_over: bool = True) -> None:
+        super()._retire(track, is_over=is_over)
+        while self.resting_nbytes > self.kv_bytes and self.shelf.drop_one():
+            pass
 
     # one forward pass, stretch by stretch
 
