@@ -98,7 +98,7 @@ READING = """
 - Locret's heads tell a pair from filler by the token alone, which a made-up language makes easy. They never saw a question.
 - Small models: trends, not a ranking. Intervals overlap wherever they look as if they might.
 - Policies drop keys once here, when the prompt has been read.
-- Not there: SpecKV (its figures would need the draft), KV prediction, SwiftKV, retrieval from a whole cache (Recycled, Squeezed).
+- Not there: SpecKV (its figures would need the draft), KV prediction, SwiftKV.
 """
 LEAST = 20  # questions of a task that is drawn
 ORDER = ("dense", "recall", "squad", "qasper")
@@ -249,7 +249,9 @@ def main() -> None:
             lines += task_lines(task, some)
     lines += code_lines(newest(read("cache_quality"), "policy", "share"))
     lines += future_lines(read("cache_oracle")) + time_lines(rows, cells) + costs(read("cache"))
-    (ROOT / "docs/cache.md").write_text("\n".join(lines) + "\n" + READING + section(read("pruned")), encoding="utf-8")
+    page = ROOT / "docs/cache.md"
+    _, mark, rest = page.read_text(encoding="utf-8").partition("\n## Looked-up keys\n")  # these sections are scripts/gen_cache.py's
+    page.write_text("\n".join(lines) + "\n" + READING + section(read("pruned")) + mark + rest, encoding="utf-8")
 
 
 if __name__ == "__main__":
