@@ -38,6 +38,7 @@ docs:
 	@$(SETUP) requirements.lock
 	@$(BIN)/python scripts/gen_catalogue.py
 	@$(BIN)/python scripts/gen_features.py
+	@$(BIN)/python scripts/gen_cache.py
 	@$(BIN)/python scripts/gen_pairs.py
 
 docs-check:
@@ -45,6 +46,7 @@ docs-check:
 	@echo "== docs: generated documents are current"
 	@$(BIN)/python scripts/gen_catalogue.py --check
 	@$(BIN)/python scripts/gen_features.py --check
+	@$(BIN)/python scripts/gen_cache.py --check
 	@$(BIN)/python scripts/gen_pairs.py --check
 
 lock:

@@ -1,36 +1,109 @@
-"""Writes docs/cache.md and docs/cache.svg from results/cache.jsonl and results/cache_quality.jsonl: `python benchmarks/cache_page.py`."""
+"""Writes docs/cache.md and its pictures from rows in benchmarks/results: `python benchmarks/cache_page.py`. What has no rows yet is left out."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+from lib import cache_charts, long_rows
+from lib.long_rows import Cell
 from lib.pruned_section import section
 from lib.tail_section import section as tail_section
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
-COLOURS = {
-    "snapkv": "#4269d0", "pyramidkv": "#6cc5b0", "adakv": "#1b7f5c", "h2o": "#d97706", "d2o": "#a3541a", "elastic": "#efb118", "tova": "#9b59b6",
-    "streaming": "#888888", "knorm": "#ff725c",
-}  # fmt: skip
 HEAD = """# Cache policies
 
 Written by `python benchmarks/cache_page.py` from rows in benchmarks/results. Do not edit.
 
 A policy decides with which keys of a long prompt an answer goes on: `ponder ask ... --cache snapkv:0.25`, `ponder.load(..., cache="h2o:512")`.
 The number is a share of the prompt's keys that a head keeps, or a number of keys. What each policy is, and what it needs to see: CATALOGUE.md.
-The prompt itself is read whole, so a policy saves memory and time of the answer, not of the prompt. Answers are the same alone and in a crowd.
+The prompt itself is read whole, so a policy saves memory and time of the answer, not of the prompt; with `chunk=512` keys are dropped while it is
+read, and memory stays small there too. Answers are the same alone and in a crowd. Locret's heads are trained: `ponder train-cache`.
 """
+RECALL = """
+## Recall, where a failure is the policy's
+
+A decoder of {weights:,} weights ({layers} layers, {heads} heads) that is trained on the spot to find pairs of a key and a value among filler:
+`python benchmarks/recall_train.py`, seed {seed}, {cpu_s:.0f} CPU seconds of one thread. It never sees more than a few hundred tokens: positions are
+stretched and fillers counted several times, as if contexts were up to {longest:,} tokens long. Each context has 32 pairs; a first question asks
+for one or three of them, the second for as many others, as the next turn. Right is who says every token of the answer; by chance 1 in 64.
+With all keys (`python benchmarks/long_quality.py recall --length N --specs ""`; n questions of each kind):
+
+| tokens | n | first question, % | second, % |
+|---|---|---|---|"""
+LOST = """
+### {title}
+
+n = {n} questions, contexts: {contexts}, of {tokens:,} tokens, {model} (`python benchmarks/long_quality.py {command}`). % right; in brackets
+the difference to all keys in points with its 95 % interval (paired; bootstrap over contexts, or questions where contexts are fewer than
+five). Last: how much better the first is answered.
+
+| policy | keys kept | keys and values, MB | first question | second question | first less second |
+|---|---|---|---|---|---|"""
+FUTURE = """
+## What the future attends to
+
+Of the attention that a second question and its answer give to the context, how much falls on keys that a policy keeps, and how far what is read then
+is from what would have been read, |o - o'| / |o| (`python benchmarks/cache_oracle.py`; means over layers, heads, rows and {n} contexts of about
+{length} tokens, {model}). The policy saw a prompt that ends with that very question (asked), or one that ends with another question (later).
+`oracle` keeps what the future will give most attention: no policy can have more mass at an equal budget for each head.
+
+![mass and error](cache_future.svg)
+
+| policy | keys kept | mass, asked | mass, later | error, asked | error, later |
+|---|---|---|---|---|---|"""
+CODE = """
+### Functions in a file of code
+
+{n} files of {functions} functions, {tokens} tokens each, {model}; % right of a question in the prompt and of a second one asked afterwards, with
+Wilson's 95 % interval (`python benchmarks/cache_quality.py`).
+
+| policy | keys kept | first question | second question |
+|---|---|---|---|"""
+TIME = """
+## Quality against seconds
+
+CPU seconds of one thread, a prompt of {tokens:,} tokens read under each policy, and each later token (`python benchmarks/long_quality.py {command}
+--timing`); the most bytes of keys and values between steps of 512 tokens while the prompt was read, and afterwards. In a model as small as
+the recall model a later token costs what its fixed parts cost; the last tables are of a real one.
+
+![quality against seconds](cache_seconds.svg)
+
+| policy | keys kept | to the first token, s | each later token, ms | most MB | MB afterwards |
+|---|---|---|---|---|---|"""
+COST = """
+## What it costs
+
+CPU seconds of one thread (`python benchmarks/cache.py`), a prompt read under each policy.
+
+| policy | model, tokens | reading, s | attention, s | seeing, s | dropping, s | both, % of the rest | seeing, % of attention |
+|---|---|---|---|---|---|---|---|"""
+SAVED = """
+## What it saves
+
+A token of the answer, with all keys and with a tenth of them; the roofline counts bytes of weights and keys.
+
+| policy | model, tokens | ms a token | gain | roofline gain | keys and values, MB | over nominal |
+|---|---|---|---|---|---|---|"""
 READING = """
 ## How to read it
 
 - The first question stands in the prompt, where a policy that looks at the last tokens sees it. The second comes afterwards: nobody could
   keep what it needs, and what it finds is what a policy keeps without being asked. That gap is the price of policies that look at a question.
-- Small models, short files, numbers to be found: a trend, not a ranking. Intervals overlap wherever they look as if they might.
+- A task shows nothing at a budget that holds all that could be asked for: 32 pairs among 4,096 tokens fit into a twentieth, and fillers attend to
+  pairs whatever is asked. Among 64 pairs in 1,024 tokens who keeps what was asked for lets others go, and the second question fails.
+- tova looks at one row, in which this model has not yet looked its pairs up; pyramidkv leaves the topmost of three layers 32 keys, and looking up
+  happens there. Both are hurt by this model more than by a large one.
+- Where few questions were asked (n), nothing is claimed; tasks with fewer than 20 are not drawn.
+- Mass is not error: what is left is scaled up to 1, so a head that keeps most of its attention may still read something else.
+- Locret's heads tell a pair from filler by the token alone, which a made-up language makes easy. They never saw a question.
+- Small models: trends, not a ranking. Intervals overlap wherever they look as if they might.
 - Policies drop keys once here, when the prompt has been read.
-- Not there: quantising or spilling what is dropped, SpecKV (its figures would need the draft), trained policies (Locret), KV prediction,
-  retrieval from a whole cache (Recycled, Squeezed).
+- Not there: SpecKV (its figures would need the draft), KV prediction.
 """
+LEAST = 20  # questions of a task that is drawn
+ORDER = ("dense", "recall", "squad", "qasper")
+TITLES = {"recall": "recall, 32 pairs", "dense": "recall, 64 pairs", "squad": "SQuAD, many passages", "qasper": "QASPER, yes or no"}
 
 
 def read(name: str) -> list[dict]:
@@ -46,56 +119,99 @@ def newest(rows: list[dict], *keys: str) -> list[dict]:
     return list(found.values())
 
 
-def draw(rows: list[dict], path: Path) -> None:
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "cache", "svg.fonttype": "path"})
-    figure, grid = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained", sharey=True)
-    plain = next(row for row in rows if row["policy"] == "none")
-    for axes, which in zip(grid, ("first", "second")):
-        for name, colour in COLOURS.items():
-            mine = sorted((row["share"], row[which]) for row in rows if row["policy"] == name)
-            axes.plot([100 * share for share, _ in mine], [100 * y for _, y in mine], "o-", color=colour, label=name, markersize=4)
-        axes.axhline(100 * plain[which], color="black", linestyle=":", label="all keys")
-        axes.set(xscale="log", xlabel="keys kept, % of the prompt's", title=f"{which} question", ylim=(-4, 104))
-        axes.set_xticks([5, 10, 20, 40], ["5", "10", "20", "40"])
-        axes.minorticks_off()
-        axes.grid(alpha=0.25)
-    grid[0].set_ylabel("% right")
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
-    figure.savefig(path, metadata={"Date": None})
+def recall_lines(cells: dict[str, list[Cell]], trained: list[dict]) -> list[str]:
+    if not trained:
+        return []
+    facts = trained[-1]
+    lines = [RECALL.format(weights=facts["num_weights"], **{k: facts[k] for k in ("layers", "heads", "seed", "cpu_s", "longest")})]
+    for task, some in sorted(cells.items(), key=lambda item: int(item[0].rpartition("-")[2])):
+        if task.startswith("recall"):
+            plain = next(cell for cell in some if cell.name == "all keys")
+            lines.append(f"| {plain.tokens:,} | {plain.n} | {100 * plain.right['first']:.1f} | {100 * plain.right['second']:.1f} |")
+    return lines
 
 
-def quality(rows: list[dict]) -> list[str]:
-    one = rows[0]
-    lines = [LOST.format(**one)]
+def task_lines(task: str, cells: list[Cell]) -> list[str]:
+    kind, _, length = task.rpartition("-")
+    plain = next(cell for cell in cells if cell.name == "all keys")
+    title = f"{TITLES[kind]}, {int(length):,} tokens"
+    lines = [
+        LOST.format(title=title, n=plain.n, contexts=plain.contexts, tokens=plain.tokens, model=plain.model, command=f"{kind} --length {length}")
+    ]
+    for cell in cells:
+        share = "-" if cell.share is None else f"{100 * cell.share:g} %" if cell.share <= 1 else f"{cell.share:g}"
+        nbytes = f"{cell.kv_bytes / 1e6:.3g}" if cell.kv_bytes else "-"
+        gap = "{:+.0f} [{:+.0f}, {:+.0f}]".format(*(100 * x for x in cell.gap))
+        lines.append(f"| {cell.name} | {share} | {nbytes} | {right_of(cell, 'first')} | {right_of(cell, 'second')} | {gap} |")
+    return lines
+
+
+def right_of(cell: Cell, which: str) -> str:
+    value = f"{100 * cell.right[which]:.0f}"
+    if cell.name == "all keys":
+        return value
+    return value + " ({:+.0f} [{:+.0f}, {:+.0f}])".format(*(100 * x for x in cell.versus[which]))
+
+
+def future_lines(rows: list[dict]) -> list[str]:
+    rows = newest([row for row in rows if row.get("when")], "task", "model", "when", "policy", "share")
+    if not rows:
+        return []
+    lines = []
+    for model in sorted({row["model"] for row in rows}, key=lambda name: (name.startswith("recall"), name)):
+        mine = [row for row in rows if row["model"] == model]
+        first = not lines
+        if first:
+            cache_charts.future(mine, ROOT / "docs/cache_future.svg")
+            shown = [row for row in mine if row["when"] == "after first" and row["share"] == 0.2]
+            cache_charts.heads(shown, ROOT / "docs/cache_heads.svg")
+            lines.append(FUTURE.format(n=mine[0]["n"], length=mine[0]["length"], model=model))
+        else:
+            lines += ["", f"The same for {model}, {mine[0]['n']} contexts of about {mine[0]['length']} tokens:", "", *FUTURE.splitlines()[-2:]]
+        for asked in (row for row in mine if row["when"] == "asked"):
+            later = next(r for r in mine if r["when"] == "after first" and (r["policy"], r["share"]) == (asked["policy"], asked["share"]))
+            numbers = " | ".join(f"{100 * row[field]:.1f}" for field in ("mass", "error") for row in (asked, later))
+            lines.append(f"| {asked['policy'].partition('-')[0]} | {100 * asked['share']:g} % | {numbers} |")
+        if first:
+            lines += [
+                "",
+                "By layer and key head at a fifth of the keys, the question coming later:",
+                "",
+                "![mass by layer and head](cache_heads.svg)",
+            ]
+    return lines
+
+
+def code_lines(rows: list[dict]) -> list[str]:
+    if not rows:
+        return []
+    lines = [CODE.format(**rows[0])]
     for row in rows:
         cells = [f"{100 * row[w]:.0f} [{100 * row[f'{w}_interval'][0]:.0f}, {100 * row[f'{w}_interval'][1]:.0f}]" for w in ("first", "second")]
         lines.append(f"| {row['policy']} | {100 * row['share']:.0f} % | {cells[0]} | {cells[1]} |")
     return lines
 
 
-LOST = """## What is lost
-
-{n} files of {functions} functions, {tokens} tokens each, {model}; % right of a question in the prompt and of a second one asked afterwards, with
-Wilson's 95 % interval (`python benchmarks/cache_quality.py`).
-
-![quality against keys kept](cache.svg)
-
-| policy | keys kept | first question | second question |
-|---|---|---|---|"""
-COST = """
-## What it costs
-
-CPU seconds of one thread (`python benchmarks/cache.py`), a prompt read under each policy.
-
-| policy | model, tokens | reading, s | attention, s | seeing, s | dropping, s | both, % of the rest | seeing, % of attention |
-|---|---|---|---|---|---|---|---|"""
-SAVED = """
-## What it saves
-
-A token of the answer, with all keys and with a tenth of them; the roofline counts bytes of weights and keys.
-
-| policy | model, tokens | ms a token | gain | roofline gain | keys and values, MB | over nominal |
-|---|---|---|---|---|---|---|"""
+def time_lines(rows: list[dict], cells: dict[str, list[Cell]]) -> list[str]:
+    lines: list[str] = []
+    timed = newest([row for row in rows if row["what"] == "timing"], "task", "model", "spec")
+    for task in sorted({row["task"] for row in timed}, key=lambda name: (name.startswith(("recall", "dense")), name)):
+        mine = [row for row in timed if row["task"] == task]
+        kind, _, length = task.rpartition("-")
+        if not lines:
+            lines.append(TIME.format(tokens=mine[0]["tokens"], command=f"{kind} --length {length}"))
+            times = {long_rows.name_of(row["spec"]): row for row in mine}
+            cache_charts.against_seconds(
+                cells.get(task, []), times, f"{TITLES[kind]}, {int(length):,} tokens, {mine[0]['model']}", ROOT / "docs/cache_seconds.svg"
+            )
+        else:
+            lines += ["", f"{TITLES[kind]}, {mine[0]['tokens']:,} tokens, {mine[0]['model']}:", "", *TIME.splitlines()[-2:]]
+        for row in mine:
+            name, share = long_rows.name_of(row["spec"])
+            kept = "-" if share is None else f"{100 * share:g} %"
+            numbers = f"{row['first_cpu_s']:.2f} | {1000 * row['token_cpu_s']:.1f} | {row['most_kv_bytes'] / 1e6:.3g} | {row['kv_bytes'] / 1e6:.3g}"
+            lines.append(f"| {name} | {kept} | {numbers} |")
+    return lines
 
 
 def costs(rows: list[dict]) -> list[str]:
@@ -114,11 +230,29 @@ def costs(rows: list[dict]) -> list[str]:
     return lines
 
 
+def picture(cells: dict[str, list[Cell]]) -> Sequence[str]:
+    """The picture of quality against bytes, of every task that compares policies."""
+    drawn = {task: some for task, some in cells.items() if len(some) > 3 and some[0].n >= LEAST}
+    compared = {f"{TITLES[t.rpartition('-')[0]]}, {int(t.rpartition('-')[2]):,} tokens": some for t, some in drawn.items()}
+    if not compared:
+        return []
+    cache_charts.against_bytes(compared, ROOT / "docs/cache.svg")
+    return ["", "## Quality against bytes", "", "![quality against bytes](cache.svg)"]
+
+
 def main() -> None:
-    rows = newest(read("cache_quality"), "policy", "share")
-    draw(rows, ROOT / "docs/cache.svg")
-    text = HEAD + "\n" + "\n".join(quality(rows) + costs(read("cache"))) + "\n" + READING + section(read("pruned")) + tail_section(read("tail"))
-    (ROOT / "docs/cache.md").write_text(text, encoding="utf-8")
+    rows = read("long_quality")
+    cells = {task: long_rows.cells(rows, task) for task in dict.fromkeys(row["task"] for row in rows if row["what"] == "answer")}
+    trained = [row for row in read("recall") if row["what"] == "trained"]
+    lines = [HEAD.rstrip(), *recall_lines(cells, trained), *picture(cells)]
+    for task, some in sorted(cells.items(), key=lambda item: ORDER.index(item[0].partition("-")[0])):
+        if len(some) > 1:
+            lines += task_lines(task, some)
+    lines += code_lines(newest(read("cache_quality"), "policy", "share"))
+    lines += future_lines(read("cache_oracle")) + time_lines(rows, cells) + costs(read("cache"))
+    page = ROOT / "docs/cache.md"
+    _, mark, rest = page.read_text(encoding="utf-8").partition("\n## Looked-up keys\n")  # these sections are scripts/gen_cache.py's
+    page.write_text("\n".join(lines) + "\n" + READING + section(read("pruned")) + tail_section(read("tail")) + mark + rest, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ from speculation.questions import CATEGORIES, KEPT_BACK, Question, lessons, ques
 
 import ponder
 from ponder import catalogue
+from ponder.accelerate.draft.copyspec import CopySpec
+from ponder.accelerate.draft.first import First
+from ponder.accelerate.length.fixed import Fixed
 from ponder.core.asks import Prompt, Sampling
 from ponder.core.draft import Drafter, Drafting
 
@@ -66,7 +69,7 @@ def drafters_of(args: argparse.Namespace) -> dict[str, Drafter]:
     found: dict[str, Drafter] = dict(catalogue.DRAFT_SPECS[0].read_many(args.drafters))
     if args.heads is not None:
         heads = catalogue.open_drafter(args.heads)
-        found |= {"medusa": heads, "copy_or_medusa": catalogue.First(drafters=(catalogue.CopySpec(), heads))}
+        found |= {"medusa": heads, "copy_or_medusa": First(drafters=(CopySpec(), heads))}
     return found
 
 
@@ -166,7 +169,7 @@ class Bench:
         """CPU seconds of a step by its rows, as a multiple of one row's; least of three."""
         prompt = Prompt(messages=(("user", "Tell a long story about a river."),), max_tokens=24)
         control = catalogue.LENGTHS["fixed"]
-        many = catalogue.Fixed(num=max(WIDTHS)) if hasattr(control, "num") else control
+        many = Fixed(num=max(WIDTHS)) if hasattr(control, "num") else control
         found = [self.ours.cost_of_width(prompt, WIDTHS, catalogue.ACCEPTORS["coupled"], many) for _ in range(3)]
         least = {width: min(f[width] for f in found) for width in WIDTHS}
         return {str(width): rounded(least[width] / least[1]) for width in WIDTHS}

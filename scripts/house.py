@@ -36,7 +36,7 @@ SHARED = {  # technique folder -> files in it that are shared parts of the room,
         "__init__", "answers", "measure", "coverage", "ceiling", "quality", "heads", "math_process", "math_worker", "sandbox", "sandbox_child",
         "equations", "shown",
     },
-    "accelerate/cache": {"__init__"},
+    "accelerate/cache": {"__init__", "retaining_heads"},
     "accelerate/attend": {"__init__"},
     "accelerate/prompt": {"__init__"},
     "accelerate/layers": {"__init__"},
@@ -45,14 +45,14 @@ SHARED = {  # technique folder -> files in it that are shared parts of the room,
     "accelerate/weights": {"__init__", "codes"},
     "accelerate/draft": {"__init__", "bridge", "chains", "heads", "stretches"},
     "accelerate/accept": {"__init__"},
-    "accelerate/length": {"__init__", "accept_head"},
+    "accelerate/length": {"__init__", "accept_head", "shares"},
 }  # fmt: skip
 CATALOGUE = {  # technique folder -> dicts of the catalogue that name its techniques
     "infer": ("STRATEGIES",),
     "infer/resample": ("RESAMPLERS",),
     "infer/stop": ("STOP_RULES",),
     "verify": ("VERIFIERS", "SCORERS", "TRAINED"),
-    "accelerate/cache": ("CACHES", "CACHE_PARTS"),
+    "accelerate/cache": ("CACHES", "CACHE_PARTS", "TRAINED_CACHES"),
     "accelerate/attend": ("ATTENTION_PLANS",),
     "accelerate/prompt": ("PROMPT_FILTERS", "LAYER_PLANS"),
     "accelerate/layers": ("TAILS",),
@@ -69,7 +69,7 @@ HEADINGS = ("Paper", "Equation", "Shapes", "Guarantee", "Cost", "Choose", "Diffe
 HEADING = re.compile(rf"^\**({'|'.join(HEADINGS)})\**:?[ \n]+", re.MULTILINE)
 GUARANTEES = {"exact", "unbiased", "biased", "approximate"}
 BANNED_NAMES = {"utils", "util", "common", "base", "manager", "helpers", "helper", "misc"}
-SMALL_ROOMS, SMALL_LINES = ("core", "engine", "run", "infer"), 11500  # without technique files
+SMALL_ROOMS, SMALL_LINES = ("core", "engine", "run", "infer"), 11800  # without technique files
 TEXT_FILES = {".py", ".md", ".toml", ".lock", ".jsonl", ".json", ".sh", ".yml", ".txt", ".typed", ""}
 FOREIGN = re.compile(r"/(?:work|opt|root|farm|home)/|\.librar[y]/|pypi\.org|pythonhosted\.org")
 

@@ -5,7 +5,7 @@ A turn answers some prompts at once. Its speed is that of the tokens after every
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ponder.core.asks import Extend, Extension, Prefix, Prompt, Sampling
@@ -21,6 +21,7 @@ from ponder.core.draft import (
     Needs,
     Speculation,
     Spent,
+    StepCosts,
     Tree,
     Verified,
     chain,
@@ -49,8 +50,8 @@ class Watched:
 
     guarantee = Guarantee.EXACT
 
-    def open(self) -> Controlling:
-        return Watching(self.inner.open(), self.tally)
+    def open(self, costs: Callable[[], StepCosts]) -> Controlling:
+        return Watching(self.inner.open(costs), self.tally)
 
 
 @dataclass
@@ -127,8 +128,8 @@ class Ours:
         watched = Watched(inner=control)
         speculation = None if drafter is None else Speculation(drafter=drafter, acceptor=acceptor, control=watched)
         process = self.process
-        rounds = process.rounds
-        process.rounds = Rounds(speculation, rounds.host, rounds.take, rounds.ahead, max_rows=rounds.max_rows)
+        before = process.rounds
+        process.rounds = Rounds(speculation, before.host, before.take, before.ahead, max_rows=before.max_rows, meter=before.meter)
         if learned is not None:
             process.rounds.drafting = copy.deepcopy(learned)
         return watched.tally

@@ -17,7 +17,7 @@ from ponder.catalogue import speculation
 from ponder.core.draft import Guess
 from ponder.core.errors import BadField, StoreError
 from ponder.native.build import library
-from ponder.testing.laws_draft import law_control_keeps_the_distribution, law_counts_are_counts
+from ponder.testing.laws_draft import EVEN, law_control_keeps_the_distribution, law_counts_are_counts
 from ponder.testing.laws_stopping import law_a_threshold_is_the_best_way_to_stop
 
 NATIVE = library() is not None  # the compiled kernel, where there is one: it is faster
@@ -76,7 +76,7 @@ def test_laws_of_controls(judge):
 
 def test_requests_do_not_mix():
     """Each draft's chances multiply up by themselves, and begin anew with every draft."""
-    controlling = SpecDecPP(head=Known(), stop_above=0.5).open()
+    controlling = SpecDecPP(head=Known(), stop_above=0.5).open(lambda: EVEN)
     sure, unsure = Guess(1, 0.9), Guess(1, 0.6)
     assert controlling.goes_on([1, 2], [[sure], [unsure]]) == [True, True]
     assert controlling.goes_on([2, 1], [[unsure, unsure], [sure, sure]]) == [False, True]

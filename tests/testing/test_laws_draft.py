@@ -167,7 +167,7 @@ def test_wrong_drafters(law, mistake):
 class WrongControl:
     mistake: str
 
-    def open(self):
+    def open(self, costs):
         return self
 
     def rooms(self, requests):

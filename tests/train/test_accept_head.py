@@ -11,6 +11,7 @@ from ponder.accelerate.draft.layer_skip import LayerSkip
 from ponder.core.draft import Guess, Verified, chain
 from ponder.core.errors import BadField
 from ponder.native.build import library
+from ponder.testing.laws_draft import EVEN
 from ponder.train.accept_head import AcceptRecipe, Judged, Recorder, auroc, best_threshold, cost_per_token, fit_accept_head, lessons
 
 NATIVE = library() is not None  # the compiled kernel, where there is one: it is faster
@@ -69,7 +70,7 @@ def test_lessons_are_the_guesses_that_were_judged():
 def recorded(path, num_tokens, num=3):
     """What a recorder keeps of one round of three guesses."""
     recorder = Recorder(num=num)
-    recording = recorder.open()
+    recording = recorder.open(lambda: EVEN)
     guesses = [Guess(i, 0.5, None, torch.zeros(DIM)) for i in range(3)]
     assert [recording.goes_on([7], [guesses[: n + 1]])[0] for n in range(3)] == [True, True, False]
     recording.learn([Verified(request=7, tree=chain((0, 1, 2)), path=path, tokens=(0,) * num_tokens)], None)

@@ -1,5 +1,7 @@
 """Which keys an answer goes on with, and which of them each query meets, by name."""
 
+from pathlib import Path
+
 from ponder.accelerate.attend.dual_chunk import DualChunk
 from ponder.accelerate.attend.hyper import Hyper
 from ponder.accelerate.attend.longgen import LongGen
@@ -17,9 +19,11 @@ from ponder.accelerate.cache.elastic_merge import ElasticMerge
 from ponder.accelerate.cache.every import Every
 from ponder.accelerate.cache.h2o import H2O
 from ponder.accelerate.cache.knorm import Knorm
+from ponder.accelerate.cache.locret import Locret
 from ponder.accelerate.cache.over_budget import OverBudget
 from ponder.accelerate.cache.pyramid import Pyramid
 from ponder.accelerate.cache.quantise import Quantise
+from ponder.accelerate.cache.retaining_heads import load_retaining_heads
 from ponder.accelerate.cache.snapkv import SnapKV
 from ponder.accelerate.cache.speckv import SpecKV
 from ponder.accelerate.cache.spill import Spill
@@ -28,7 +32,7 @@ from ponder.accelerate.cache.tova import Tova
 from ponder.accelerate.cache.uniform import Uniform
 from ponder.core.attention_plan import AttentionPlan
 from ponder.core.keeping import Policy
-from ponder.run.spec import Specs
+from ponder.run.spec import FilesToo, Specs
 
 CACHES: dict[str, Policy] = {
     "snapkv": Policy(name="snapkv", scorer=SnapKV(), allocator=Uniform(), evictor=Drop(), trigger=AfterPrompt()),
@@ -43,6 +47,8 @@ CACHES: dict[str, Policy] = {
     "knorm": Policy(name="knorm", scorer=Knorm(), allocator=Uniform(), evictor=Drop(), trigger=AfterPrompt()),
 }
 
+TRAINED_CACHES = {"locret": Locret}  # scorers that hold trained heads (`ponder train-cache`)
+
 CACHE_PARTS: dict[str, dict[str, object]] = {  # field of a cache policy -> what it may be set to
     "allocator": {"uniform": Uniform(), "pyramid": Pyramid(), "adakv": AdaKV(), "d2o": D2OLayers()},
     "evictor": {"drop": Drop(), "d2o": D2OMerge(), "elastic": ElasticMerge(), "int8": Quantise(), "int4": Quantise(bits=4), "spill": Spill()},
@@ -50,11 +56,24 @@ CACHE_PARTS: dict[str, dict[str, object]] = {  # field of a cache policy -> what
 }
 
 
+def open_cache(path: Path) -> Policy:
+    """The cache policy by the trained heads in a file. Raises BadField for a file without heads, StoreError for one that cannot be read."""
+    scorer = TRAINED_CACHES["locret"](heads=load_retaining_heads(path))
+    return Policy(name="locret", scorer=scorer, allocator=Uniform(), evictor=Drop(), trigger=AfterPrompt())
+
+
+CACHE_SPECS = Specs("cache policy", FilesToo(CACHES, ".safetensors", open_cache), CACHE_PARTS)
+
+
 def cache_policy(spec: str) -> Policy:
-    """The cache policy that NAME, NAME:SHARE or NAME:keep=SHARE,field=value,... means. Raises UnknownName or BadField."""
+    """The cache policy that NAME, NAME:SHARE or NAME:keep=SHARE,field=value,... means; NAME may be a file of trained heads.
+
+    Raises UnknownName, BadField or StoreError.
+    """
     name, colon, rest = spec.partition(":")
-    is_bare = bool(rest) and "=" not in rest.partition(",")[0]
-    return Specs("cache policy", CACHES, CACHE_PARTS).read(f"{name}{colon}keep={rest}" if is_bare else spec)  # type: ignore[return-value]
+    first, comma, others = rest.partition(",")
+    is_bare = bool(rest) and "=" not in first
+    return CACHE_SPECS.read(f"{name}{colon}keep={first}{comma}{others}" if is_bare else spec)  # type: ignore[return-value]
 
 
 ATTENTION_PLANS: dict[str, AttentionPlan] = {

@@ -356,6 +356,24 @@ def train_bridge(
 
 
 @app.command()
+def train_cache(
+    tasks: Annotated[str, typer.Option("--task", "-t", help="Tasks whose dev questions the model answers, comma-separated.")] = "gsm8k,mbpp",
+    prompts: Annotated[Path | None, typer.Option(help="More prompts: a text file with one on each line, or a .jsonl file of JSON texts.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the heads go (.safetensors).")] = Path("out/retain.safetensors"),
+    n: Annotated[int, typer.Option("--n", "-n", help="Questions of each task; a fifth of all prompts measures only.")] = 100,
+    tokens: Annotated[int, typer.Option(help="Most tokens of one answer.")] = 64,
+    model: Model = DEFAULT_MODEL,
+    weights: Weights = "native",
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Train retaining heads on what the model's own answers attend to, so that a cache policy knows which keys of a prompt will matter."""
+    train = importlib.import_module("ponder.cli.train_cache")
+    raise typer.Exit(train.train_cache(tasks=tasks, file=prompts, out=out, n=n, tokens=tokens,
+                                       model=train.Opened(model, weights, threads), fit=train.RetainRecipe(seed=seed)))  # fmt: skip
+
+
+@app.command()
 def profile(
     model: Annotated[str, typer.Argument(help="Catalogue name, GGUF file or safetensors folder; a config.json is predicted only.")] = DEFAULT_MODEL,
     weights: Annotated[str, typer.Option(help="Weight format, as of `ponder ask`; the CPU's.")] = "native",

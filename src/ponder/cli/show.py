@@ -86,7 +86,14 @@ def cost_line(cost: Cost) -> str:
     parts.append(f" + {cost.verifier_tokens} verifier)" if cost.verifier_tokens else ")")
     extra = [f"{cost.reused_tokens} reused free"] if cost.reused_tokens else []
     extra += [f"{cost.wasted_tokens} wasted"] if cost.wasted_tokens else []
+    extra += [drafts_line(cost)] if cost.drafted_tokens else []
     return "".join(parts) + "".join(f", {e}" for e in extra) + f"; {cost.seconds:.1f} s; {cost.flops / 1e9:.0f} GFLOP"
+
+
+def drafts_line(cost: Cost) -> str:
+    """A round generates one token and those that it accepts."""
+    rounds = max(1, cost.generated_tokens - cost.accepted_tokens)
+    return f"{cost.accepted_tokens} of {cost.drafted_tokens} drafted accepted ({cost.accepted_tokens / rounds:.2f} a round)"
 
 
 def stop_line(reason: str, budget: str) -> str:

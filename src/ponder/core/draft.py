@@ -10,6 +10,7 @@ Settings are frozen objects; `open` makes what changes, one for each process, an
 Shapes: M tokens of a tree, V vocabulary, D model width, K likeliest tokens.
 """
 
+import bisect
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -327,8 +328,34 @@ class Acceptor(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepCosts:
+    """What a step of the target costs by its rows: a table that was measured once, so that what else the machine does later misleads nobody.
+
+    seconds: (rows, seconds) in rising order of both; straight lines between and beyond. Raises BadField.
+    """
+
+    seconds: tuple[tuple[int, float], ...]
+
+    def __post_init__(self) -> None:
+        if len(self.seconds) < 2 or any(a >= b or s > t for (a, s), (b, t) in itertools.pairwise(self.seconds)) or self.seconds[0][1] <= 0:
+            raise BadField(f"step costs {self.seconds}: must be at least two (rows, seconds) above 0, rows rising, seconds not falling")
+
+    def of(self, num_rows: int) -> float:
+        found = self.known.get(num_rows)
+        if found is None:
+            at = min(max(1, bisect.bisect_left(self.seconds, (num_rows, 0.0))), len(self.seconds) - 1)
+            (below, low), (above, high) = self.seconds[at - 1 : at + 1]
+            found = self.known[num_rows] = max(0.0, low + (high - low) * (num_rows - below) / (above - below))
+        return found
+
+    @cached_property
+    def known(self) -> dict[int, float]:
+        return dict(self.seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What a step has cost in which every row was of a sequence that decodes."""
+    """What a step has cost in which every row was of a sequence that decodes. Seconds are of the thread that steps, where it computes."""
 
     num_rows: int  # of the target's pass, drafts included
     seconds: float  # of the pass, its draws and acceptance
@@ -366,7 +393,9 @@ class LengthControl(Protocol):
     @property
     def guarantee(self) -> Guarantee: ...
 
-    def open(self) -> Controlling: ...
+    def open(self, costs: Callable[[], StepCosts]) -> Controlling:
+        """costs: of the process that it is to work for; measured when first called, some tens of milliseconds, and kept."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

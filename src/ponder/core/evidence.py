@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,15 @@ QUANTUM = 2.0**-24  # of one weight in a column sum
 ROWS = 64  # rows whose weights are computed together; aligned by place
 
 
+class TokenReader(Protocol):
+    """What a policy makes of each token while it is computed, one number for each key head. Hashable; equal only for equal readings.
+
+    read: float32 [T, K] of queries [T, H, E], keys and values [T, K, E] before they are rotated. A row depends on its own token alone, bit for bit.
+    """
+
+    def read(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Needs:
     """What a policy must see, beside keys, values and positions, which lie in their pages. The default is nothing."""
@@ -35,6 +45,7 @@ class Needs:
     decay: float = 1.0  # of what it received, per row that came later
     num_ahead: int = 0  # ... and from so many tokens of a likely continuation of the prompt, which is then forgotten ...
     draft: Twin = ITSELF  # ... by whom it is written; the default is the model itself
+    reader: TokenReader | None = None  # what is made of each token
 
     def __post_init__(self) -> None:
         if (self.num_rows is not None and self.num_rows < 1) or not 0 < self.decay <= 1:
@@ -42,6 +53,10 @@ class Needs:
 
     def first_row(self, stop: int) -> int:
         """The first of the rows before `stop` that must be seen."""
+        return self.first_column_row(stop) if self.reader is None else 0
+
+    def first_column_row(self, stop: int) -> int:
+        """The first of the rows before `stop` whose attention must be seen."""
         if not self.has_columns:
             return stop
         return 0 if self.num_rows is None else max(0, stop - self.num_rows)
@@ -57,6 +72,7 @@ class View:
     positions: Tensor  # int64 [K, N]; -1 behind a head's last
     read: Callable[[], tuple[Tensor, Tensor]]  # keys and values, for who looks at them
     columns: Tensor | None = None  # float64 [K, N], summed over rows and group, where has_columns asks
+    readings: Tensor | None = None  # float32 [K, N], of the tokens that the keys came from, where a reader asks
 
     @property
     def held(self) -> Tensor:

@@ -4,7 +4,8 @@ A policy is four small parts and a budget. When its trigger fires, the scorer sa
 keeps, and the evictor what becomes of the others. All four are pure: what they say is a function of the tokens before alone, so an
 answer stays the same alone and in a crowd, in any chunks, forked or preempted.
 
-A prompt is read whole; its last token's logits are those of the full prompt; then the trigger fires for the first time.
+A prompt is read whole; its last token's logits are those of the full prompt; then the trigger fires for the first time. A policy with a
+`chunk` also drops keys at every so many tokens of the prompt, so that a prompt's later tokens read the kept keys alone.
 
 Shapes: L layers, K key heads, N slots of a head, E head width.
 """
@@ -71,7 +72,10 @@ class Trigger(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """A cache policy. Raises BadField. is_full_kept: the whole prompt stays in the prefix store, for prompts that begin alike."""
+    """A cache policy. Raises BadField. is_full_kept: the whole prompt stays in the prefix store, for prompts that begin alike.
+
+    chunk: tokens of a prompt after which keys over the budget are dropped already; None: when all of it is read.
+    """
 
     name: str
     scorer: Scorer
@@ -80,16 +84,26 @@ class Policy:
     trigger: Trigger
     keep: float = 0.5  # up to 1: share of the prompt's keys that a head keeps; above: number of keys
     is_full_kept: bool = False
+    chunk: int | None = None
     guarantee = Guarantee.APPROXIMATE
 
     def __post_init__(self) -> None:
         if not (0 < self.keep <= 1 or (self.keep > 1 and self.keep == int(self.keep))):
             raise BadField(f"cache policy keep={self.keep:g}: must be a share in (0, 1] of the prompt's keys, or a whole number of keys above 1")
+        if self.chunk is not None and (self.chunk < 1 or self.is_full_kept or self.scorer.needs.num_ahead):
+            raise BadField(
+                f"cache policy {self.name} chunk={self.chunk}, is_full_kept={self.is_full_kept}: chunk must be at least 1; with one no prompt "
+                "stays whole, and nobody can write on from it"
+            )
 
     @property
     def label(self) -> str:
         """Equal only for equal policies: a part of the model's id."""
         return f"{self.name}-{self.keep:g}-{zlib.crc32(repr(self).encode()):08x}"
+
+    def due_in_prompt(self, num_tokens: int, num_prompt: int) -> int:
+        """The count of tokens, above num_tokens, at which keys are next dropped while a prompt is read."""
+        return num_prompt if self.chunk is None else min(num_prompt, num_tokens + self.chunk)
 
     def budget(self, num_prompt: int) -> int:
         """Keys that a head keeps, on average."""

@@ -27,6 +27,7 @@ from ponder.engine.kv import common_len
 from ponder.engine.pages import PAGE, Pool
 from ponder.engine.pages import Sequence as Pages
 from ponder.models.decoder import Attend
+from ponder.models.rotary import frequencies, rotary_kind, turned
 from ponder.native.attention import Kernel
 from ponder.native.columns import Rows, add_columns
 
@@ -42,6 +43,7 @@ class Record:
     last: int = 0
     columns: list[Tensor] = field(default_factory=list)  # per layer float64 [K, N]
     rows: list[list[tuple[int, Tensor, Tensor | None]]] = field(default_factory=list)  # per layer: first position, q [n, H, E], lse [n, H]
+    readings: list[list[tuple[int, Tensor]]] = field(default_factory=list)  # per layer: first position, float32 [n, K]; from the first token on
     rests: list[list[Rest]] = field(default_factory=list)  # per layer: what is met beside the pages
 
     def copy(self, num_tokens: int) -> "Record":
@@ -50,11 +52,13 @@ class Record:
             [(start, q[: num_tokens - start], None if lse is None else lse[: num_tokens - start]) for start, q, lse in some if start < num_tokens]
             for some in self.rows
         ]
-        return replace(self, columns=[x.clone() for x in self.columns], rows=cut, rests=[list(some) for some in self.rests])
+        readings = [[(start, said[: num_tokens - start]) for start, said in some if start < num_tokens] for some in self.readings]
+        rests = [list(some) for some in self.rests]
+        return replace(self, columns=[x.clone() for x in self.columns], rows=cut, readings=readings, rests=rests)
 
     def blank(self) -> "Record":
         """Of a span of guesses, which reads as the sequence does and whose rows may never have been."""
-        return replace(self, columns=[], rows=[[] for _ in self.rows])
+        return replace(self, columns=[], rows=[[] for _ in self.rows], readings=[[] for _ in self.readings])
 
     def add_row(self, guessed: "Record", place: int) -> None:
         """Takes a row that was seen of a guess that is now kept."""
@@ -63,6 +67,8 @@ class Record:
                 if start <= place < start + len(q):
                     at = slice(place - start, place - start + 1)
                     own.append((place, q[at], None if lse is None else lse[at]))
+        for said, guesses in zip(self.readings, guessed.readings, strict=True):
+            said += [(place, rows[place - start : place - start + 1]) for start, rows in guesses if start <= place < start + len(rows)]
 
 
 @dataclass
@@ -101,11 +107,13 @@ class Keeper:
 
     def begin(self, num_prompt: int) -> Record:
         """Of a sequence of which `first_row(num_prompt)` tokens at most are computed."""
-        return Record(num_prompt, num_prompt, rows=[[] for _ in range(self.config.num_layers)])
+        rows, readings = ([[] for _ in range(self.config.num_layers)] for _ in range(2))
+        return Record(num_prompt, self.policy.due_in_prompt(0, num_prompt), rows=rows, readings=readings)
 
     def first_row(self, num_prompt: int) -> int:
         """The first token of a prompt whose row the policy must see: those before may have been computed by somebody else."""
-        return min(self.needs.first_row(num_prompt), num_prompt - 1)
+        due = self.policy.due_in_prompt(0, num_prompt)
+        return min(self.needs.first_row(due), due - 1)
 
     def watched(self, plan: StepPlan, spans: Sequence[Span], records: Sequence[Record | None]) -> Attend:
         """The plan's attend, which also keeps what the policy must see of the spans that have a record."""
@@ -125,16 +133,29 @@ class Keeper:
             out_TX, lse_TH = plan.attend_with_lse(layer, q_THE, k_TKE, v_TKE)
             for span, record, lo, hi in wanted:
                 lse = None if lse_TH is None or bool(lse_TH[lo, 0].isnan()) else lse_TH[lo:hi]
-                if span.start < record.num_prompt:
-                    self._sum_columns(record, layer, span.sequence, [(span.stop - (hi - lo), q_THE[lo:hi], lse)])
-                else:
-                    record.rows[layer].append((span.stop - (hi - lo), q_THE[lo:hi].clone(), lse))
+                tail = replace(span, start=span.stop - (hi - lo))
+                self.see(record, layer, tail, q_THE=q_THE[lo:hi], k_TKE=k_TKE[lo:hi], v_TKE=v_TKE[lo:hi], lse_TH=lse)
             for span, record, lo, hi in resting:
                 read = None if lse_TH is None else (out_TX[lo:hi], lse_TH[lo:hi])
                 out_TX[lo:hi] = self._with_rests(layer, span, record, q_NHE=q_THE[lo:hi], read=read)
             return out_TX
 
         return attend
+
+    def see(
+        self, record: Record, layer: int, span: Span, *, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, lse_TH: Tensor | None
+    ) -> None:  # fmt: skip
+        """Keeps what the policy must see of the tokens of `span`, whose keys are in their pages; lse: from the compiled kernel."""
+        if self.needs.reader is not None:
+            record.readings[layer].append((span.start, self._reading(layer, span.start, (q_THE, k_TKE, v_TKE))))
+        first = max(span.start, self.needs.first_column_row(record.due or 0))
+        if first >= span.stop:
+            return
+        lse = None if lse_TH is None else lse_TH[first - span.start :]
+        if first < record.num_prompt:
+            self._sum_columns(record, layer, span.sequence, [(first, q_THE[first - span.start :], lse)])
+        else:
+            record.rows[layer].append((first, q_THE[first - span.start :].clone(), lse))
 
     def _with_rests(self, layer: int, span: Span, record: Record, *, q_NHE: Tensor, read: tuple[Tensor, Tensor] | None) -> Tensor:
         """What queries read of their pages, [N, H * E], joined with what they read of the rests. read: of the pages, with log-sum-exps."""
@@ -155,13 +176,26 @@ class Keeper:
             return False
         record.last = pages.num_tokens
         num_held = pages.num_tokens - int(pages.dropped.sum()) // num.numel()
-        record.due = self.policy.trigger.next(record.last, num_prompt=record.num_prompt, num_held=num_held, budget=budget)
+        if record.last < record.num_prompt:
+            record.due = self.policy.due_in_prompt(record.last, record.num_prompt)
+        else:
+            record.due = self.policy.trigger.next(record.last, num_prompt=record.num_prompt, num_held=num_held, budget=budget)
         if record.due is None or self.needs.num_rows is not None:
             record.columns = []
+        if record.due is None:
+            record.readings = []
         record.rows = [[] for _ in record.rows]
         return True
 
     # what the policy sees
+
+    def _reading(self, layer: int, start: int, rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """What the policy makes of tokens from position `start` on."""
+        frequency = frequencies(self.config, rotary_kind(self.config, layer))
+        q_THE, k_TKE, v_TKE = rows
+        back = -torch.arange(start, start + len(q_THE))
+        assert self.needs.reader is not None
+        return self.needs.reader.read(layer, turned(q_THE, frequency, back), turned(k_TKE, frequency, back), v_TKE)
 
     def sum_rows(self, record: Record, pages: Pages) -> None:
         """Adds the rows that were kept, up to the last token of `pages`, to the columns."""
@@ -214,9 +248,12 @@ class Keeper:
 
     def _view(self, pages: Pages, record: Record, layer: int) -> View:
         positions, read = self._slots(pages, layer, pages.num_tokens)
-        columns = record.columns[layer] if self.needs.has_columns else None
+        columns, readings = record.columns[layer] if self.needs.has_columns else None, None
+        if self.needs.reader is not None:
+            readings = torch.cat([said for _, said in record.readings[layer]]).T.gather(1, positions.clamp(min=0))
         return View(
-            layer=layer, num_layers=self.config.num_layers, num_tokens=pages.num_tokens, positions=positions, read=read, columns=columns
+            layer=layer, num_layers=self.config.num_layers, num_tokens=pages.num_tokens, positions=positions, read=read, columns=columns,
+            readings=readings,
         )  # fmt: skip
 
     # what becomes of it

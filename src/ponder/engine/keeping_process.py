@@ -1,9 +1,9 @@
 """A process whose sequences drop keys as a cache policy says.
 
-Every track stops where keys are dropped next: at the end of its prompt, then where the policy's trigger fires. Prompts are computed
-whole; what follows them reads the kept keys alone, whether it is generated, scored or read by a probe, so that all asks about a
-prefix agree. A prompt that others begin alike stays in the prefix store untouched if the policy says so; else its pages are free
-as soon as keys were dropped.
+Every track stops where keys are dropped next: at the end of its prompt, before it where the policy has a chunk, then where its trigger
+fires. Without a chunk prompts are computed whole; what follows them reads the kept keys alone, whether it is generated, scored or
+read by a probe, so that all asks about a prefix agree. A prompt that others begin alike stays in the prefix store untouched if the
+policy says so; else its pages are free as soon as keys were dropped.
 """
 
 from collections.abc import Sequence

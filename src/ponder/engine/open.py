@@ -66,6 +66,7 @@ def open_process(
         process = DeviceProcess(place(decoder, weights, where), tokenizer, scheduler, settings)
     if context_len is not None:
         process.model_id += f"/context-{context_len}"  # long answers end elsewhere
+    process.rounds.open()
     return process
 
 

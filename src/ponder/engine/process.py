@@ -23,6 +23,7 @@ from ponder.core.schedule import Scheduler, Work
 from ponder.engine.attend import Attention, Span, in_order
 from ponder.engine.jobs import UNLIMITED, Count, ExpandJob, ExtendJob, Job, ReadJob, ScoreJob, Track, job_of, partial_answer
 from ponder.engine.kv import KVStore, common_len
+from ponder.engine.meter import Meter
 from ponder.engine.pages import PAGE, PLAIN, Pool
 from ponder.engine.pages import Sequence as Pages
 from ponder.engine.passes import num_key_layers, passes_of
@@ -66,7 +67,7 @@ class LocalProcess:
         self.num_added = 0
         self.rendered: OrderedDict[object, list[int]] = OrderedDict()
         lender = Lender(decoder, tokenizer, self.attention, take=self._take, pages_of=self._pages_of, twins=settings.twins)
-        self.rounds = Rounds(settings.speculation, lender.host(), self._take, self._ahead, max_rows=self.max_rows)
+        self.rounds = Rounds(settings.speculation, lender.host(), self._take, self._ahead, max_rows=self.max_rows, meter=Meter(self))
         self.prompts = Prompts(settings.prompt, lender)
         self.model_id += self.rounds.name + self.prompts.name
 

@@ -9,21 +9,22 @@ is guessed, a tree is empty and a round is one draw.
 Rows: row 0 is the last committed token's, row i + 1 that of the tree's token i.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ponder.core.draft import EMPTY, ROOT, Accepted, Context, Host, Speculation, Spent, Target, Tree, Verified, shortened
+from ponder.core.draft import EMPTY, ROOT, Accepted, Context, Controlling, Host, Speculation, Spent, Target, Tree, Verified, shortened
 from ponder.core.errors import BadField
 from ponder.core.probe import Row, rows_of
 from ponder.core.rng import TorchRng, hash_seed
 from ponder.engine.attend import Span
 from ponder.engine.constraint import Matcher
 from ponder.engine.jobs import Count, ExtendJob, Job, Track
+from ponder.engine.meter import Meter
 from ponder.engine.pages import Sequence as Pages
 from ponder.engine.sampler import Draw, Drawn, draw, likeliest, proposal_of
 
@@ -124,13 +125,14 @@ class Rounds:
     """The rounds of a process, of at most max_rows sequences at once, branches included.
 
     take(pages, num): makes room for num tokens in all, at the cost of idle prefixes alone. ahead(track): how many tokens after the next
-    may be computed in one step.
+    may be computed in one step. meter: of the process's steps.
     """
 
     def __init__(
-        self, speculation: Speculation | None, host: Host, take: Callable[[Pages, int], bool], ahead: Callable[[Track], int], *, max_rows: int
+        self, speculation: Speculation | None, host: Host, take: Callable[[Pages, int], bool], ahead: Callable[[Track], int], *, max_rows: int,
+        meter: Meter,
     ) -> None:  # fmt: skip
-        self.host, self.take, self.ahead, self.max_rows = host, take, ahead, max_rows
+        self.host, self.take, self.ahead, self.max_rows, self.meter = host, take, ahead, max_rows, meter
         self.num_spare = 0  # branches that this step may still have
         self.running: dict[Pages, Round] = {}  # of this step, by the pages of each stem
         self.told: dict[int, list[int]] = {}  # request -> prompt and completion
@@ -139,9 +141,19 @@ class Rounds:
         self.speculation = speculation
         if speculation is not None:
             self.needs = speculation.drafter.needs
-            self.controlling = speculation.control.open()
-            self.drafting = speculation.drafter.open(replace(host, goes_on=self.controlling.goes_on))
+            self.drafting = speculation.drafter.open(replace(host, goes_on=lambda *asked: self.controlling.goes_on(*asked)))
             self.is_shown = self.needs.num_top > 0 or speculation.acceptor.reads == "log_p"
+
+    @cached_property
+    def controlling(self) -> Controlling:
+        """Opened with the process or at its first step: it may want to measure what steps cost."""
+        assert self.speculation is not None
+        return self.speculation.control.open(self.meter.costs)
+
+    def open(self) -> None:
+        """What would else be done at the first step."""
+        if self.speculation is not None:
+            _ = self.controlling
 
     @property
     def name(self) -> str:
@@ -163,7 +175,7 @@ class Rounds:
         """The step's spans with those of trees, in no order."""
         if self.speculation is None:
             return works
-        began = time.perf_counter()
+        began = self.meter.clock()
         self.running.clear()
         num_rows, self.num_spare = sum(span.stop - span.start for span, _, _ in works), self.max_rows - len(works)
         self.num_rows = num_rows if all(span.is_single for span, _, _ in works) else None
@@ -171,7 +183,7 @@ class Rounds:
         rounds = self._drafted([Round(job, track, span.start) for span, job, track in able if job.num_left > 1], num_rows)
         found = [work for work in works if work[0].sequence not in self.running]
         found += [(span, round.job, round.track) for round in rounds for span in spans_of(round)]
-        self.began = time.perf_counter()
+        self.began = self.meter.clock()
         self.draft_seconds = self.began - began
         return found
 
@@ -313,7 +325,7 @@ class Rounds:
         spent = None
         if self.num_rows is not None:
             num = sum(len(round.tree) for round in rounds)
-            seconds = time.perf_counter() - self.began
+            seconds = self.meter.clock() - self.began
             spent = Spent(num_rows=self.num_rows + num, seconds=seconds, num_drafted=num, draft_seconds=self.draft_seconds)
         self.controlling.learn(news, spent)
         self.running.clear()

@@ -96,7 +96,7 @@ class ShelvingProcess(LocalProcess):
         record = self.records.pop(track)
         kept = min(track.num_computed, track.num_given) if track.keeps_all else track.num_computed
         if record.last:
-            if kept >= record.last:
+            if kept >= max(record.last, track.num_prompt):
                 shelved = self.shelf.put(*_parts(track, kept), pages=track.pages, record=record)
                 if is_over and len(track.key) == kept + 1 > track.num_known:
                     shelved.paid.add(~track.key[-1])

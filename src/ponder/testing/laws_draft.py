@@ -26,6 +26,7 @@ from ponder.core.draft import (
     Host,
     LengthControl,
     Spent,
+    StepCosts,
     Target,
     Tree,
     Verified,
@@ -40,6 +41,7 @@ P = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [1.0, 0.0, 0.0]], dtype=torc
 OTHER = torch.tensor([[0.2, 0.3, 0.5], [0.8, 0.2, 0.0], [0.0, 0.5, 0.5]], dtype=torch.float64)  # a draft model: less, more, or none of what P has
 DRAFTS = {"chain": (OTHER, P, P * (1 + 1e-15)), "twins": (OTHER, P), "fork": (OTHER,), "late": (OTHER,)}  # what each shape is drawn from
 SHAPES = {"chain": (ROOT, 0), "twins": (ROOT, ROOT), "fork": (ROOT, 0, 0), "late": (ROOT, ROOT, 1)}  # parents of drawn trees
+EVEN = StepCosts(seconds=((1, 0.01), (9, 0.01)))  # rows are free
 
 Make = Callable[[int, Rng], Tree]  # the last token -> a draft
 
@@ -278,9 +280,7 @@ def law_control_keeps_the_distribution(control: LengthControl, acceptor: Accepto
 
 def _controlled(control: LengthControl, acceptor: Acceptor, rng: Rng) -> tuple[int, int]:
     """Two tokens after token 0: those of one round, then plain decoding's."""
-    controlling = control.open()
-    for rows in range(1, 5):  # steps of any width cost the same, so that whoever looks at costs drafts
-        controlling.learn((), Spent(num_rows=rows, seconds=0.01, num_drafted=rows - 1, draft_seconds=0.0))
+    controlling = control.open(lambda: EVEN)  # whoever looks at costs drafts
     guesses: list[Guess] = []
     room = min(controlling.rooms([0])[0], 2)
     while len(guesses) < room and (not guesses or controlling.goes_on([0], [guesses])[0]):
@@ -298,7 +298,7 @@ def _controlled(control: LengthControl, acceptor: Acceptor, rng: Rng) -> tuple[i
 
 def law_counts_are_counts(control: LengthControl) -> None:
     """Rooms and cuts are one count each, never negative, a cut never longer than its tree, whatever was learnt."""
-    controlling = control.open()
+    controlling = control.open(lambda: StepCosts(seconds=((1, 0.01), (9, 0.02))))
     trees = [EMPTY, chain((1, 2, 3)), Tree((1, 2, 3), (ROOT, ROOT, 0), chances=(0.9, 0.2, 0.1))]
     for turn in range(60):
         requests = [0, 1, 2][: 1 + turn % 3]

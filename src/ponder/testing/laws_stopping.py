@@ -14,6 +14,7 @@ import torch
 
 from ponder.core.draft import Guess, LengthControl
 from ponder.testing.exact import TOLERANCE, require
+from ponder.testing.laws_draft import EVEN
 
 Kinds = tuple[float, ...]  # chances of the guesses of a draft so far
 
@@ -46,7 +47,7 @@ class Drafts:
         """Of what a control decides, which is shown the kinds as the drafter's chances."""
 
         def goes_on(path: Kinds) -> bool:
-            controlling, guesses = control.open(), [Guess(0, kind, None, torch.zeros(1)) for kind in path]
+            controlling, guesses = control.open(lambda: EVEN), [Guess(0, kind, None, torch.zeros(1)) for kind in path]
             return [controlling.goes_on([0], [guesses[: n + 1]])[0] for n in range(len(guesses))][-1]
 
         return self.cost_per_token(goes_on)

@@ -6,7 +6,7 @@ those behind it were never judged. Splits are by prompt, and what is measured wa
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponder.accelerate.length.accept_head import AcceptHead, features, scored
-from ponder.core.draft import Guess, Spent, Tree, Verified
+from ponder.core.draft import Guess, Spent, StepCosts, Tree, Verified
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
 from ponder.train.fit import split_groups
@@ -60,7 +60,7 @@ class Recorder:
 
     guarantee = Guarantee.EXACT
 
-    def open(self) -> "Recording":
+    def open(self, costs: Callable[[], StepCosts]) -> "Recording":
         return Recording(self)
 
 

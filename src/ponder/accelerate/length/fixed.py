@@ -8,10 +8,10 @@ Cost       none
 Choose     to measure a drafter; 0 switches guessing off.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ponder.core.draft import Spent, Tree, Verified, always
+from ponder.core.draft import Spent, StepCosts, Tree, Verified, always
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
 
@@ -27,7 +27,7 @@ class Fixed:
         if self.num < 0:
             raise BadField(f"fixed num={self.num}: must be at least 0")
 
-    def open(self) -> "Fixed":
+    def open(self, costs: Callable[[], StepCosts]) -> "Fixed":
         return self
 
     def rooms(self, requests: Sequence[int]) -> list[int]:

@@ -11,11 +11,11 @@ Differs    a_i is told by the state that guess i was drawn from and its probabil
            that the paper's head looks at; trained on rounds as they come, whose texts need no mixing in of guesses
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ponder.core.draft import Guess, Spent, Tree, Verified
+from ponder.core.draft import Guess, Spent, StepCosts, Tree, Verified
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
 
@@ -40,7 +40,7 @@ class SpecDecPP:
         if not 0 <= self.stop_above <= 1 or self.num < 0:
             raise BadField(f"specdecpp stop_above={self.stop_above}, num={self.num}: stop_above must be in [0, 1], num at least 0")
 
-    def open(self) -> "Judging":
+    def open(self, costs: Callable[[], StepCosts]) -> "Judging":
         return Judging(self)
 
 

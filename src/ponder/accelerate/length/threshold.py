@@ -10,10 +10,10 @@ Choose     for drafters that say how sure they are and guess cheaply; trees with
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ponder.core.draft import Guess, Spent, Tree, Verified
+from ponder.core.draft import Guess, Spent, StepCosts, Tree, Verified
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
 
@@ -29,7 +29,7 @@ class Threshold:
         if not 0 <= self.least <= 1 or self.num < 0:
             raise BadField(f"threshold least={self.least}, num={self.num}: least must be in [0, 1], num at least 0")
 
-    def open(self) -> "Threshold":
+    def open(self, costs: Callable[[], StepCosts]) -> "Threshold":
         return self
 
     def rooms(self, requests: Sequence[int]) -> list[int]:

