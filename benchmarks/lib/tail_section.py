@@ -12,13 +12,13 @@ second model, int8 keys and other devices are refused beside a tail: no law has 
 """
 TRAINED = """
 SmolLM2-135M (30 layers), distilled on text of its own (`python benchmarks/tail.py train`): divergence from the model in nats a token, and how often
-both say the same, on {held_out} tokens of other texts. Few steps on a crowded machine, against about a hundred million tokens in the paper: a trend,
+both say the same, on {held_out} tokens of other texts. Few steps on a crowded machine: a trend,
 and no tail to use yet.
 
 | layers before the tail | trained on, tokens | divergence before | after | same token before | after |
 |---|---|---|---|---|---|"""
 TIMED = """
-Time to the first token of a prompt of {tokens} tokens, CPU seconds of one thread, one run each on a crowded machine; FLOPs and bytes are counts (the
+Time to the first token of a prompt of {tokens} tokens, CPU seconds of one thread, one run each on a crowded machine, so that they differ by more than their work does; FLOPs and bytes are counts (the
 ledger counts the output head for every token, and keys of all layers are written for all of them: so not half of it goes)
 (`python benchmarks/tail.py prefill --tokens {tokens} --repeats 1 --tail ...`):
 
