@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,4 +98,4 @@ def test_settings_take_turns_in_one_process():
     learned = runner.learned(drafter, coupled, fixed, prompts)
     warm = [runner.answer(prompts, GREEDY, runner.use(drafter, coupled, fixed, learned=learned)) for _ in range(2)]
     assert warm[0].tally.accepted == warm[1].tally.accepted >= turn.tally.accepted
-    assert set(runner.cost_of_width(prompts[0], (1, 3), coupled, catalogue.Fixed(num=9))) == {1, 3}
+    assert set(runner.cost_of_width(prompts[0], (1, 3), coupled, replace(fixed, num=9))) == {1, 3}

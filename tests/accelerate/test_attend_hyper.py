@@ -110,7 +110,17 @@ def sums_over_samples(sample: int, make=Given) -> tuple[np.ndarray, np.ndarray, 
     totals, firsts, outside = [], [], np.zeros(0)
     for ranks in itertools.combinations(range(32), sample):
         plan = make(dense=64, block=32, sample=sample, bits=5, ranks=ranks)
-        view = View(layer=1, num_layers=2, start=64, stop=128, num_kv_heads=2, is_rotary=True, q_NHE=q[64:].float(), keys=lambda a, b: k[a:b].float())
+        view = View(
+            layer=1,
+            num_layers=2,
+            start=64,
+            stop=128,
+            num_prompt=128,
+            num_kv_heads=2,
+            is_rotary=True,
+            q_NHE=q[64:].float(),
+            keys=lambda a, b: k[a:b].float(),
+        )
         like, drawn = plan.of_half(view, 0, 64, 128)
         mine = [piece.keys[a:b] for piece in (like, drawn) for a, b, end in spans_of(piece) if 63 * 6 in piece.rows[end]]
         totals.append(weight[mine[0]].sum() + math.exp(drawn.log_weight) * weight[mine[1]].sum())

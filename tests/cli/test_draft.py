@@ -37,8 +37,8 @@ def test_wrong_drafts_are_refused_before_a_model_is_opened():
 
 
 @pytest.mark.parametrize(
-    "pair", [{"draft": "ngram", "attend": "s2"}, {"cache": "snapkv:0.5", "attend": "s2"}, {"cache": "h2o:0.5", "draft": "ngram"}]
+    "pair", [{"draft": "ngram", "attend": "s2"}, {"cache": "snapkv:0.5", "attend": "s2"}, {"cache": "h2o:0.5", "layers": "lazyllm:0.5"}]
 )
 def test_accelerations_that_do_not_go_together_are_refused_before_a_model_is_read(pair, tmp_path):
-    with pytest.raises(BadField, match="leave one of them out"):
+    with pytest.raises(BadField, match=r"leave one (of them )?out"):
         catalogue.open_model(tmp_path / "nothing.gguf", accelerations=Accelerations(**pair))

@@ -26,7 +26,7 @@ from ponder.engine.kv import KVStore, common_len
 from ponder.engine.meter import Meter
 from ponder.engine.pages import PAGE, PLAIN, Pool
 from ponder.engine.pages import Sequence as Pages
-from ponder.engine.passes import num_key_layers, passes_of
+from ponder.engine.passes import Passes, num_key_layers, passes_of
 from ponder.engine.planned import PlannedAttention
 from ponder.engine.prompts import Prompts
 from ponder.engine.rounds import Rounds
@@ -56,7 +56,6 @@ class LocalProcess:
         self.pool = Pool(shape, decoder.dtype, settings.kv_bytes, settings.kv_format, device=decoder.device)
         self.store = KVStore(self.pool)
         self.attention = self._open_attention(settings)
-        self.passes = passes_of(decoder, self.attention)
         self.model_id += self.attention.name  # equal only for equal results, and the kernels round differently
         self.count, self.num_calls, self.num_steps = Count(), 0, 0  # counted by the loop, whoever asked
         self.num_preempted = self.num_recomputed = 0  # tracks put back, and tokens computed again for them
@@ -75,6 +74,10 @@ class LocalProcess:
     def totals(self) -> Cost:
         """All that was computed so far, cancelled work included; what was computed again after a preemption apart."""
         return replace(self.count.cost(), calls=self.num_calls)
+
+    @property
+    def passes(self) -> Passes:
+        return passes_of(self.decoder, self.attention)
 
     @property
     def nbytes(self) -> int:
