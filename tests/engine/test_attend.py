@@ -262,7 +262,8 @@ def test_merging_is_exact_and_safe_at_extremes():
     whole = attention_reference(q, k, v, mask)
     parts = [attention_reference(q, k[:, :, a:b], v[:, :, a:b], mask[:, a:b]) for a, b in ((0, 20), (20, 40))]
     out, lse = merge(parts)
-    assert torch.allclose(out, whole[0], atol=1e-5)
+    rounding = 4 * torch.finfo(torch.float32).eps * float((q.double() @ k.double().mT).abs().max()) / 4  # of a score, which is a factor of a weight
+    assert torch.allclose(out, whole[0], atol=2 * rounding * float(v.abs().max()))
     assert torch.allclose(lse, whole[1], rtol=1e-6)
 
 
