@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import torch
 from lib.rows import RESULTS, commit
-from lib.tiny import VOCAB, ByteTokenizer, RandomCheckpoint
+from lib.tiny import RandomCheckpoint
 
 from ponder.accelerate.draft.heads import Heads
 from ponder.catalogue import ACCEPTORS, DRAFTERS, LENGTHS, SCHEDULERS, STRATEGIES, TRAINED_DRAFTERS, WEIGHTS, formats_of
@@ -31,6 +31,7 @@ from ponder.engine.process import LocalProcess, Settings
 from ponder.models.decoder import Decoder, load
 from ponder.run.driver import Driver, Job
 from ponder.run.recipe import Recipe, Result
+from ponder.testing.byte_tokenizer import VOCAB, ByteTokenizer
 from ponder.testing.run import answer_turn
 
 ROUNDING = 1e-3  # nats an answer

@@ -28,7 +28,7 @@ ledger counts the output head for every token, and keys of all layers are writte
 
 
 def section(rows: list[dict]) -> str:
-    parts = [HEAD]
+    parts = [HEAD.rstrip("\n")]
     trained = [row for row in rows if row["what"] == "train"]
     if trained:
         parts.append(TRAINED.format(**trained[0]))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from ponder.core.formats import ModelConfig
+from ponder.testing.byte_tokenizer import VOCAB
 from ponder.testing.in_memory import InMemory
 
-VOCAB, END = 272, 256  # 256 bytes, then control tokens; a multiple of 16
 CONFIG = ModelConfig(
     arch="llama", num_layers=3, dim=96, num_heads=6, num_kv_heads=2, head_dim=16, ffn_dim=128, vocab_size=VOCAB, context_len=1024, norm_eps=1e-5,
     rope_theta=10000.0, is_head_tied=True,
@@ -30,21 +30,3 @@ class RandomCheckpoint:
         if shape is None:  # a norm
             return InMemory(1 + 0.3 * torch.randn(1, self.config.dim, generator=draw), name)
         return InMemory(1.6 / math.sqrt(shape[1]) * torch.randn(*shape, generator=draw), name)
-
-
-@dataclass(frozen=True)
-class ByteTokenizer:
-    """A Tokenizer whose ids are bytes. A prompt is its messages, each ended by a control token."""
-
-    vocab_size: int = VOCAB
-    eos_ids: frozenset[int] = frozenset({END})
-    pieces: tuple[bytes, ...] = (*(bytes([i]) for i in range(256)), *[b""] * (VOCAB - 256))
-
-    def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
-        return list(text.encode())
-
-    def decode(self, ids: list[int]) -> str:
-        return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
-
-    def render(self, messages: tuple[tuple[str, str], ...], prefill: str = "") -> list[int]:
-        return [t for _, text in messages for t in (*text.encode(), END + 1)] + list(prefill.encode())

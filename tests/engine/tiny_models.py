@@ -12,10 +12,9 @@ from ponder.core.formats import ModelConfig
 from ponder.engine.process import LocalProcess, Settings
 from ponder.models.checkpoint import HF_NAMES
 from ponder.models.decoder import Decoder, load
+from ponder.testing.byte_tokenizer import END, VOCAB, ByteTokenizer
 from ponder.testing.in_memory import InMemory
 
-VOCAB = 272  # 256 bytes, then control tokens; a multiple of 16
-END = 256
 FAMILIES = {
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
@@ -35,24 +34,6 @@ class StateCheckpoint:
             return InMemory(self.state[HF_NAMES[name]], name)
         _, layer, part = name.split(".", 2)
         return InMemory(self.state[f"{HF_NAMES['layers.']}{layer}.{HF_NAMES[part]}"], name)
-
-
-@dataclass(frozen=True)
-class ByteTokenizer:
-    """A Tokenizer whose ids are bytes. A prompt is its messages, each ended by a control token."""
-
-    vocab_size: int = VOCAB
-    eos_ids: frozenset[int] = frozenset({END})
-    pieces: tuple[bytes, ...] = (*(bytes([i]) for i in range(256)), *[b""] * (VOCAB - 256))
-
-    def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
-        return list(text.encode())
-
-    def decode(self, ids: list[int]) -> str:
-        return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
-
-    def render(self, messages: tuple[tuple[str, str], ...], prefill: str = "") -> list[int]:
-        return [t for _, text in messages for t in (*text.encode(), END + 1)] + list(prefill.encode())
 
 
 def tiny(family: str, *, is_tied: bool = True, context_len: int = 512, seed: int = 0):

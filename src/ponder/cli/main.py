@@ -66,6 +66,9 @@ Way = Annotated[
     str | None,
     typer.Option(help="How both write, NAME or NAME:field=value,...: nudging (texts), contrastive or product (both draw each token; same tokens)."),
 ]
+Answered = Annotated[str, typer.Option("--task", "-t", help="Tasks whose dev questions the model answers, comma-separated.")]
+MorePrompts = Annotated[Path | None, typer.Option(help="More prompts: a text file with one on each line, or a .jsonl file of JSON texts.")]
+AnswerTokens = Annotated[int, typer.Option(help="Most tokens of one answer.")]
 Ray = Annotated[str | None, typer.Option("--ray", help="Spread the questions over a Ray cluster: 'auto', 'local' or HOST:PORT of its head.")]
 Replicas = Annotated[int | None, typer.Option(help="With --ray: models at once, each with --threads CPUs; default: as many as the cluster holds.")]
 
@@ -297,11 +300,11 @@ def train_verifier(
 
 @app.command()
 def train_heads(
-    tasks: Annotated[str, typer.Option("--task", "-t", help="Tasks whose dev questions the model answers, comma-separated.")] = "gsm8k,mbpp",
-    prompts: Annotated[Path | None, typer.Option(help="More prompts: a text file with one on each line, or a .jsonl file of JSON texts.")] = None,
+    tasks: Answered = "gsm8k,mbpp",
+    prompts: MorePrompts = None,
     out: Annotated[Path, typer.Option(help="Where the heads go (.safetensors).")] = Path("out/heads.safetensors"),
     n: Annotated[int, typer.Option("--n", "-n", help="Questions of each task; a sixth of all prompts measures only.")] = 150,
-    tokens: Annotated[int, typer.Option(help="Most tokens of one answer.")] = 128,
+    tokens: AnswerTokens = 128,
     samples: Annotated[int, typer.Option(help="Answers to each prompt, the first of them greedy.")] = 2,
     num: Annotated[int, typer.Option(help="Heads: tokens that are guessed ahead.")] = 3,
     model: Model = DEFAULT_MODEL,
@@ -318,11 +321,11 @@ def train_heads(
 @app.command()
 def train_length(
     draft: Annotated[str, typer.Option(help="The drafter whose guesses the head is to judge (see `ponder ask --draft`).")] = "layer_skip",
-    tasks: Annotated[str, typer.Option("--task", "-t", help="Tasks whose dev questions the model answers, comma-separated.")] = "gsm8k,mbpp",
-    prompts: Annotated[Path | None, typer.Option(help="More prompts: a text file with one on each line, or a .jsonl file of JSON texts.")] = None,
+    tasks: Answered = "gsm8k,mbpp",
+    prompts: MorePrompts = None,
     out: Annotated[Path, typer.Option(help="Where the head goes (.safetensors).")] = Path("out/accept.safetensors"),
     n: Annotated[int, typer.Option("--n", "-n", help="Questions of each task; a sixth of all prompts measures only.")] = 40,
-    tokens: Annotated[int, typer.Option(help="Most tokens of one answer.")] = 128,
+    tokens: AnswerTokens = 128,
     num: Annotated[int, typer.Option(help="Tokens of every recorded draft.")] = 8,
     model: Model = DEFAULT_MODEL,
     weights: Weights = "native",
@@ -339,11 +342,11 @@ def train_length(
 def train_bridge(
     layer: Annotated[int, typer.Option(help="Layers that drafts run.")] = 20,
     rank: Annotated[int, typer.Option(help="Rank of the correction.")] = 128,
-    tasks: Annotated[str, typer.Option("--task", "-t", help="Tasks whose dev questions the model answers, comma-separated.")] = "gsm8k,mbpp",
-    prompts: Annotated[Path | None, typer.Option(help="More prompts: a text file with one on each line, or a .jsonl file of JSON texts.")] = None,
+    tasks: Answered = "gsm8k,mbpp",
+    prompts: MorePrompts = None,
     out: Annotated[Path, typer.Option(help="Where the bridge goes (.safetensors).")] = Path("out/bridge.safetensors"),
     n: Annotated[int, typer.Option("--n", "-n", help="Questions of each task; a seventh of all prompts measures only.")] = 60,
-    tokens: Annotated[int, typer.Option(help="Most tokens of one answer.")] = 128,
+    tokens: AnswerTokens = 128,
     model: Model = DEFAULT_MODEL,
     weights: Weights = "native",
     seed: Seed = 0,
@@ -357,11 +360,11 @@ def train_bridge(
 
 @app.command()
 def train_cache(
-    tasks: Annotated[str, typer.Option("--task", "-t", help="Tasks whose dev questions the model answers, comma-separated.")] = "gsm8k,mbpp",
-    prompts: Annotated[Path | None, typer.Option(help="More prompts: a text file with one on each line, or a .jsonl file of JSON texts.")] = None,
+    tasks: Answered = "gsm8k,mbpp",
+    prompts: MorePrompts = None,
     out: Annotated[Path, typer.Option(help="Where the heads go (.safetensors).")] = Path("out/retain.safetensors"),
     n: Annotated[int, typer.Option("--n", "-n", help="Questions of each task; a fifth of all prompts measures only.")] = 100,
-    tokens: Annotated[int, typer.Option(help="Most tokens of one answer.")] = 64,
+    tokens: AnswerTokens = 64,
     model: Model = DEFAULT_MODEL,
     weights: Weights = "native",
     seed: Seed = 0,
