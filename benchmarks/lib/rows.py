@@ -30,12 +30,20 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def shown(argument: str) -> str:
+    """An argument as a row tells of it: a path from where the command was run, or, of a file elsewhere, its name."""
+    path = Path(argument)
+    if not path.is_absolute():
+        return argument
+    return path.relative_to(Path.cwd()).as_posix() if path.is_relative_to(Path.cwd()) else path.name
+
+
 def append(name: str, row: dict[str, object]) -> None:
     """Adds a row to benchmarks/results/NAME.jsonl and prints it."""
     RESULTS.mkdir(exist_ok=True)
     context = {
         "date": datetime.date.today().isoformat(), "commit": commit(), "machine": machine(),
-        "command": " ".join(["python", *(Path(a).relative_to(Path.cwd()).as_posix() if Path(a).is_absolute() else a for a in sys.argv)]),
+        "command": " ".join(["python", *map(shown, sys.argv)]),
     }  # fmt: skip
     with (RESULTS / f"{name}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(row | context, sort_keys=True) + "\n")
