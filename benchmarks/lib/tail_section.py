@@ -18,10 +18,10 @@ and no tail to use yet.
 | layers before the tail | trained on, tokens | divergence before | after | same token before | after |
 |---|---|---|---|---|---|"""
 TIMED = """
-Time to the first token of a prompt of {tokens} tokens, CPU seconds of one thread, one run each on a crowded machine,
+Time to the first token of a prompt of {tokens} tokens, CPU seconds of one thread, the best of {n} runs beside other work,
 so that they differ by more than their work does; FLOPs and bytes are counts (the
 ledger counts the output head for every token, and keys of all layers are written for all of them: so not half of it goes)
-(`python benchmarks/tail.py prefill --tokens {tokens} --repeats 1 --tail ...`):
+(`python benchmarks/tail.py prefill --tokens {tokens} --repeats {n} --tail ...`):
 
 | layers before the tail, share | s | GFLOP | of plain | keys and values, MB |
 |---|---|---|---|---|"""
