@@ -11,6 +11,7 @@ from engine.tiny_models import ByteTokenizer, StateCheckpoint, tiny
 from ponder.accelerate.accept.coupled import Coupled
 from ponder.accelerate.accept.rejection import Rejection
 from ponder.accelerate.draft.draft_model import DraftModel
+from ponder.accelerate.draft.griffin import Griffin
 from ponder.accelerate.draft.layer_skip import LayerSkip
 from ponder.accelerate.length.fixed import Fixed
 from ponder.accelerate.schedule.sarathi import Sarathi
@@ -69,12 +70,13 @@ def test_a_layer_that_does_nothing_may_be_left_out(is_native: bool):
     assert process.totals.accepted_tokens > 100 and wasted <= 3 * sum(isinstance(a, Extension) and a.finish in ("stop", "until") for a in wanted)
 
 
-def test_what_a_thinned_model_wrote_is_never_read():
+@pytest.mark.parametrize("drafter", [LayerSkip(least=0.0, num=3, ends=1), Griffin(least=0.0, num=3, share=0.1)])
+def test_what_a_thinned_model_wrote_is_never_read(drafter: Drafter):
     """After every step keys are plain decoding's, though the layer that was left out matters and most drafts are wrong."""
     extends = free_asks()[:6]
     plain = opened(None)
     wanted = told(plain, extends)
-    process = opened(LayerSkip(least=0.0, num=3, ends=1))
+    process = opened(drafter)
     tickets = [process.add(ask) for ask in extends]
     found = {}
     while process.jobs:

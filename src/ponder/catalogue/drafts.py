@@ -14,6 +14,7 @@ from ponder.accelerate.draft.copyspec import CopySpec
 from ponder.accelerate.draft.draft_model import DraftModel
 from ponder.accelerate.draft.early_exit import EarlyExit
 from ponder.accelerate.draft.first import First
+from ponder.accelerate.draft.griffin import Griffin
 from ponder.accelerate.draft.heads import load_heads
 from ponder.accelerate.draft.layer_skip import LayerSkip
 from ponder.accelerate.draft.medusa import Medusa
@@ -32,7 +33,7 @@ from ponder.core.tensor_file import kind_of
 from ponder.run.spec import FilesToo, Specs
 
 DRAFTERS: dict[str, Drafter] = {
-    "draft_model": DraftModel(weights="int4"), "layer_skip": LayerSkip(), "early_exit": EarlyExit(), "superposed": Superposed(),
+    "draft_model": DraftModel(weights="int4"), "layer_skip": LayerSkip(), "griffin": Griffin(), "early_exit": EarlyExit(), "superposed": Superposed(),
     "ngram": Ngram(), "copyspec": CopySpec(), "trie": Trie(),
     "token_recycling": TokenRecycling(), "copy_or_recycle": First(drafters=(CopySpec(), TokenRecycling())),
 }  # fmt: skip
