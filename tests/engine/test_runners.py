@@ -119,6 +119,21 @@ def test_a_twin_short_of_memory_forgets_and_reads_again():
         assert roomy.guess([long], [[]]) == [None]
 
 
+@torch.inference_mode()
+def test_a_greedy_guess_says_how_sure_its_model_is():
+    """And a drawn one how likely the draw was, at its temperature."""
+    runner = TwinRunner(DECODER, lambda pool: Attention(DECODER.config, pool, is_native=False))
+    greedy, drawn = (
+        Context(request=i, tokens=list(range(40, 80)), num_prompt=30, room=4, max_depth=4, seed=3, sampling=Sampling(temperature=t))
+        for i, t in enumerate((0.0, 0.7))
+    )
+    sure, likely = runner.guess([greedy, drawn], [[], []], with_log_q=True)
+    logits = DECODER.logits(torch.stack([sure.hidden, likely.hidden]))
+    assert sure.token == int(logits[0].argmax()) and sure.chance == pytest.approx(float(logits[0].softmax(-1).max()), rel=1e-3)
+    assert likely.chance == pytest.approx(float((logits[1] / 0.7).softmax(-1)[likely.token]), rel=1e-3) and sure.chance < 1
+    assert float(sure.log_q.exp().max()) == 1.0
+
+
 def test_a_draft_that_is_taken_back_is_read_anew():
     context = Context(request=1, tokens=list(range(40, 80)), num_prompt=30, room=4, max_depth=4)
     make = lambda pool: Attention(DECODER.config, pool, is_native=False)

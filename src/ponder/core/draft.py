@@ -198,7 +198,7 @@ class Guess:
     """A token that a model drew for a draft. log_q: float [V] log of what it was drawn from, point mass included."""
 
     token: int
-    chance: float  # its probability there
+    chance: float  # its probability there; of a greedy draw, which is certain, the one that the model itself gives it
     log_q: Tensor | None = None  # where it was asked for
     hidden: Tensor | None = field(default=None, compare=False)  # [D] its model's final hidden state that it was drawn from, where there is one
 

@@ -39,7 +39,8 @@ def guesses(
         wishes.append(Draw(context.seed, context.position + len(draft), context.sampling, None, seen, None, context.drift))
     drawn = draw(logits_RV, wishes)
     log_q = [proposal_of(logits_RV[i : i + 1], wish) if with_log_q else None for i, wish in enumerate(wishes)]
-    return [Guess(d.token, math.exp(d.log_q), q, hidden_D) for d, q, hidden_D in zip(drawn, log_q, hidden_RD)]
+    sure = [d.log_p if wish.sampling.temperature == 0 else d.log_q for d, wish in zip(drawn, wishes)]
+    return [Guess(d.token, math.exp(x), q, hidden_D) for d, x, q, hidden_D in zip(drawn, sure, log_q, hidden_RD)]
 
 
 def last_rows(
