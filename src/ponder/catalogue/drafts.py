@@ -7,6 +7,7 @@ from ponder.accelerate.accept.bild import BigLittle
 from ponder.accelerate.accept.coupled import Coupled
 from ponder.accelerate.accept.greedy import GreedyMatch
 from ponder.accelerate.accept.rejection import Rejection
+from ponder.accelerate.accept.trust import Trust
 from ponder.accelerate.accept.typical import Typical
 from ponder.accelerate.draft.bridge import KIND as BRIDGE
 from ponder.accelerate.draft.bridge import load_bridge
@@ -41,7 +42,7 @@ DRAFTERS: dict[str, Drafter] = {
 TRAINED_DRAFTERS = {"medusa": Medusa, "early_exit": EarlyExit}  # those that hold what `ponder train-heads` and `train-bridge` trained
 
 ACCEPTORS: dict[str, Acceptor] = {
-    "coupled": Coupled(), "greedy": GreedyMatch(), "rejection": Rejection(), "typical": Typical(), "bild": BigLittle(),
+    "coupled": Coupled(), "greedy": GreedyMatch(), "rejection": Rejection(), "typical": Typical(), "bild": BigLittle(), "trust": Trust(),
 }  # fmt: skip
 
 LENGTHS: dict[str, LengthControl] = {
