@@ -1,5 +1,6 @@
 """Trusting the drafter: its distribution where it is sure, plain decoding's where it is not, by enumeration; and on a real round."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,7 +10,7 @@ from engine.test_rounds import told
 from engine.test_runners import free_asks, opened, silent
 from ponder.accelerate.accept.trust import Trust
 from ponder.accelerate.draft.layer_skip import LayerSkip
-from ponder.core.asks import Extend
+from ponder.core.asks import Extend, Sampling
 from ponder.core.draft import ROOT, Accepted, Tree, chain
 from ponder.core.errors import BadField
 from ponder.core.rng import Rng, TorchRng
@@ -84,7 +85,10 @@ def test_rounds_trust_as_far_as_they_are_told():
     drafter = LayerSkip(least=0.0, num=3, ends=1)
     assert told(opened(drafter, acceptor=Trust(least=1.1)), asks) == wanted
     process = opened(drafter, acceptor=Trust(least=0.0))
-    assert [a.prefix.tokens for a in told(process, asks)] != [a.prefix.tokens for a in wanted]
+    found = told(process, [*asks, Extend(prefix=asks[0].prefix, seed=0, sampling=Sampling(top_k=1))])
+    assert [a.prefix.tokens for a in found[:-1]] != [a.prefix.tokens for a in wanted]
+    assert all(math.isfinite(a.prefix.log_q) for a in found), "a trace would not hold it"
+    assert any(a.prefix.log_p < b.prefix.log_p for a, b in zip(found, wanted) if a.prefix.log_q == b.prefix.log_q == 0)  # greedy ones
     assert process.totals.accepted_tokens > 0.8 * process.totals.drafted_tokens
     decoder = silent(1)  # a drafter that is always right is rightly trusted
     assert [a.prefix.tokens for a in told(opened(drafter, decoder, acceptor=Trust(least=0.0)), asks)] == [
