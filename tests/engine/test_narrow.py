@@ -6,15 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.test_device_process import process_on
 from engine.test_rounds import KERNELS, told
 from engine.test_runners import free_asks, opened
 from engine.tiny_models import tiny
+from ponder.accelerate.accept.coupled import Coupled
 from ponder.accelerate.draft.griffin import Griffin
+from ponder.accelerate.length.fixed import Fixed
 from ponder.accelerate.weights.dense import Bf16, Bf16Head, Float32
 from ponder.accelerate.weights.dense_device import DenseDevice
 from ponder.accelerate.weights.int4 import Int4
 from ponder.accelerate.weights.native import Native, NativeHead
 from ponder.core.asks import GREEDY, Extend, Extension, Prefix, Sampling, chat
+from ponder.core.draft import Speculation
 from ponder.core.errors import BadField
 from ponder.core.formats import Divisible, LayerWeights
 from ponder.engine import runners
@@ -201,6 +205,18 @@ def test_the_law_finds_what_one_request_leaves_to_another(kind, monkeypatch):
     monkeypatch.setattr(runners, "Narrowing", kind)
     with pytest.raises(AssertionError, match="beside others"):
         law_of_requests()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_on_another_device_answers_are_plain_decodings_there(share: float):
+    asks = [replace(ask, max_tokens=8) for ask in apart()]
+    wanted = [a.prefix.tokens for a in told_whole(process_on("cpu"), asks)]
+    speculation = Speculation(drafter=Griffin(share=share, least=0.0, num=3), acceptor=Coupled(), control=Fixed(num=3))
+    process = process_on("cpu", speculation=speculation)
+    assert [a.prefix.tokens for a in told_whole(process, asks)] == wanted
+    assert process.totals.drafted_tokens > 10
+    assert share < 1 or process.totals.accepted_tokens >= 0.9 * process.totals.drafted_tokens
 
 
 def test_short_of_memory_it_does_not_guess():
