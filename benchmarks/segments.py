@@ -22,7 +22,7 @@ import json
 import math
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -248,22 +248,19 @@ def measure(args: argparse.Namespace) -> None:
             append("segments", row)
 
 
-def table() -> Iterator[str]:
-    """The newest rows of each kind and sureness, as markdown."""
-    newest: dict[tuple[str, float], dict[str, object]] = {}
-    for line in (RESULTS / "segments.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        newest[row["kind"], row["sure"]] = row
+def table(rows: Sequence[dict[str, object]]) -> Iterator[str]:
+    """The newest row of each kind and sureness, as markdown."""
+    newest = {(row["kind"], row["sure"]): row for row in rows}
     heads = ("steps", "goes on at", "tokens a step", "nats a token", "likeliest comes", "layers a token", "written, judged by plain")
     yield "| " + " | ".join((*heads, "x plain, one text", "x plain, many")) + " |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield "|" + "---|" * 9
     for (kind, sure), row in newest.items():
-        many = [row[name] for name in row if name.startswith("write_")]
-        one, more = sorted(many, key=lambda found: found["tokens_per_second"])
-        yield (
-            f"| {kind} | {'-' if sure > 1 else sure} | {row['tokens_a_step']} | {row['nats_a_token']} ± {row['nats_half']} | {row['top1']:.1%} | "
-            f"{more['layers_a_token']} | {more['judged_nats']} | {one['speed_up']} | {more['speed_up']} |"
-        )
+        one, many = (row[f"write_{num}"] for num in sorted(int(str(name).removeprefix("write_")) for name in row if name.startswith("write_")))
+        cells = (
+            kind, "-" if sure > 1 else sure, row["tokens_a_step"], f"{row['nats_a_token']} ± {row['nats_half']}", f"{row['top1']:.1%}",
+            many["layers_a_token"], many["judged_nats"], one["speed_up"], many["speed_up"],
+        )  # fmt: skip
+        yield "| " + " | ".join(map(str, cells)) + " |"
 
 
 def main() -> None:
@@ -292,7 +289,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.table:
-        print("\n".join(table()))
+        rows = (RESULTS / "segments.jsonl").read_text(encoding="utf-8").splitlines()
+        print("\n".join(table([json.loads(row) for row in rows])))
     else:
         measure(args)
 
