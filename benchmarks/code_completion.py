@@ -18,6 +18,7 @@ one after another, guesses that came to nothing and verifying passes included; `
 import argparse
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -205,8 +206,9 @@ def settings_of(args: argparse.Namespace, path: Path, process: LocalProcess, hea
     return found
 
 
-def kept_records(path: Path) -> list[Record]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+def kept_records(folder: Path, name: str) -> list[Record]:
+    """Of all parts, also of runs that were cut short."""
+    return [json.loads(line) for path in sorted(folder.glob(f"{name}*.jsonl")) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def ratio(records: Sequence[Record], above: Callable[[Record], float], below: Callable[[Record], float]) -> tuple[float, float, float]:
@@ -247,7 +249,9 @@ def learned_head(args: argparse.Namespace, process: LocalProcess, some: Sequence
     """Fitted to the states of some cuts, which are kept."""
     if not path.exists():
         states = labelled(process, some)
-        torch.save({"states": states.hidden_ND, "labels": list(states.labels), "groups": list(states.groups)}, path)
+        fresh = path.with_suffix(f".{os.getpid()}")  # other parts may be at the same
+        torch.save({"states": states.hidden_ND, "labels": list(states.labels), "groups": list(states.groups)}, fresh)
+        fresh.replace(path)
     kept = torch.load(path)
     states = States(kept["states"], tuple(kept["labels"]), tuple(kept["groups"]))
     head = fit_head(states, model_id=checkpoint_of(process.model_id), place="last", recipe=Recipe(hidden=0))
@@ -274,6 +278,7 @@ def main() -> None:
     parser.add_argument("--thresholds", default="0.2,0.35,0.5")
     parser.add_argument("--drafts", default="", help="drafters to complete with, between semicolons")
     parser.add_argument("--minutes", type=float, default=10.0, help="of completing; rows are written of what was done by then")
+    parser.add_argument("--part", default="0/1", help="I/K: every K-th cut from the I-th; parts write no rows, a run of --minutes 0 without one does")
     parser.add_argument("--out", type=Path, default=Path("out/completion"))
     args = parser.parse_args()
     given = Path(args.model)
@@ -285,10 +290,10 @@ def main() -> None:
     unseen = sorted((cut for cut in everything if not hash_seed("half", cut.problem) % 2), key=lambda cut: hash_seed("order", cut.name))
     process = catalogue.open_model(path, args.weights, threads=1)
     head, facts = learned_head(args, process, learned, args.out / f"{name}.pt")
-    settings, records = settings_of(args, path, process, head), kept_records(args.out / f"{name}.jsonl")
+    settings, records, (part, of_parts) = settings_of(args, path, process, head), kept_records(args.out, name), map(int, args.part.split("/"))
     done, until = {(record["cut"], record["setting"]) for record in records}, time.monotonic() + 60 * args.minutes
-    with (args.out / f"{name}.jsonl").open("a", encoding="utf-8") as file:
-        for cut in unseen:
+    with (args.out / f"{name}-{part}-{of_parts}.jsonl").open("a", encoding="utf-8") as file:
+        for cut in unseen[part::of_parts]:
             if time.monotonic() > until:
                 break
             for setting in settings:
@@ -296,6 +301,8 @@ def main() -> None:
                     records.append(setting.completed(cut))
                     file.write(json.dumps(records[-1]) + "\n")
                     file.flush()
+    if of_parts > 1:
+        return
     whole = {cut for cut in {r["cut"] for r in records} if sum(r["cut"] == cut for r in records) == len(settings)}
     of = {setting.name: [r for r in records if r["setting"] == setting.name and r["cut"] in whole] for setting in settings}
     same = {
