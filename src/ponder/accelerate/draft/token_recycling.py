@@ -6,7 +6,8 @@ Shapes     A int32 [rows, 1 + 8], the row of t being t mod rows; top [1 + M, 8] 
 Guarantee  exact (a drafter changes no answer)
 Cost       36 bytes a row, 1.8 MB with the default 50,000, all of it touched only where text is; the 8 largest logits of every row of the pass.
 Choose     free text, where nothing repeats word for word. over="session", the paper's reference, starts warm from other requests' tokens;
-           over="request" is its honest cold number, and keeps a table for each request.
+           over="request" is its honest cold number, and keeps a table for each request. One that was
+           filled from the model's own text (train/table) is warm from the first token on.
 Differs    the shape of the tree is not fixed by hand: it holds the likeliest places if rank r has chance `shares[r]`, likeliest first, so
            that any number of its first tokens is the best tree of that size. A vocabulary of more than `rows` tokens shares rows: the later
            token owns it. The paper's table begins with zeros and drafts token 0; here a token that was never read has no guess.
@@ -20,11 +21,11 @@ from typing import Literal
 
 import numpy as np
 
+from ponder.accelerate.draft.followers import KEPT, Followers
 from ponder.core.draft import ROOT, Context, Host, Needs, Scope, Tree, Verified
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
 
-KEPT = 8
 SHARED = -1  # instead of a request, for the table of all
 
 
@@ -34,6 +35,7 @@ class TokenRecycling:
     over: Literal["request", "session"] = "request"
     rows: int = 50_000
     shares: tuple[float, ...] = (0.45, 0.12, 0.07, 0.05, 0.03, 0.03, 0.02, 0.02)  # chance that the token of each rank is accepted
+    warm: Followers | None = None  # what a table begins with (train/table); what is read later is written over it
 
     guarantee = Guarantee.EXACT
     needs = Needs(num_top=KEPT)
@@ -51,6 +53,12 @@ class TokenRecycling:
         return self.over
 
     def open(self, host: Host) -> "Recycling":
+        """Raises BadField for a table of another vocabulary."""
+        if self.warm is not None and not len(self.warm.rows) == min(self.rows, host.vocab_size) == host.vocab_size:
+            raise BadField(
+                f"followers of {self.warm.model_id}, {len(self.warm.rows)} rows: this model has {host.vocab_size} tokens, and rows={self.rows}; both "
+                "must be as many as the table has, or fill another"
+            )
         return Recycling(self, min(self.rows, host.vocab_size))
 
 
@@ -86,7 +94,8 @@ class Recycling:
         """A row is its token and its likeliest followers, each 1 more than it is: 0 stands where nothing was ever written."""
         name = request if self.settings.over == "request" else SHARED
         if name not in self.tables:
-            self.tables[name] = np.zeros((self.num_rows, 1 + KEPT), dtype=np.int32)
+            warm = self.settings.warm
+            self.tables[name] = np.zeros((self.num_rows, 1 + KEPT), dtype=np.int32) if warm is None else warm.rows.copy()
         return self.tables[name]
 
     def _fill(self, context: Context) -> Tree:
