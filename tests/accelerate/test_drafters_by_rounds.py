@@ -4,13 +4,14 @@ import itertools
 import math
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ponder.accelerate.draft import products
 from ponder.accelerate.draft.copyspec import CopySpec
 from ponder.accelerate.draft.first import First
 from ponder.accelerate.draft.heads import Heads, load_heads, save_heads
@@ -337,18 +338,20 @@ def test_the_table_is_small():
 # ---- heads
 
 
-def test_heads_are_plain_products():
+def test_heads_are_plain_products(monkeypatch):
+    monkeypatch.setattr(products, "library", lambda: None)  # no 8 bits
+    heads = replace(HEADS)
     hidden, drawn = torch.randn(5, DIM, generator=DRAWS), [3, 0, 11, 3, 99]
-    whole = HEADS.log_p(hidden, drawn)
+    whole = heads.log_p(hidden, drawn)
     assert whole.shape == (5, 3, VOCAB)
     for n in range(5):
         for k in range(3):
-            h, r, e = hidden[n].bfloat16().float(), HEADS.residual[k].float(), HEADS.rows[drawn[n]].float() if drawn[n] < VOCAB else torch.zeros(DIM)
+            h, r, e = hidden[n], HEADS.residual[k].float(), HEADS.rows[drawn[n]].float() if drawn[n] < VOCAB else torch.zeros(DIM)
             size = h.square().mean().sqrt()
             inner = r @ torch.cat([h / size, e / e.square().mean().sqrt().clamp_min(1e-6)])
             wanted = (HEADS.rows.float() @ (h + size * inner / (1 + (-inner).exp()))).log_softmax(-1)
-            assert torch.allclose(whole[n, k], wanted, atol=0.2)
-    assert not torch.allclose(whole, HEADS.log_p(hidden, [4] * 5), atol=0.2)  # the drawn token is read
+            assert torch.allclose(whole[n, k], wanted, atol=1e-3)
+    assert not torch.allclose(whole, heads.log_p(hidden, [4] * 5), atol=0.2)  # the drawn token is read
 
 
 def test_medusa_drafts_the_likeliest_combinations():

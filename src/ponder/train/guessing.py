@@ -191,14 +191,14 @@ def descend(
     kind: Kind, taught: Lesson, given: Corpus, *, on_step: Callable[[int, list[float]], None] = lambda i, losses: None, every: int = 200
 ) -> dict[str, object]:
     """AdamW along a cosine until the steps or the seconds are over; the weights change in place. Returns what it did."""
-    recipe, start = taught.recipe, time.perf_counter()
-    device = given.tokens_N.device
+    recipe, device = taught.recipe, given.tokens_N.device
     draws = torch.Generator(device=device).manual_seed(recipe.seed)
     fade_K = torch.tensor([recipe.fade**k for k in range(recipe.num)], device=device)
     done, step = 0.0, 0
     with torch.inference_mode(False), torch.enable_grad():
         kind.weights = [w.clone().requires_grad_() for w in kind.weights]
         optimizer = torch.optim.AdamW(kind.weights, lr=recipe.rate, weight_decay=recipe.decay, betas=(0.9, 0.98), fused=device.type == "cuda")
+        start = time.perf_counter()  # making an optimizer imports a compiler first
         while (done := max(step / recipe.max_steps, (time.perf_counter() - start) / recipe.max_seconds)) < 1:
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate * min(1.0, (step + 1) / recipe.warm) * 0.5 * (1 + math.cos(math.pi * done))
