@@ -48,7 +48,7 @@ class Heads:
         if hidden_ND.shape[-1] != self.rows.shape[-1]:
             raise BadField(f"states of width {hidden_ND.shape[-1]}: these heads were trained on width {self.rows.shape[-1]}; train others")
         places_N = torch.tensor([self.place.get(token, -1) for token in drawn])
-        return _scores(*self.products, self.rows, hidden_ND.float().cpu(), places_N).log_softmax(-1)
+        return _scores(self.products, self.rows, hidden_ND.float().cpu(), places_N).log_softmax(-1)
 
     @cached_property
     def products(self) -> tuple[Product, Product]:
@@ -58,10 +58,11 @@ class Heads:
 def scored(residual_KDE: Tensor, rows_SD: Tensor, h_ND: Tensor, places_N: Tensor) -> Tensor:
     """float32 logits [N, K, S]; places: where in rows the drawn token's is, -1 for none. Plain products, in the type of h: what is trained."""
     residual_XE = residual_KDE.to(h_ND.dtype).flatten(0, 1)
-    return _scores(lambda x: x @ residual_XE.T, lambda x: x @ rows_SD.T, rows_SD, h_ND, places_N).float()
+    return _scores((lambda x: x @ residual_XE.T, lambda x: x @ rows_SD.T), rows_SD, h_ND, places_N).float()
 
 
-def _scores(inner: Product, outer: Product, rows_SD: Tensor, h_ND: Tensor, places_N: Tensor) -> Tensor:
+def _scores(products: tuple[Product, Product], rows_SD: Tensor, h_ND: Tensor, places_N: Tensor) -> Tensor:
+    inner, outer = products
     e_ND = torch.where(places_N[:, None] >= 0, rows_SD[places_N.clamp_min(0)], 0.0).to(h_ND)
     size_N1 = _size(h_ND)
     inner_NKD = inner(torch.cat([h_ND / size_N1, e_ND / _size(e_ND)], -1)).unflatten(1, (-1, h_ND.shape[-1]))
