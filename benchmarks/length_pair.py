@@ -1,6 +1,6 @@
 """SpecDec++ beside every fixed length, for a model and a smaller one that drafts for it: recorded, trained, and measured on other questions.
 
-    python benchmarks/length_pair.py --model qwen2.5-coder-1.5b --drafter "draft_model:model=qwen2.5-coder-0.5b,weights=native,least=0,num=16" \
+    python benchmarks/length_pair.py --model qwen2.5-coder-1.5b --drafter "draft_model:model=qwen2.5-coder-0.5b,weights=native,least=0,num=12" \
       --out out/pair --threads 8 --minutes 4
     python benchmarks/length_pair.py ... --tiny
 
@@ -40,21 +40,22 @@ from ponder.engine.process import LocalProcess
 from ponder.engine.rounds import Rounds
 from ponder.train.accept_head import AcceptRecipe, Judged, Recorder, fit_accept_head
 
-FIXED = (1, 2, 3, 4, 6, 8)
+FIXED = (1, 2, 3, 4, 6)
 THRESHOLDS = tuple(n / 20 for n in range(1, 20))
-WIDTHS = (1, 2, 3, 4, 5, 7, 9, 13, 17)
+WIDTHS = (1, 2, 3, 4, 5, 7, 9, 13)
 
 
 @dataclass
 class Account:
-    """Of one answer. widths: drafted tokens of every round."""
+    """Of one answer. widths: drafted tokens of every round; passes: of the drafter, also for guesses that a control then left out."""
 
     widths: list[int] = field(default_factory=list)
+    passes: int = 0
     accepted: int = 0
 
     def cost(self, costs: "Costs") -> float:
         """Seconds that it would have taken by itself."""
-        return sum(costs.target(1 + width) + costs.draft * width for width in self.widths)
+        return sum(costs.target(1 + width) for width in self.widths) + costs.draft * self.passes
 
     @property
     def tokens(self) -> int:
@@ -90,12 +91,15 @@ class Counted:
 class Counting:
     settings: Counted
     inner: Controlling
+    made: dict[int, int] = field(default_factory=dict)  # guesses of every request in this step
 
     def rooms(self, requests: Sequence[int]) -> list[int]:
         return self.inner.rooms(requests)
 
     def goes_on(self, requests: Sequence[int], drafts: Sequence[Sequence[Guess]]) -> list[bool]:
-        return self.inner.goes_on(requests, drafts)
+        goes = self.inner.goes_on(requests, drafts)
+        self.made |= {request: len(draft) + is_on for request, draft, is_on in zip(requests, drafts, goes)}
+        return goes
 
     def cut(self, requests: Sequence[int], trees: Sequence[Tree], num_rows: int) -> list[int]:
         return self.inner.cut(requests, trees, num_rows)
@@ -105,6 +109,7 @@ class Counting:
             account = self.settings.accounts.setdefault(seen.request, Account())
             if account.widths or len(seen.tree) or seen.tokens:
                 account.widths.append(len(seen.tree))
+                account.passes += max(len(seen.tree), self.made.pop(seen.request, 0))
                 account.accepted += len(seen.path)
         if spent is not None:
             self.settings.spent.append(spent)
@@ -184,7 +189,7 @@ def costs_of(pair: Pair, prompts: Sequence[Prompt]) -> Costs:
         blind = Speculation(drafter=Blind(num=max(1, width - 1)), acceptor=Coupled(), control=counted)
         pair.process.rounds = Rounds(blind, before.host, before.take, before.ahead, max_rows=before.max_rows, meter=before.meter)
         for prompt in prompts:
-            pair.answer([replace(prompt, max_tokens=max(WIDTHS) + 8)])
+            pair.answer([replace(prompt, max_tokens=width + 12)])
         took = [s.seconds for s in counted.spent if s.num_rows == width]
         if took:
             found.append((width, statistics.median(took)))
@@ -259,12 +264,12 @@ def in_turns(pair: Pair, prompts: Sequence[Prompt], settings: dict[str, LengthCo
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="qwen2.5-coder-1.5b", help="a name, or a path")
-    parser.add_argument("--drafter", default="draft_model:model=qwen2.5-coder-0.5b,weights=native,least=0,num=16")
+    parser.add_argument("--drafter", default="draft_model:model=qwen2.5-coder-0.5b,weights=native,least=0,num=12")
     parser.add_argument("--weights", default="native")
     parser.add_argument("--tasks", default="mbpp,gsm8k")
-    parser.add_argument("--train", type=int, default=32, help="questions of each task to train on")
-    parser.add_argument("--num", type=int, default=16, help="questions of each task to measure on")
-    parser.add_argument("--new", type=int, default=96, help="most tokens of an answer")
+    parser.add_argument("--train", type=int, default=24, help="questions of each task to train on")
+    parser.add_argument("--num", type=int, default=12, help="questions of each task to measure on")
+    parser.add_argument("--new", type=int, default=64, help="most tokens of an answer")
     parser.add_argument("--recorded", type=int, default=10, help="tokens of every recorded draft")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=5.0, help="no new answer by the clock after this long")
@@ -295,8 +300,8 @@ def main() -> None:
     shares = {str(k): round(v / one, 4) for k, v in by_threshold.items()}
     append("length_pair", {"what": "head", "stop_above": stop, "cost_by_threshold": shares} | head.facts | same)
     settings: dict[str, LengthControl] = {f"fixed {n}": Fixed(num=n) for n in FIXED}
-    settings |= {f"threshold {least}": Threshold(least=least, num=16) for least in (0.3, 0.5, 0.7)}
-    settings |= {"specdecpp": SpecDecPP(head=head, stop_above=stop, num=16)}
+    settings |= {f"threshold {least}": Threshold(least=least, num=12) for least in (0.4, 0.6)}
+    settings |= {"specdecpp": SpecDecPP(head=head, stop_above=stop, num=12)}
     accounts = measured(pair, unseen, settings)
     every = range(len(unseen))
     by_cost = {name: cost_a_token(found, costs, every) for name, found in accounts.items()}

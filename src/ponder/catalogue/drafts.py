@@ -7,6 +7,7 @@ from ponder.accelerate.accept.bild import BigLittle
 from ponder.accelerate.accept.coupled import Coupled
 from ponder.accelerate.accept.greedy import GreedyMatch
 from ponder.accelerate.accept.rejection import Rejection
+from ponder.accelerate.accept.trust import Trust
 from ponder.accelerate.accept.typical import Typical
 from ponder.accelerate.draft.bridge import KIND as BRIDGE
 from ponder.accelerate.draft.bridge import load_bridge
@@ -16,6 +17,7 @@ from ponder.accelerate.draft.early_exit import EarlyExit
 from ponder.accelerate.draft.first import First
 from ponder.accelerate.draft.followers import KIND as FOLLOWERS
 from ponder.accelerate.draft.followers import load_followers
+from ponder.accelerate.draft.griffin import Griffin
 from ponder.accelerate.draft.heads import load_heads
 from ponder.accelerate.draft.hydra import Hydra
 from ponder.accelerate.draft.hydra_heads import KIND as HYDRA
@@ -37,7 +39,7 @@ from ponder.core.tensor_file import kind_of
 from ponder.run.spec import FilesToo, Specs
 
 DRAFTERS: dict[str, Drafter] = {
-    "draft_model": DraftModel(weights="int4"), "layer_skip": LayerSkip(), "early_exit": EarlyExit(), "superposed": Superposed(),
+    "draft_model": DraftModel(weights="int4"), "layer_skip": LayerSkip(), "griffin": Griffin(), "early_exit": EarlyExit(), "superposed": Superposed(),
     "ngram": Ngram(), "copyspec": CopySpec(), "trie": Trie(),
     "token_recycling": TokenRecycling(), "copy_or_recycle": First(drafters=(CopySpec(), TokenRecycling())),
 }  # fmt: skip
@@ -47,7 +49,7 @@ TRAINED_DRAFTERS = {  # those that hold what `ponder train-heads`, `train-bridge
 }  # fmt: skip
 
 ACCEPTORS: dict[str, Acceptor] = {
-    "coupled": Coupled(), "greedy": GreedyMatch(), "rejection": Rejection(), "typical": Typical(), "bild": BigLittle(),
+    "coupled": Coupled(), "greedy": GreedyMatch(), "rejection": Rejection(), "typical": Typical(), "bild": BigLittle(), "trust": Trust(),
 }  # fmt: skip
 
 LENGTHS: dict[str, LengthControl] = {
