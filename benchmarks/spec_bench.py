@@ -57,7 +57,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--heads", type=Path, help="medusa heads too: a file that `ponder train-heads` wrote for this model")
     parser.add_argument("--acceptors", default="coupled")
-    parser.add_argument("--controls", default="expected", help="length controls of the catalogue")
+    parser.add_argument("--controls", default="expected", help="length controls, NAME or NAME:field=value")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--python", type=os.path.abspath, help="interpreter that has the peers; without it none is measured")
     parser.add_argument("--cpu", action="store_true", help="compare CPU time, not the clock's; for ours alone")
@@ -120,7 +120,7 @@ class Bench:
     def turn(self, name: str, prompts: Sequence[Prompt], sampling: Sampling | None = None) -> Turn:
         drafter, acceptor, control = self.settings[name]
         learned = self.learned.get(name)
-        tally = self.ours.use(drafter, catalogue.ACCEPTORS[acceptor], catalogue.LENGTHS[control], learned=learned)
+        tally = self.ours.use(drafter, catalogue.ACCEPTORS[acceptor], catalogue.DRAFT_SPECS[2].read(control), learned=learned)
         return self.ours.answer(prompts, sampling or self.sampling, tally)
 
     def measure(self) -> None:
