@@ -61,6 +61,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--python", type=os.path.abspath, help="interpreter that has the peers; without it none is measured")
     parser.add_argument("--cpu", action="store_true", help="compare CPU time, not the clock's; for ours alone")
+    parser.add_argument("--rows", default="speculation", help="file of benchmarks/results that rows go to; the page is made of speculation")
     parser.add_argument("--write-lessons", type=Path, help="write prompts to train heads on, 60 of each category, and stop")
     return parser.parse_args()
 
@@ -202,7 +203,7 @@ def main() -> int:
     same = {"run": run, "model": args.model, "weights": args.weights, "threads": args.threads, "temperature": args.temperature, "new": args.new,
             "clock": "cpu" if args.cpu else "wall", "load": rounded(os.getloadavg()[0])}  # fmt: skip
     for row in bench.rows:
-        evidence.append("speculation", row | same)
+        evidence.append(args.rows, row | same)
     return 0
 
 

@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 from lib.chat_prompts import CHAT_PROMPTS
 from lib.rows import append
-from torch import Tensor
 
 import ponder
 from ponder.accelerate.draft.followers import save_followers
@@ -37,14 +36,14 @@ from ponder.engine.device import find_device
 from ponder.models.decoder import Decoder, load
 from ponder.models.place import place
 from ponder.models.tokenizer import TextTokenizer, open_model
-from ponder.train.guessing import NONE, Chained, Corpus, GuessRecipe, Parallel, corpus, descend, frequent, joined, lesson
+from ponder.train.guessing import NONE, Chained, Corpus, Guessed, GuessRecipe, Parallel, corpus, fit_guessing, joined
 from ponder.train.own_text import batches, write
 from ponder.train.replay import Line, replayed
 from ponder.train.table import filled
 
 MARK = "\u241f"
 AHEAD = 6  # tokens that the longest row of heads looks ahead, and one more
-PLACES = 400_000  # tokens of keys of a batch
+PLACES = 900_000  # tokens of keys of a batch
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ class Writer:
     decoder: Decoder
     tokenizer: TextTokenizer
     seed: int
+    is_recorded: bool
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -64,7 +64,8 @@ class Writer:
         head = self.tokenizer.template.render((("user", MARK),)).partition(MARK)[0] if self.tokenizer.template else "User: "
         start = self.tokenizer.encode(head, parse_special=True)
         text = write(
-            self.decoder, [start] * num, num=most, temperatures=[1.0] * num, eos_ids=self.eos_ids, draws=self.draws(self.seed)
+            self.decoder, [start] * num, num=most, temperatures=[1.0] * num, eos_ids=self.eos_ids, draws=self.draws(self.seed),
+            is_recorded=self.is_recorded,
         )  # fmt: skip
         found: dict[str, None] = {}
         for row in text.tokens_BN.tolist():
@@ -90,7 +91,8 @@ class Writer:
             group = groups[at]
             heat = [0.0 if i < greedy * len(group) else 0.7 for i in torch.randperm(len(group)).tolist()]
             made = write(
-                self.decoder, [ids[i] for i in group], num=num, temperatures=heat, eos_ids=self.eos_ids, draws=self.draws(self.seed + at + 1)
+                self.decoder, [ids[i] for i in group], num=num, temperatures=heat, eos_ids=self.eos_ids, draws=self.draws(self.seed + at + 1),
+                is_recorded=self.is_recorded,
             )  # fmt: skip
             yield corpus(made, AHEAD)
 
@@ -102,26 +104,20 @@ def opened(args: argparse.Namespace) -> Writer:
     path = Path(args.model) if Path(args.model).exists() else ponder.pull(args.model)
     checkpoint, tokenizer = open_model(path)
     decoder = load(checkpoint, matrices, head, dtype)
-    return Writer(place(decoder, matrices, device) if device.type != "cpu" else decoder, tokenizer, args.seed)
+    return Writer(place(decoder, matrices, device) if device.type != "cpu" else decoder, tokenizer, args.seed, not args.plain)
 
 
 def questions(writer: Writer, args: argparse.Namespace) -> list[str]:
     """The model's own, then those of the files; none that is measured on."""
     own: list[str] = []
     began = time.perf_counter()
-    while len(own) < args.own and time.perf_counter() - began < args.write_seconds / 4:
+    while len(own) < args.own and time.perf_counter() - began < args.write_seconds / 3:
         own += replace(writer, seed=writer.seed + 7919 * (1 + len(own))).ask_itself(min(args.most, args.own), args.asked)
     found = dict.fromkeys(own)
     for path in args.prompts:
         found |= dict.fromkeys(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line)
     note(f"{len(found)} questions, of which {len(dict.fromkeys(own))} its own, in {time.perf_counter() - began:.0f} s; such as {own[:3]}")
     return [text for text in found if text not in CHAT_PROMPTS]
-
-
-def rows_at(decoder: Decoder, ids: Tensor) -> Tensor:
-    """[R, D] of the output head, where the states are and as they are."""
-    unit = torch.eye(decoder.config.dim, dtype=decoder.dtype, device=decoder.device)
-    return torch.cat([decoder.logits(some)[:, ids.to(decoder.device)] for some in unit.split(64)]).T.to(decoder.dtype).contiguous()
 
 
 def lines_of(writer: Writer, texts: Sequence[str], num: int) -> tuple[list[Line], Corpus]:
@@ -167,15 +163,13 @@ def fit(writer: Writer, spec: str, learned: Corpus, unseen: Corpus, lines: Seque
     if num >= AHEAD:
         raise BadField(f"{spec}: at most {AHEAD - 1} heads")
     decoder = writer.decoder
-    ids = frequent(learned.tokens_N, recipe.num_read, writer.eos_ids)
-    recipe = replace(recipe, num_scored=min(recipe.num_scored, len(ids)))
-    taught = lesson(ids, rows_at(decoder, ids), decoder.config.vocab_size, recipe)
-    kind = kind_of(name, recipe, decoder.config.dim, decoder.device)
-    before = taught.shares(kind, unseen)
-    facts = descend(kind, taught, learned, on_step=lambda i, losses: note(f"  {spec} step {i}: {losses}"))
-    after = taught.shares(kind, unseen)
-    facts |= {"top1_untrained": before["top1"], "unseen_tokens": len(unseen), "spec": spec} | after
-    heads = kind.heads(checkpoint_of(decoder.model_id), ids, taught.rows_RD, facts)
+    target = Guessed(
+        model_id=checkpoint_of(decoder.model_id), vocab_size=decoder.config.vocab_size, eos_ids=writer.eos_ids, logits=decoder.logits
+    )  # fmt: skip
+    heads = fit_guessing(
+        target, lambda *given: kind_of(name, *given), learned, unseen, recipe=recipe, on_step=lambda i, losses: note(f"  {spec} step {i}: {losses}")
+    )  # fmt: skip
+    facts = heads.facts | {"spec": spec}
     path = args.out / f"{name.replace(':', '-').replace(',', 'x')}-{num}.safetensors"
     (save_heads if isinstance(heads, Heads) else save_hydra)(heads, path)  # type: ignore[operator]
     note(f"{path}: {path.stat().st_size / 1e6:.1f} MB, {facts}")
@@ -236,7 +230,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=Path, nargs="*", default=[], help="files of more questions")
     parser.add_argument("--own", type=int, default=12_000, help="questions that the model is to ask itself")
     parser.add_argument("--asked", type=int, default=96, help="most tokens of a question")
-    parser.add_argument("--most", type=int, default=1024, help="sequences at once")
+    parser.add_argument("--most", type=int, default=2048, help="sequences at once")
     parser.add_argument("--new", type=int, default=256, help="most tokens of an answer")
     parser.add_argument("--greedy", type=float, default=0.7, help="share of the answers that are greedy")
     parser.add_argument("--write-seconds", type=float, default=60.0)
@@ -253,6 +247,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--replay", type=Path, nargs="*", default=[], help="replay these drafters on the held-out answers in --out, and stop")
     parser.add_argument("--measured", type=int, default=len(CHAT_PROMPTS), help="chat prompts that only measure")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plain", action="store_true", help="no recordings on a card")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     if args.tiny:

@@ -9,7 +9,7 @@ Shapes: N states of all texts one after the other, D width, K heads, S scored id
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -60,6 +60,13 @@ class Corpus:
         return int((self.tokens_N != NONE).sum())
 
 
+def corpus_of(texts: Sequence[tuple[Sequence[int], Tensor]], ahead: int) -> Corpus:
+    """Of (tokens, the states [n, D] that they were drawn from)."""
+    gap = torch.full((ahead,), NONE, dtype=torch.int64)
+    tokens_N = torch.cat([part for tokens, _ in texts for part in (torch.tensor(tokens, dtype=torch.int64), gap)])
+    return opened(tokens_N, torch.cat([F.pad(states, (0, 0, 0, ahead)) for _, states in texts]))
+
+
 def corpus(text: Texts, ahead: int) -> Corpus:
     """Of a batch, where its states lie. Heads may begin where a token comes behind the drawn one."""
     length = text.tokens_BN.shape[1]
@@ -91,6 +98,8 @@ class Kind(Protocol):
     weights: list[Tensor]
 
     def logits(self, h_MD: Tensor, rows_RD: Tensor, places_MK: Tensor) -> list[Tensor]: ...
+
+    def heads(self, model_id: str, ids: Tensor, rows_RD: Tensor, facts: dict[str, object]) -> Heads | HydraHeads: ...
 
 
 class Parallel:
@@ -213,3 +222,31 @@ def descend(
             step += 1
     kind.weights = [w.detach() for w in kind.weights]
     return {"num_steps": step, "num_tokens": len(given), "seconds": round(time.perf_counter() - start, 1), "num_seen": step * recipe.batch}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guessed:
+    """Whose heads are fitted. logits: by its output head, [n, D] -> [n, V], of states as they are in the corpus."""
+
+    model_id: str
+    vocab_size: int
+    eos_ids: frozenset[int]
+    logits: Callable[[Tensor], Tensor]
+
+
+def fit_guessing(
+    target: Guessed, make: Callable[[GuessRecipe, int, torch.device], Kind], learned: Corpus, unseen: Corpus, *, recipe: GuessRecipe,
+    on_step: Callable[[int, list[float]], None] = lambda i, losses: None,
+) -> Heads | HydraHeads:  # fmt: skip
+    """Heads fitted to what was learned, and measured on what was not."""
+    ids = frequent(learned.tokens_N, recipe.num_read, target.eos_ids)
+    recipe = replace(recipe, num_scored=min(recipe.num_scored, len(ids)))
+    states_ND = learned.states_ND
+    device, width = states_ND.device, states_ND.shape[1]
+    unit = torch.eye(width, dtype=states_ND.dtype, device=device)
+    rows_RD = torch.cat([target.logits(some)[:, ids.to(device)] for some in unit.split(64)]).T.to(states_ND.dtype).contiguous()
+    kind, taught = make(recipe, width, device), lesson(ids, rows_RD, target.vocab_size, recipe)
+    before = taught.shares(kind, unseen)
+    facts = descend(kind, taught, learned, on_step=on_step)
+    facts |= {"top1_untrained": before["top1"], "unseen_tokens": len(unseen)} | taught.shares(kind, unseen)
+    return kind.heads(target.model_id, ids, rows_RD, facts)

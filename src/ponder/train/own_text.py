@@ -18,6 +18,8 @@ from ponder.models.decoder import Decoder
 
 CHUNK = 1 << 14  # tokens of prompts that are read at once
 LOOK = 16  # steps between looks at whether anybody still writes
+NUM_WARM = 2  # plain runs before a recording
+ALIGNED = 16  # places that a sheet's length is a multiple of
 
 
 @dataclass(frozen=True)
@@ -53,32 +55,68 @@ class Sheet:
 
         return attend
 
-    def step(self, places_B: Tensor, length: int) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
-        """Attention of one token of every sequence at its place, all of which are below `length`."""
-        rows = torch.arange(len(places_B), device=places_B.device)
-        hidden_BT = torch.arange(length, device=places_B.device)[None] > places_B[:, None]
+    def step(self, places_B: Tensor) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
+        """Attention of one token of every sequence at its place. Heads that share keys are rows of one product."""
+        num, length = len(places_B), self.keys[0].shape[2]
+        rows = torch.arange(num, device=places_B.device)
+        seen_B11T = (torch.arange(length, device=places_B.device)[None] <= places_B[:, None])[:, None, None]
 
         def attend(layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
             keys, values = self.keys[layer], self.values[layer]
             keys[rows, :, places_B], values[rows, :, places_B] = k_TKE.to(keys.dtype), v_TKE.to(keys.dtype)
-            q_BKGE = q_THE.reshape(len(rows), keys.shape[1], -1, q_THE.shape[-1])
-            scores = (q_BKGE @ keys[:, :, :length].transpose(2, 3)).float() * q_THE.shape[-1] ** -0.5
-            weights = scores.masked_fill(hidden_BT[:, None, None], float("-inf")).softmax(-1).to(keys.dtype)
-            return (weights @ values[:, :, :length]).reshape(len(rows), -1)
+            q_BKGE = q_THE.reshape(num, keys.shape[1], -1, q_THE.shape[-1]).to(keys.dtype)
+            return F.scaled_dot_product_attention(q_BKGE, keys, values, attn_mask=seen_B11T).reshape(num, -1)
 
         return attend
 
 
+class Step:
+    """One more token of every sequence: the same operations on the same buffers, which a card records once and replays."""
+
+    def __init__(self, decoder: Decoder, sheet: Sheet, num: int) -> None:
+        self.decoder, self.sheet = decoder, sheet
+        self.tokens_B, self.places_B = (torch.zeros(num, dtype=torch.int64, device=decoder.device) for _ in range(2))
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.result = torch.empty(0)
+
+    def run(self, tokens_B: Tensor, places_B: Tensor, *, is_recorded: bool) -> Tensor:
+        """The states [B, D], valid until the next run."""
+        self.tokens_B.copy_(tokens_B)
+        self.places_B.copy_(places_B)
+        if not is_recorded or self.decoder.device.type != "cuda":
+            return self._computed()
+        if self.graph is None:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # kernels are compiled and chosen in plain runs, which write what the recording writes again
+                for _ in range(NUM_WARM):
+                    self._computed()
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.result = self._computed()
+        self.graph.replay()
+        return self.result
+
+    def _computed(self) -> Tensor:
+        return self.decoder.forward(self.tokens_B, self.places_B, self.sheet.step(self.places_B))
+
+
 @torch.no_grad()
 def write(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], *, num: int, temperatures: Sequence[float], eos_ids: frozenset[int], draws: torch.Generator
+    decoder: Decoder, prompts: Sequence[Sequence[int]], *, num: int, temperatures: Sequence[float], eos_ids: frozenset[int],
+    draws: torch.Generator, is_recorded: bool = True,
 ) -> Texts:  # fmt: skip
-    """At most `num` tokens behind every prompt; temperature 0 is greedy. draws: of the decoder's device. Raises Unsupported."""
+    """At most `num` tokens behind every prompt; temperature 0 is greedy. draws: of the decoder's device. Raises Unsupported.
+
+    is_recorded: on a card steps are replayed from a recording.
+    """
     config, device = decoder.config, decoder.device
     if any(config.windows) or config.attn_softcap:
         raise Unsupported(f"writing in step with a {config.arch} model: it has windows or capped scores; let the engine write (`written`)")
     longest = max(map(len, prompts))
-    sheet = Sheet.of(decoder, len(prompts), longest + num)
+    sheet = Sheet.of(decoder, len(prompts), -(-(longest + num) // ALIGNED) * ALIGNED)
+    step = Step(decoder, sheet, len(prompts))
     ends, places_B = torch.tensor(sorted(eos_ids), device=device), torch.tensor([len(p) for p in prompts], device=device)
     heat_B1, is_drawn = torch.tensor(temperatures, device=device)[:, None], max(temperatures) > 0
     hidden_BD = read_prompts(decoder, sheet, prompts)
@@ -93,7 +131,7 @@ def write(
         is_live_B &= ~torch.isin(drawn_B, ends)
         if at + 1 == num or (at % LOOK == LOOK - 1 and not bool(is_live_B.any())):
             break
-        hidden_BD = decoder.forward(drawn_B, places_B + at, sheet.step(places_B + at, longest + at + 1))
+        hidden_BD = step.run(drawn_B, places_B + at, is_recorded=is_recorded)
     return Texts(tokens_BN, states_BND)
 
 
