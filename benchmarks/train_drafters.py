@@ -237,7 +237,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--fit-seconds", type=float, default=60.0, help="of each kind")
     parser.add_argument("--max-steps", type=int, default=1_000_000)
     parser.add_argument(
-        "--kinds", default="hydra:2,768/4,4096;medusa/4,4096", help="medusa or hydra:CELLS,INNER, each /HEADS,SCORED, between semicolons"
+        "--kinds", default="hydra:2,768/5,16384;medusa/4,8192", help="medusa or hydra:CELLS,INNER, each /HEADS,SCORED, between semicolons"
     )
     parser.add_argument("--read", type=int, default=16_384, help="tokens whose rows heads read")
     parser.add_argument("--batch", type=int, default=4096)

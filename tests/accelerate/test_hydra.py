@@ -86,6 +86,12 @@ def test_the_tree_is_the_likeliest(plain_products):
         assert sum(chance > least * 1.001 for chance in everything) < 24
 
 
+def test_fewer_scored_tokens_are_the_most_frequent():
+    h = torch.randn(DIM, generator=DRAWS)
+    tree = drafted(Hydra(heads=HEADS, num_tokens=40, branches=4, num_scored=4), h, 3, room=40)
+    assert len(tree) == 40 and set(tree.tokens) == set(HEADS.ids[:4].tolist())
+
+
 def test_a_guess_changes_what_is_guessed_behind_it(plain_products):
     """Unlike heads side by side: chances behind two siblings differ."""
     tree = drafted(Hydra(heads=HEADS, num_tokens=40, branches=VOCAB, width=40), torch.randn(DIM, generator=DRAWS), 2, room=40)
@@ -124,8 +130,9 @@ def test_heads_come_back_from_their_file(tmp_path):
 def test_heads_of_another_model_are_refused():
     with pytest.raises(BadField, match="width 6"):
         Hydra(heads=HEADS).open(dataclasses.replace(HOST, dim=9))
-    with pytest.raises(BadField, match="branches=99"):
-        Hydra(heads=HEADS, branches=99)
+    for change in ({"branches": 99}, {"num_scored": VOCAB + 1}, {"num_scored": 2, "branches": 3}, {"width": 0}):
+        with pytest.raises(BadField, match="hydra num_tokens"):
+            Hydra(heads=HEADS, **change)
 
 
 def test_followers_come_back_from_their_file(tmp_path):

@@ -32,17 +32,23 @@ class Hydra:
     num_tokens: int = 16  # most tokens of a draft
     branches: int = 8  # of each head's tokens, the likeliest that count
     width: int = 6  # most tokens of a level that are followed further
+    num_scored: int | None = None  # of the tokens that heads score, the most frequent ones alone; None: all
 
     guarantee = Guarantee.EXACT
     scope: ClassVar[Scope] = "request"
     needs = Needs(hidden=True)
 
     def __post_init__(self) -> None:
-        if min(self.num_tokens, self.width) < 1 or not 1 <= self.branches <= self.heads.num_scored:
+        if min(self.num_tokens, self.width) < 1 or not 1 <= self.branches <= self.num <= self.heads.num_scored:
             raise BadField(
-                f"hydra num_tokens={self.num_tokens}, width={self.width}, branches={self.branches}: at least 1, and no more branches than the "
-                f"{self.heads.num_scored} tokens that heads score"
+                f"hydra num_tokens={self.num_tokens}, width={self.width}, branches={self.branches}, num_scored={self.num}: at least 1, no more "
+                f"branches than tokens that are scored, and no more of these than the {self.heads.num_scored} that heads score"
             )
+
+    @property
+    def num(self) -> int:
+        """Tokens that are scored."""
+        return self.heads.num_scored if self.num_scored is None else self.num_scored
 
     def open(self, host: Host) -> "Growing":
         """Raises BadField for a model of another width or vocabulary."""
@@ -106,7 +112,7 @@ class Growing:
             if seen.hidden is not None and seen.tokens:
                 if self.rows is None:
                     rows_RD = rows_of(self.host, self.settings.heads.ids, device=seen.hidden.device, dtype=seen.hidden.dtype)
-                    self.rows = rows_RD, product(rows_RD[: self.settings.heads.num_scored])
+                    self.rows = rows_RD, product(rows_RD[: self.settings.num])
                 self.states[seen.request] = seen.hidden[seen.last_row].float().cpu()
 
     def forget(self, request: int) -> None:
