@@ -43,7 +43,7 @@ SHARED = {  # technique folder -> files in it that are shared parts of the room,
     "accelerate/schedule": {"__init__"},
     "collaborate": {"__init__", "pair"},
     "accelerate/weights": {"__init__", "codes"},
-    "accelerate/draft": {"__init__", "bridge", "chains", "heads", "stretches"},
+    "accelerate/draft": {"__init__", "bridge", "chains", "followers", "growth", "heads", "hydra_heads", "products", "stretches"},
     "accelerate/accept": {"__init__"},
     "accelerate/length": {"__init__", "accept_head", "shares"},
 }  # fmt: skip
