@@ -8,6 +8,8 @@ costs nothing. Causality is the engine's: a query sees no key behind its own pla
 Shapes: N new queries at places start..stop, H query heads, K key heads, E head width, U lists of a piece.
 """
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -52,6 +54,8 @@ class View:
     keys: Callable[[int, int], Tensor]  # (first, last) place -> [last - first, K, E], rotated to their places; a copy
     num_prompt: int
     memory: Memory = field(default_factory=Memory)  # empty while a prompt is read
+    # (place) -> float32 [K, place + 1]: the weights that the query at `place` gives each key up to itself, of a key head's query heads together
+    weights: Callable[[int], Tensor] | None = None
 
     @property
     def num_heads(self) -> int:
@@ -163,10 +167,25 @@ def gathered(heads: Sequence[int], rows: Sequence[np.ndarray], keys: Sequence[np
 
 def of_answer(view: View, keys: Sequence[Sequence[np.ndarray]], *, are_pages: bool) -> Piece:
     """keys[n][k], ascending: numbers of pages, or places of single keys up to its own, that query n meets of key head k."""
-    heads = list(range(view.num_kv_heads)) * len(keys)
-    each = np.arange(view.group)
-    rows = [each + view.group * i for i in range(view.num_kv_heads * len(keys))]
-    return _piece(heads, rows, [some for of_query in keys for some in of_query], are_pages=are_pages)
+    return of_answer_flat(view, [some for of_query in keys for some in of_query], are_pages=are_pages)
+
+
+def of_answer_flat(view: View, keys: Sequence[np.ndarray], *, are_pages: bool) -> Piece:
+    """The same, all heads of the first query, then of the second, and so on; a list may be empty."""
+    ends = np.fromiter(itertools.accumulate(map(len, keys)), np.int32, len(keys))
+    heads, rows, row_ends = _rows_of_answer(len(keys), view.num_kv_heads, view.group)
+    joined = np.concatenate(keys, dtype=np.int32, casting="same_kind") if keys else np.zeros(0, np.int32)
+    return Piece(heads=heads, rows=rows, row_ends=row_ends, keys=joined, key_ends=ends, are_pages=are_pages)
+
+
+@functools.lru_cache(64)
+def _rows_of_answer(num: int, num_kv_heads: int, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Key heads, rows and ends of rows of `num` lists, one for each query and key head: they tell nothing of keys."""
+    heads = np.arange(num, dtype=np.int32) % num_kv_heads
+    found = heads, np.arange(num * group, dtype=np.int32), (np.arange(num, dtype=np.int32) + 1) * np.int32(group)
+    for x in found:
+        x.flags.writeable = False
+    return found
 
 
 def _piece(
