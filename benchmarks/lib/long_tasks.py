@@ -108,10 +108,11 @@ def qasper_contexts(tokenizer: Tokenizer, length: int, num: int) -> Iterator[Con
             return
 
 
-def contexts(task: str, tokenizer: Tokenizer, length: int, num: int) -> Iterator[Context]:
+def contexts(task: str, tokenizer: Tokenizer, length: int, num: int, *, num_turns: int | None = None) -> Iterator[Context]:
+    """num_turns: of each context, at least; None: what the task usually has."""
     if task in ("recall", "dense"):
-        return recall_contexts(length, num, num_pairs=64 if task == "dense" else 32)
-    return squad_contexts(tokenizer, length, num) if task == "squad" else qasper_contexts(tokenizer, length, num)
+        return recall_contexts(length, num, num_turns or 4, num_pairs=64 if task == "dense" else 32)
+    return squad_contexts(tokenizer, length, num, num_turns or 6) if task == "squad" else qasper_contexts(tokenizer, length, num)
 
 
 def is_right(question: Question, said: str) -> bool:
