@@ -99,8 +99,11 @@ READING = """
 - Mass and error of SpecKV are with the model itself as the draft, the best that there could be. Not there: KV prediction.
 """
 LEAST = 20  # questions of a task that is drawn
-ORDER = ("dense", "recall", "squad", "qasper")
-TITLES = {"recall": "recall, 32 pairs", "dense": "recall, 64 pairs", "squad": "SQuAD, many passages", "qasper": "QASPER, yes or no"}
+ORDER = ("dense", "recall", "squad", "qasper", "coqa", "code")
+TITLES = {
+    "recall": "recall, 32 pairs", "dense": "recall, 64 pairs", "squad": "SQuAD, many passages", "qasper": "QASPER, yes or no",
+    "coqa": "CoQA, many stories", "code": "modules of code",
+}  # fmt: skip
 
 
 def read(name: str) -> list[dict]:

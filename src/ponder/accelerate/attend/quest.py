@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ponder.core.attention_plan import KEY_BLOCK, Piece, View, everything, of_answer_flat
+from ponder.core.attention_plan import KEY_BLOCK, Piece, View, everything, of_answer, of_answer_even
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
 from ponder.native.panels import Panel, appended, best, packed
@@ -51,8 +51,10 @@ class Quest:
         if view.layer < self.dense_layers or view.stop <= self.keep:
             return [everything(view)]
         panels = self.bounds(view)
-        lists = [some for place in range(view.start, view.stop) for some in self.pages(view, place, panels)]
-        return [of_answer_flat(view, lists, are_pages=True)]
+        lists = [self.pages(view, place, panels) for place in range(view.start, view.stop)]
+        if len(lists) == 1:
+            return [of_answer_even(view, lists[0], are_pages=True)]
+        return [of_answer(view, [some for of_heads in lists for some in of_heads], are_pages=True)]
 
     def bounds(self, view: View) -> list[Panel]:
         """Of the prompt's full pages, and of those behind them, up to the page of the last query; remembered."""
@@ -67,17 +69,16 @@ class Quest:
             own["num"] = torch.tensor(num)
         return [(prompt["bounds"], cut), *([(own["bounds"], num)] if own else [])]
 
-    def pages(self, view: View, place: int, panels: Sequence[Panel]) -> Sequence[np.ndarray]:
-        """What each key head meets for the query at `place`, of what lies before its own page, and that."""
+    def pages(self, view: View, place: int, panels: Sequence[Panel]) -> np.ndarray:
+        """int32 [K, keep / 16 or all]: what each key head meets for the query at `place`, of what lies before its own page, and that."""
         own_page, num = place // KEY_BLOCK, self.keep // KEY_BLOCK - 1
         if own_page <= num:
-            return [np.arange(own_page + 1, dtype=np.int32)] * view.num_kv_heads
+            return np.broadcast_to(np.arange(own_page + 1, dtype=np.int32), (view.num_kv_heads, own_page + 1))
         q_KGE, seen, before = view.q_NHE[place - view.start].unflatten(0, (view.num_kv_heads, -1)), [], own_page
         for pairs, known in panels:
             seen.append((pairs, min(known, before)))
             before -= seen[-1][1]
-        found = best(q_KGE, seen, num, are_boxes=True)
-        return list(np.concatenate([found, np.full((len(found), 1), own_page, np.int32)], 1))
+        return best(q_KGE, seen, num, are_boxes=True, then=(own_page,))
 
 
 def bounds_of(keys_CKE: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ponder.core.attention_plan import KEY_BLOCK, Piece, View, everything, of_answer_flat
+from ponder.core.attention_plan import KEY_BLOCK, Piece, View, everything, of_answer, of_answer_even
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
 from ponder.native.panels import largest
@@ -52,16 +52,17 @@ class Recycled:
     def pieces(self, view: View) -> Sequence[Piece]:
         if self.every == 1 or view.stop <= self.keep:
             return [everything(view)]
-        nothing, own = [np.zeros(0, np.int32)] * view.num_kv_heads, view.memory.own
-        whole, some = [], []
+        own, whole, some = view.memory.own, [], []
         for place in range(view.start, view.stop):
             since = (place - view.num_prompt) % self.every
             if since == 0 and place >= self.keep:
                 own["kept"] = self.most_met(view, place)
             is_whole = since == 0 or place - since < self.keep
-            whole += [np.arange(place // KEY_BLOCK + 1, dtype=np.int32)] * view.num_kv_heads if is_whole else nothing
-            some += nothing if is_whole else list(self.met_again(own["kept"], place, since))
-        return [of_answer_flat(view, lists, are_pages=are_pages) for lists, are_pages in ((whole, True), (some, False)) if any(map(len, lists))]
+            whole.append(np.arange(is_whole and place // KEY_BLOCK + 1, dtype=np.int32)[None].repeat(view.num_kv_heads, 0))
+            some.append(whole[-1][:, :0] if is_whole else self.met_again(own["kept"], place, since))
+        if len(some) == 1:
+            return [of_answer_even(view, whole[0] if some[0].size == 0 else some[0], are_pages=some[0].size == 0)]
+        return [of_answer(view, [x for of_heads in lists for x in of_heads], are_pages=lists is whole) for lists in (whole, some)]
 
     def met_again(self, kept_KN: Tensor, place: int, since: int) -> np.ndarray:
         """int32 [K, keep + since]: what the token at `place`, `since` tokens behind a full one, meets."""

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ponder.core.attention_plan import KEY_BLOCK, Piece, View, everything, of_answer_flat
+from ponder.core.attention_plan import KEY_BLOCK, Piece, View, everything, of_answer, of_answer_flat
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
 from ponder.native.panels import Level, packed, passing
@@ -70,9 +70,10 @@ class Squeezed:
             coarse = self.level(known, "coarse_", self.coarse_threshold / num)
         for place in range(view.start, view.stop):
             q_KGE = view.q_NHE[place - view.start].unflatten(0, (view.num_kv_heads, -1))
-            behind = np.arange(num, place + 1, dtype=np.int32)
-            lists += [np.concatenate([some, behind]) for some in passing(q_KGE, known["labels"], fine, coarse)]
-        return [of_answer_flat(view, lists, are_pages=False)]
+            lists.append(passing(q_KGE, known["labels"], fine, coarse, then=range(num, place + 1)))
+        if len(lists) == 1:
+            return [of_answer_flat(view, *lists[0], are_pages=False)]
+        return [of_answer(view, [some for keys, ends in lists for some in np.split(keys, ends[:-1])], are_pages=False)]
 
     def level(self, known: Mapping[str, Tensor], name: str, least: float) -> Level:
         sizes = known[f"{name}sizes"]
