@@ -187,12 +187,9 @@ def of_answer_even(view: View, keys_UN: np.ndarray, *, are_pages: bool) -> Piece
 
 @functools.lru_cache(64)
 def _rows_of_answer(num: int, num_kv_heads: int, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Key heads, rows and ends of rows of `num` lists, one for each query and key head: they tell nothing of keys."""
+    """Key heads, rows and ends of rows of `num` lists, one for each query and key head: they tell nothing of keys. Nobody may write there."""
     heads = np.arange(num, dtype=np.int32) % num_kv_heads
-    found = heads, np.arange(num * group, dtype=np.int32), (np.arange(num, dtype=np.int32) + 1) * np.int32(group)
-    for x in found:
-        x.flags.writeable = False
-    return found
+    return heads, np.arange(num * group, dtype=np.int32), (np.arange(num, dtype=np.int32) + 1) * np.int32(group)
 
 
 def _piece(

@@ -78,8 +78,8 @@ def write_rows(kernel: Kernel, slots: np.ndarray, positions: np.ndarray, kv: tup
 
 
 def address(array: np.ndarray) -> int:
-    """Where an array begins: what `array.ctypes.data` says, in a third of the time."""
-    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
+    """Where a writable array begins: what `array.ctypes.data` says, in half of the time."""
+    return torch.from_numpy(array).data_ptr()
 
 
 @functools.cache

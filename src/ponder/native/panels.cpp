@@ -50,6 +50,8 @@ void multiply(const uint32_t *pairs, int num, const uint32_t *queries, int num_p
         __m512 a[NR], b[NR];
         for (int r = 0; r < NR; ++r) a[r] = b[r] = _mm512_setzero_ps();
         for (int e = 0; e < num_pairs; ++e) {
+            _mm_prefetch(reinterpret_cast<const char *>(first + (2 * static_cast<int64_t>(num_pairs) + e) * SIDE), _MM_HINT_T0);
+            _mm_prefetch(reinterpret_cast<const char *>(first + (3 * static_cast<int64_t>(num_pairs) + e) * SIDE), _MM_HINT_T0);
             const __m512bh x = reinterpret_cast<__m512bh>(_mm512_loadu_si512(first + e * SIDE));
             const __m512bh y = reinterpret_cast<__m512bh>(_mm512_loadu_si512(second + e * SIDE));
             for (int r = 0; r < NR; ++r) {
