@@ -142,7 +142,8 @@ class Laid:
         for _ in range(num):
             at = pages.num_tokens
             assert pages.reserve(at + 1)
-            hidden_TD = WholePasses(decoder, attention).run([Span(pages, at, at + 1, self.num)], [100 + at % 100])
+            span = Span(pages, at, at + 1, self.num, at=(min(at, decoder.config.context_len - 1),))  # as far as there are angles
+            hidden_TD = WholePasses(decoder, attention).run([span], [100 + at % 100])
             decoder.logits(hidden_TD)
             pages.num_tokens = at + 1
         return (time.process_time() - start) / num

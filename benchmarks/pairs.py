@@ -1,14 +1,15 @@
 """Runs laws on every cache policy and attention plan beside the rest of the engine: `python benchmarks/pairs.py [--strategies] [NAME ...]`.
 
-With `--jobs 16` in so many processes, each taking the next cell or strategy; with `--minutes M` no row for a technique that is not through by
-then. Rows in results/pairs.jsonl, one for each technique; `python scripts/gen_cache.py` makes docs/cache.md's matrix of the newest. On a random model
-of three layers (tests/engine/tiny_models.py), bit for bit: "same" where answers are those of the technique by itself, "refused" where the
-two are not opened together, else what was wrong. Strategies, where asked for (a minute or two a technique): how
-many gave the same answer in a roomy process and in a narrow one.
+With `--known` the other cells are those of the newest rows. With `--jobs 16` in so many processes, each taking the next cell or strategy;
+with `--minutes M` no row for a technique that is not through by then. Rows in results/pairs.jsonl, one for each technique; `python
+scripts/gen_cache.py` makes docs/cache.md's matrix of the newest. On a random model of three layers (tests/engine/tiny_models.py), bit for bit:
+"same" where answers are those of the technique by itself, "refused" where the two are not opened together, else what was wrong.
+Strategies, where asked for (a minute or two a technique): how many gave the same answer in a roomy process and in a narrow one.
 """
 
 import argparse
 import concurrent.futures
+import json
 import multiprocessing
 import sys
 import time
@@ -17,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from lib.rows import append
+from lib.rows import RESULTS, append
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -124,17 +125,29 @@ def row_of(technique: str, found: dict[str, str | bool], names: Sequence[str]) -
     return {"technique": technique, **{name: found[name] for name in COLUMNS}, "strategies": said}
 
 
+def known_cells(technique: str) -> dict[str, str | bool]:
+    rows = [json.loads(line) for line in (RESULTS / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    last = [row for row in rows if row["technique"] == technique][-1]
+    return {name: last[name] for name in COLUMNS}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="techniques, as the page names them: 'cache h2o', 'attend quest'; all if none is given")
     parser.add_argument("--strategies", action="store_true")
+    parser.add_argument("--known", action="store_true")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=600.0)
     args = parser.parse_args()
     wanted, names, end = args.names or list(techniques()), list(STRATEGIES) if args.strategies else [], time.time() + 60 * args.minutes
-    found: dict[str, dict[str, str | bool]] = {technique: {} for technique in wanted}
+    found = {technique: known_cells(technique) if args.known else {} for technique in wanted}
     with concurrent.futures.ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn"), initializer=alone) as pool:
-        todo = {pool.submit(cell, technique, name): (technique, name) for technique in wanted for name in (*COLUMNS, *names)}
+        todo = {
+            pool.submit(cell, technique, name): (technique, name)
+            for technique in wanted
+            for name in (*COLUMNS, *names)
+            if name not in found[technique]
+        }
         try:
             for done in concurrent.futures.as_completed(todo, timeout=end - time.time()):
                 technique, name = todo[done]
