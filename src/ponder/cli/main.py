@@ -61,6 +61,9 @@ PromptFilter = Annotated[
     typer.Option("--prompt", help="Which tokens of a prompt are read: NAME:SHARE, as in gemfilter:0.1, or NAME:field=value,...; default: all."),
 ]
 TailFile = Annotated[str | None, typer.Option(help="File of what the last layers were trained to do instead, so that prompts need not pass them.")]
+PredictorFile = Annotated[
+    str | None, typer.Option(help="File of a small reader that supplies keys of prompts in the model's place (`ponder train-keys`).")
+]
 With = Annotated[str | None, typer.Option("--with", help="Another model that writes the answer with this one; with --way.")]
 Way = Annotated[
     str | None,
@@ -95,6 +98,7 @@ def ask(
     attend: Attend = None,
     prompt: PromptFilter = None,
     tail: TailFile = None,
+    predictor: PredictorFile = None,
     layers: Layers = None,
     other: With = None,
     way: Way = None,
@@ -103,7 +107,7 @@ def ask(
     """Answer one question: the answer, how sure it is, what it cost and why it stopped."""
     _verb("ask", question=question, model=model, strategy=strategy, budget=budget, answer=answer, form=form, max_tokens=max_tokens,
           weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context, trace=trace,
-          accelerations=Accelerations(draft=draft, cache=cache, attend=attend, prompt=prompt, layers=layers, tail=tail,
+          accelerations=Accelerations(draft=draft, cache=cache, attend=attend, prompt=prompt, layers=layers, tail=tail, predictor=predictor,
                                        partner=partner_of(other, way)))  # fmt: skip
 
 
@@ -130,6 +134,7 @@ def compare(
     attend: Attend = None,
     prompt: PromptFilter = None,
     tail: TailFile = None,
+    predictor: PredictorFile = None,
     layers: Layers = None,
     other: With = None,
     way: Way = None,
@@ -140,7 +145,7 @@ def compare(
     _verb("compare", task=task, strategies=strategies, n=n, budget=budget, model=model, split=split, out=out, resume=resume,
           weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context,
           ray=ray, replicas=replicas,
-          accelerations=Accelerations(draft=draft, cache=cache, attend=attend, prompt=prompt, layers=layers, tail=tail,
+          accelerations=Accelerations(draft=draft, cache=cache, attend=attend, prompt=prompt, layers=layers, tail=tail, predictor=predictor,
                                        partner=partner_of(other, way)))  # fmt: skip
 
 
@@ -204,6 +209,7 @@ def serve(
     attend: Attend = None,
     prompt: PromptFilter = None,
     tail: TailFile = None,
+    predictor: PredictorFile = None,
     layers: Layers = None,
     other: With = None,
     way: Way = None,
@@ -214,7 +220,7 @@ def serve(
     verb = importlib.import_module("ponder.cli.serve")
     opening = verb.Opening(model=model, weights=weights, device=device, threads=threads, context=context, store=store,
                            accelerations=Accelerations(draft=draft, cache=cache, attend=attend, prompt=prompt, layers=layers, tail=tail,
-                                                       partner=partner_of(other, way)))  # fmt: skip
+                                                       predictor=predictor, partner=partner_of(other, way)))  # fmt: skip
     menu = verb.menu_of(model=model, name=name, strategy=strategy, budget=budget, allow_code=allow_code, max_tokens=max_tokens)
     limits = verb.Limits(max_jobs=max_jobs, max_queue=max_queue, max_per_client=max_per_key, max_body=max_body, drain=drain)
     site = verb.Site(keys=verb.read_keys(api_key or (), api_key_file), origins=tuple(cors_origin or ()))
