@@ -206,9 +206,14 @@ class PlannedStep(StepPlan):
             return self.pool.read_keys(pages)[:, first % PAGE : first % PAGE + last - first].transpose(0, 1)
 
         kind = rotary_kind(self.config, layer)
+
+        def forward(rows: Tensor, positions: Tensor) -> Tensor:
+            return turned(q_NHE[rows], self.frequencies[kind], positions)
+
         view = View(
             layer=layer, num_layers=self.config.num_layers, start=span.start, stop=span.stop, num_kv_heads=self.config.num_kv_heads,
-            is_rotary=kind != "none", q_NHE=q_NHE, keys=keys, num_prompt=span.num_prompt, memory=part.memories[layer],
+            is_rotary=kind != "none", q_NHE=q_NHE, keys=keys, num_prompt=span.num_prompt, turned=forward,
+            memory=part.memories[layer],
         )  # fmt: skip
         read = torch.zeros(q_NHE.shape, dtype=torch.float32), torch.full(q_NHE.shape[:2], -math.inf)
         pieces = self.planned.pieces(view)
