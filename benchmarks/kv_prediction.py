@@ -20,35 +20,16 @@ import torch
 from lib.rows import append
 
 from ponder import catalogue
-from ponder.accelerate.weights.dense import PlainLinear, stack_rows
 from ponder.core.accelerations import Accelerations
 from ponder.core.asks import Extend, Prefix, Prompt
-from ponder.core.formats import Checkpoint, PlainFormat, RawTensor, Tokenizer
+from ponder.core.formats import Checkpoint, Tokenizer
 from ponder.core.predictor import load_predictor, save_predictor
 from ponder.engine.process import LocalProcess
-from ponder.models.decoder import Decoder, load
+from ponder.models.decoder import Decoder
 from ponder.models.fetch import resolve
-from ponder.models.place import place
 from ponder.models.tokenizer import open_model
+from ponder.train.plain import plain_decoder
 from ponder.train.predictor import PredictorRecipe, fit_maps, fit_predictor, measured
-
-
-class Open(PlainFormat):
-    """Plain matrices on a device, through which gradients pass; bfloat16 on a card."""
-
-    name, error = "open", 2.0**-8
-
-    def __init__(self, device: torch.device, is_half: bool) -> None:
-        self.device, self.dtype = device, torch.bfloat16 if is_half else torch.float32
-
-    def pack(self, parts: tuple[RawTensor, ...]) -> PlainLinear:
-        return PlainLinear(stack_rows(parts, torch.bfloat16).to(self.device, self.dtype))
-
-
-def open_decoder(model: str, device: torch.device, is_half: bool) -> tuple[Decoder, Checkpoint, Tokenizer]:
-    checkpoint, tokenizer = open_model(resolve(model))
-    weights = Open(device, is_half)
-    return place(load(checkpoint, weights, None, torch.float32), weights, device), checkpoint, tokenizer
 
 
 def pieces(tokenizer: Tokenizer, length: int, most: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -73,7 +54,8 @@ def pieces(tokenizer: Tokenizer, length: int, most: int) -> tuple[list[list[int]
 
 def train(args: argparse.Namespace) -> None:
     device, start = torch.device(args.device), time.perf_counter()
-    decoder, checkpoint, tokenizer = open_decoder(args.model, device, args.half)
+    checkpoint, tokenizer = open_model(resolve(args.model))
+    decoder = plain_decoder(checkpoint, device, is_half=args.half)
     learned, held_out = pieces(tokenizer, args.length, args.most)
     print(f"{len(learned)} texts to learn, {len(held_out)} others; {time.perf_counter() - start:.0f} s", flush=True)
     for share in args.share:

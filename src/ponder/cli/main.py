@@ -383,6 +383,30 @@ def train_cache(
 
 
 @app.command()
+def train_keys(
+    kind: Annotated[str, typer.Option(help="How it begins: NAME or NAME:field=value,... as in kv_prediction:share=0.34.")] = "kv_prediction",
+    seconds: Annotated[float, typer.Option(help="Seconds of training, after the maps' closed form.")] = 120.0,
+    batch: Annotated[int, typer.Option(help="Texts of 256 tokens in a step.")] = 4,
+    tasks: Answered = "gsm8k,mbpp",
+    prompts: MorePrompts = None,
+    out: Annotated[Path, typer.Option(help="Where the predictor goes (.safetensors).")] = Path("out/keys.safetensors"),
+    n: Annotated[int, typer.Option("--n", "-n", help="Questions of each task; an eighth of all text measures only.")] = 200,
+    tokens: AnswerTokens = 128,
+    model: Model = DEFAULT_MODEL,
+    weights: Weights = "native",
+    device: Annotated[str, typer.Option(help="Where it is trained: cpu, cuda or cuda:N.")] = "cpu",
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Train a small reader of prompts, whose keys become the model's, so that a long prompt costs a part of what it does (KV Prediction)."""
+    train = importlib.import_module("ponder.cli.train_keys")
+    raise typer.Exit(train.train_keys(kind=kind, tasks=tasks, file=prompts, out=out, n=n, tokens=tokens,
+                                      model=train.Opened(model, weights, threads, device),
+                                      fit=train.PredictorRecipe(max_seconds=seconds, max_steps=1 << 30, batch=batch, rate=5e-4,
+                                                                seed=seed)))  # fmt: skip
+
+
+@app.command()
 def profile(
     model: Annotated[str, typer.Argument(help="Catalogue name, GGUF file or safetensors folder; a config.json is predicted only.")] = DEFAULT_MODEL,
     weights: Annotated[str, typer.Option(help="Weight format, as of `ponder ask`; the CPU's.")] = "native",
