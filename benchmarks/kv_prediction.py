@@ -1,7 +1,7 @@
 """Key predictors for SmolLM2-135M (docs/cache.md, "Predicted keys"): training on a card, and what they cost and gain.
 
     python benchmarks/kv_prediction.py train --share 0.34 --share 0.5 --device cuda --seconds 40 --out out/smollm2
-    python benchmarks/kv_prediction.py prefill --tokens 4096 --predictor out/smollm2-first-15.keys
+    python benchmarks/kv_prediction.py prefill --tokens 4096 --predictor out/smollm2-first-15.keys --share 0.34
 
 `train` reads the sources of Python's standard library (and its reference, in prose), which every machine has; one file in ten only measures.
 Of each share of the layers it prints the distance from the model as it begins, after the closed form and after training, and saves a file.
@@ -14,6 +14,7 @@ import random
 import sysconfig
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from ponder import catalogue
 from ponder.core.accelerations import Accelerations
 from ponder.core.asks import Extend, Prefix, Prompt
 from ponder.core.formats import Checkpoint, Tokenizer
-from ponder.core.predictor import load_predictor, save_predictor
+from ponder.core.predictor import Predictor, load_predictor, save_predictor
 from ponder.engine.process import LocalProcess
 from ponder.models.decoder import Decoder
 from ponder.models.fetch import resolve
@@ -87,19 +88,19 @@ def train_one(args: argparse.Namespace, share: float, opened: tuple[Decoder, Che
 
 
 def prefill(args: argparse.Namespace) -> None:
-    """CPU seconds to the first token of a prompt, the best of some, with and without predictors, in turns."""
-    processes = {
-        path: catalogue.open_model(resolve(args.model), threads=1, accelerations=Accelerations(predictor=None if path is None else str(path)))
-        for path in (None, *args.predictor)
-    }
-    found: dict[Path | None, list[tuple[float, float]]] = {path: [] for path in processes}
-    for i in range(args.repeats):
-        for path, process in processes.items():
-            found[path].append(first_token(process, args.tokens, seed=i))
-    for path, process in processes.items():
-        predictor = None if path is None else load_predictor(path)
+    """CPU seconds to the first token of a prompt, the best of some, with and without predictors, in turns; of `--share` untrained ones."""
+    predictors: list[Predictor | None] = [None, *map(load_predictor, args.predictor), *map(partial(untrained, args.model), args.share)]
+    processes = [catalogue.open_model(resolve(args.model), threads=1, accelerations=Accelerations(predictor=one)) for one in predictors]
+    found = [[first_token(process, args.tokens, seed=i) for process in processes] for i in range(args.repeats)]
+    for predictor, process, times in zip(predictors, processes, zip(*found), strict=True):
         row = {"what": "prefill", "model": args.model, "tokens": args.tokens, "layers": predictor and len(predictor.layers), "n": args.repeats}
-        append("kv_prediction", row | {"seconds": min(s for s, _ in found[path]), "flops": found[path][0][1], "nbytes": process.nbytes})
+        append("kv_prediction", row | {"seconds": min(seconds for seconds, _ in times), "flops": times[0][1], "nbytes": process.nbytes})
+
+
+def untrained(model: str, share: float) -> Predictor:
+    """One whose answers mean nothing, for its cost."""
+    predictor = catalogue.predictor_kind(f"kv_prediction:share={share}").of(open_model(resolve(model))[0])
+    return predictor.with_tensors({name: x + 0.01 for name, x in predictor.tensors.items()})
 
 
 def first_token(process: LocalProcess, num: int, seed: int) -> tuple[float, float]:
@@ -131,7 +132,7 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=size)
     parser.add_argument("--half", action="store_true", help="products in bfloat16; always so on a card")
     args = parser.parse_args()
-    args.half, args.share = args.half or args.device != "cpu", args.share or [0.5]
+    args.half, args.share = args.half or args.device != "cpu", args.share or ([0.5] if args.what == "train" else [])
     torch.set_num_threads(1 if args.device == "cpu" else torch.get_num_threads())
     {"train": train, "prefill": prefill}[args.what](args)
 

@@ -88,8 +88,10 @@ def corrected(checkpoint: Checkpoint, layer: LayerWeights, index: int, correctio
     """A layer whose matrices are the checkpoint's with something added."""
     changed = {}
     for name, parts in PARTS.items():
-        whole = torch.cat([checkpoint.tensor(f"layers.{index}.{part}").dense() for part in parts])
-        changed[name] = weights.pack((Rows(whole + correction[name], f"predictor.{index}.{name}"),))
+        dense = [checkpoint.tensor(f"layers.{index}.{part}").dense() for part in parts]
+        added = correction[name].split([len(rows) for rows in dense])
+        named = zip(parts, dense, added, strict=True)
+        changed[name] = weights.pack(tuple(Rows(rows + more, f"predictor.{index}.{part}") for part, rows, more in named))
     weights.complete(list(changed.values()))
     return replace(layer, **changed)
 
