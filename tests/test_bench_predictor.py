@@ -25,7 +25,7 @@ def test_rows_become_lines():
         for n, s, f in ((None, 4, 2e12), (10, 2, 1e12))
     ]
     text = section([TRAINED, *timed], [RECALL])
-    assert "| 10, first | 3.1 M, 40 (cuda) | 6.50, 70 % | 1.25, 70 % | 0.50, 70 % | 1.50, 30 % | 0.90, 60 % | 7.15 |" in text
+    assert "| 10, first | 3.14 M, 40 (cuda) | 16384 | 6.50, 70 % | 1.25, 70 % | 0.50, 70 % | 1.50, 30 % | 0.90, 60 % | 7.15 |" in text
     assert "| 10 | 2.00 | 1000 | 50 % | 95.8 |" in text
     assert "| 1024 | sparse, mass 0.95, refined | 97 [92, 99] | 41 [32, 51] | 33 |" in text
     assert "| 1024 | plain | 20 [13, 29] | the same | 100 |" in text

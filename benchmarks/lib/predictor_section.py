@@ -14,12 +14,12 @@ predictor is what is refused beside a tail. Train one: `ponder train-keys`.
 """
 TRAINED = """
 SmolLM2-135M (30 layers), corrections of rank {rank}, on stretches of {length} tokens of Python's standard library
-(`python benchmarks/kv_prediction.py train`), files of other names held out ({held_out} tokens). The first half of a stretch is the prompt; of the
-tokens behind it, the divergence from the model in nats and how often both would say the same, as the predictor begins (each layer has the keys of
-the nearest layer of the reader), with maps in closed form, and trained; `no prompt`: the model that sees nothing of it. One seed: a trend.
+(`python benchmarks/kv_prediction.py train`), files of other names held out. The first half of a stretch is the prompt; of the tokens behind it, the
+divergence from the model in nats and how often both would say the same: as the predictor begins (each layer has the keys of the nearest layer of the
+reader before it), with maps in closed form, and trained; `no prompt`: the model that sees nothing of it. One seed: a trend.
 
-| layers of the reader | trained on, tokens, s | begun | closed form | trained | no prompt | first token, trained | file, MB |
-|---|---|---|---|---|---|---|---|"""
+| layers of the reader | trained on, tokens, s | held out, tokens | begun | closed form | trained | no prompt | first token, trained | file, MB |
+|---|---|---|---|---|---|---|---|---|"""
 TIMED = """
 Time to the first token of a prompt of {tokens} tokens, CPU seconds of one thread, the best of {n} in turns; FLOPs and bytes are counts (FLOPs hold
 the output head for every token, on both sides) (`python benchmarks/kv_prediction.py prefill --tokens {tokens} --repeats {n} --predictor ...`):
@@ -58,8 +58,10 @@ def section(rows: list[dict], attend: list[dict]) -> str:
         cells = [f"{row[name]['kl']:.2f}, {100 * row[name]['agreement']:.0f} %" for name in ("begun", "mapped", "trained")]
         found = row["trained"]
         blind, first = (f"{found[f'{name}_kl']:.2f}, {100 * found[f'{name}_agreement']:.0f} %" for name in ("blind", "first"))
-        learned = f"{row['num_tokens'] / 1e6:.1f} M, {row['seconds']:.0f} ({row['device']})"
-        parts.append(f"| {row['layers']}, {row['pick']} | {learned} | {' | '.join(cells)} | {blind} | {first} | {row['file_mb']} |")
+        learned = f"{row['num_tokens'] / 1e6:.2f} M, {row['seconds']:.0f} ({row['device']})"
+        parts.append(
+            f"| {row['layers']}, {row['pick']} | {learned} | {row['held_out']} | {' | '.join(cells)} | {blind} | {first} | {row['file_mb']} |"
+        )
     if timed:
         parts.append(TIMED.format(**timed[0]))
     for row in timed:
