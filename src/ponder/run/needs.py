@@ -12,10 +12,12 @@ from ponder.core.asks import (
     Answer,
     Ask,
     Choice,
+    Confer,
     Expand,
     Expansion,
     Extend,
     Extension,
+    Extensions,
     Judge,
     Judgement,
     Prompt,
@@ -85,6 +87,8 @@ def _made_up(ask: Ask, found: set[str]) -> Answer:
     """An answer of the right kind, whose text means nothing. Adds what a verifier's asks need to `found`."""
     if isinstance(ask, Extend):
         return _extension(ask)
+    if isinstance(ask, Confer):
+        return Extensions(tuple(map(_extension, ask.asks)))
     if isinstance(ask, Expand):
         children = (
             replace(ask.prefix, tokens=(*ask.prefix.tokens, i), text=f"{ask.prefix.text} {i}", log_p=ask.prefix.log_p - 1 - i) for i in range(ask.num)
