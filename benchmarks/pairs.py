@@ -28,7 +28,7 @@ from ponder.accelerate.attend.squeezed import Squeezed
 from ponder.accelerate.attend.vertical_slash import VerticalSlash
 from ponder.catalogue import ATTENTION_PLANS, CACHE_PARTS, CACHES, STRATEGIES
 from ponder.core.budget import parse_budget
-from ponder.core.errors import BadField
+from ponder.core.errors import BadField, NotOffered
 from ponder.engine.open import check_together
 from ponder.engine.process import LocalProcess, Settings
 from ponder.run.driver import Driver, Job
@@ -84,16 +84,23 @@ def guessed(settings: Settings, asks) -> str:
 
 def outcome(process: LocalProcess, name: str) -> tuple:
     job = Job(id=name, prompt=PROMPT, recipe=Recipe(label=name, strategy=STRATEGIES[name], budget=parse_budget("120 tokens")), seed=1)
-    ((_, result),) = Driver(process).run([job])
+    try:
+        ((_, result),) = Driver(process).run([job])
+    except NotOffered:
+        return False, "refused"
     return result.stop_reason == "failed", result.answer
 
 
 def strategies(settings: Settings) -> str:
-    wrong = []
+    wrong, refused = [], []
     for name in STRATEGIES:
         roomy, narrow = (outcome(opened(one), name) for one in (settings, replace(settings, chunk=64 if settings.attend else 11, max_rows=3)))
         if roomy != narrow or roomy[0]:
             wrong.append(name)
+        if roomy == (False, "refused"):
+            refused.append(name)
+    if refused and not wrong:
+        return f"{len(STRATEGIES) - len(refused)}, {', '.join(refused)} refused"
     return f"all {len(STRATEGIES)}" if not wrong else f"{len(STRATEGIES) - len(wrong)}, without {', '.join(wrong)}"
 
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.test_runners import opened
 from engine.tiny_models import tiny_decoder
+from ponder.accelerate.draft.draft_model import DraftModel
 from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.core.asks import Answer, Confer, Extend, Extension, Extensions, Prefix, Prompt, Score
 from ponder.core.beside import LAYOUTS, Writer, stretches
@@ -336,3 +338,13 @@ def test_a_long_group_ends_with_the_context():
     most = (96 - common - sum(rests)) // 3
     assert max(len(x.prefix.tokens) for x in found) == most
     assert {x.finish for x in found if len(x.prefix.tokens) == most} <= {"length", "stop"}
+
+
+def test_a_group_beside_guesses_is_the_same():
+    """Answers of a group are not guessed ahead; those beside it are, and nobody's change."""
+    others = [Extend(prefix=Prefix(raw(COMMON + "x" * n, 12)), seed=n) for n in (1, 40)]
+    crowd = opened(DraftModel(least=0.0, num=3), FAST, is_native=True)
+    found = answer_turn([others[0], group(1), others[1], group(2, enough=1)], crowd)
+    alone = [answer_turn([ask], process())[0] for ask in (others[0], group(1), others[1], group(2, enough=1))]
+    assert [bare(x) for x in found] == [bare(x) for x in alone]
+    assert found[0].cost.drafted_tokens > 0 and found[1].cost.drafted_tokens == 0

@@ -96,7 +96,7 @@ class ConferringProcess(LocalProcess):
         groups, works = self.groups, super()._next_spans()
         if not groups:
             return works
-        works = [work for work in works if work[0].stop <= self._stop(work[2])]  # another's pages may just have been taken
+        works = [work for work in works if work[2] not in groups or work[0].stop <= self._stop(work[2])]  # another's pages may just have been taken
         return [(self._with_met(span, *groups[track]) if track in groups else span, job, track) for span, job, track in works]
 
     def _let_in(self) -> None:
@@ -159,7 +159,12 @@ class ConferringProcess(LocalProcess):
             self.groups.pop(track, None)
 
     def _extend(self, ready: Sequence[tuple[ExtendJob, Track]]) -> None:
-        super()._extend(ready)
+        mine = [(member, track) for member, track in ready if track in self.groups]
+        others = [(member, track) for member, track in ready if track not in self.groups]
+        if others:
+            super()._extend(others)
+        if mine:
+            self.rounds.extend(self, mine, is_plain=True)  # what a guess meets would have to be guessed too
         for job in self.jobs.values():
             if isinstance(job, ConferJob):
                 job.write()

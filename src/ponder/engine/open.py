@@ -77,7 +77,7 @@ def process_for(settings: Settings) -> type[LocalProcess]:
         return ThinningProcess
     if settings.cache is not None:
         return KeepingProcess
-    others = (settings.speculation, settings.attend, settings.company, settings.prompt, settings.tail)
+    others = (settings.attend, settings.company, settings.prompt, settings.tail)
     return ConferringProcess if all(other is None for other in others) else LocalProcess  # no law has seen these with answers that read others
 
 

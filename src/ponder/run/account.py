@@ -59,8 +59,12 @@ class Account:
         self.live_seconds = 0.0  # of asks that are not booked yet
 
     def prompt_price(self, ask: Ask, known: set[object]) -> int:
-        """Tokens of the ask's prompts that this job has not paid for yet."""
-        return sum(self.process.prompt_len(prompt) for name, prompt in prompts_of(ask).items() if name not in known)
+        """Tokens of the ask's prompts that this job has not paid for yet; what those of a Confer share before their prefills counts once."""
+        new = [prompt for name, prompt in prompts_of(ask).items() if name not in known]
+        shared = 0
+        if len(new) > 1 and len({prompt.messages for prompt in new}) == 1:
+            shared = self.process.prompt_len(replace(new[0], prefill=""))
+        return sum(self.process.prompt_len(prompt) for prompt in new) - shared * (len(new) - 1)
 
     def tokens_left(self) -> float:
         """Tokens that every limit still allows; inf without limits. Never negative."""
