@@ -26,7 +26,7 @@ from ponder.engine.beside import BesideAttention, BesideStep
 from ponder.engine.conferring_process import ConferringProcess
 from ponder.engine.open import open_process
 from ponder.engine.settings import Settings
-from ponder.models.rotary import rotary_kind, turned
+from ponder.models.rotary import frequencies, rotary_kind, turned
 from ponder.run.driver import ask as answered
 
 FILLER = "We add the first two numbers, then the third, and look whether the sum is even.\n\n"
@@ -36,7 +36,7 @@ class Joined(BesideStep):
     """Meets a token's stretches as one: their keys are copied side by side, rotated to where they stand in its view."""
 
     def _read(self, layer: int, q_NHE: Tensor) -> Tensor:
-        frequency, outs = self.frequencies[rotary_kind(self.config, layer)], []
+        frequency, outs = frequencies(self.config, rotary_kind(self.config, layer)), []
         for n, stretches in enumerate(self.met):
             keys, values = [], []
             for s in stretches:
@@ -117,7 +117,7 @@ def quality(args: argparse.Namespace) -> None:
             break
         for way in ways:
             result = answered(process, question.prompt, catalogue.strategy(way), Budget(), seed=number)
-            is_right = result.answer is not None and question.prompt.answers.same(result.answer, question.gold)
+            is_right = bool(result.candidates) and question.is_right(result.candidates[0].text)
             longest = max(len(c.tokens) for c in result.candidates)
             right[way] = [a + b for a, b in zip(right[way], (int(is_right), 1, result.cost.generated_tokens, longest))]
     for way, (good, num, tokens, steps) in right.items():

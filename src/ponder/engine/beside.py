@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ponder.core.formats import ModelConfig
 from ponder.engine.attend import Attention, Span, StepPlan, Stretch, attention_reference, merge, slots_of
 from ponder.engine.pages import PAGE
-from ponder.models.rotary import frequencies, rotary_kind, turned
-from ponder.native.lists import Lists, pool_of, run_lists, write_rows
+from ponder.models.rotary import frequencies, rotary_kind, turn_of, turned_by
+from ponder.native.lists import Lists, Prepared, pool_of, write_rows
 
 
 class BesideAttention(Attention):
@@ -33,10 +34,10 @@ class BesideAttention(Attention):
 
 @dataclass(frozen=True)
 class Meeting:
-    """The stretches that tokens meet at the same place of their order: at most one each. turn: int64 [N], 0 for those that meet none."""
+    """The stretches that tokens meet at the same place of their order: at most one each, of the tokens in `of`. turn: int64 [N], 0 for others."""
 
-    turn: Tensor
     of: tuple[tuple[int, Stretch], ...]  # (token, stretch)
+    turn: Tensor
 
 
 class BesideStep(StepPlan):
@@ -48,7 +49,7 @@ class BesideStep(StepPlan):
         ends = np.cumsum([span.stop - span.start for span in spans])
         mine = [(span, int(end)) for span, end in zip(spans, ends) if span.met]
         self.at = torch.cat([torch.arange(end - (span.stop - span.start), end) for span, end in mine])
-        self.own_slots = np.concatenate([slots_of(span) for span, _ in mine], 1)  # [L, N, K]
+        self.own_slots = np.ascontiguousarray(np.concatenate([slots_of(span) for span, _ in mine], 1))  # [L, N, K]
         self.own_places = np.concatenate([np.arange(span.start, span.stop, dtype=np.int32) for span, _ in mine])
         self.met = [met for span, _ in mine for met in span.met]
         rest = [span for span in spans if not span.met]
@@ -56,21 +57,23 @@ class BesideStep(StepPlan):
         is_rest = torch.ones(len(self.places), dtype=torch.bool)
         is_rest[self.at] = False
         self.rest_at = is_rest.nonzero()[:, 0]
-        self.frequencies = {kind: frequencies(self.config, kind) for kind in ("global", "local", "none")}
-        self.meetings: dict[int | None, list[Meeting]] = {}  # by window
+        self.known: dict[tuple[int | None, str], tuple[list[Meeting], tuple[Tensor, Tensor]]] = {}  # by window and kind of rotation
+        self.listed: dict[int | None, list[Listed]] = {}  # by window
 
     def attend(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
+        if self.rest is None:
+            self._write(layer, k_TKE, v_TKE)
+            return self._read(layer, q_THE)
         self._write(layer, k_TKE[self.at], v_TKE[self.at])
         out = q_THE.new_empty(len(q_THE), q_THE.shape[1] * q_THE.shape[2])
-        if self.rest is not None:  # writes too
-            out[self.rest_at] = self.rest.attend(layer, q_THE[self.rest_at], k_TKE[self.rest_at], v_TKE[self.rest_at])
+        out[self.rest_at] = self.rest.attend(layer, q_THE[self.rest_at], k_TKE[self.rest_at], v_TKE[self.rest_at])  # writes too
         out[self.at] = self._read(layer, q_THE[self.at])
         return out
 
     def _write(self, layer: int, k_NKE: Tensor, v_NKE: Tensor) -> None:
         slots = self.own_slots[layer]
         if self.kernel is not None:
-            write_rows(self.kernel, np.ascontiguousarray(slots), self.own_places, (k_NKE, v_NKE))
+            write_rows(self.kernel, slots, self.own_places, (k_NKE, v_NKE))
             return
         positions = torch.from_numpy(self.own_places)[:, None].expand(slots.shape).reshape(-1)
         self.pool.write(torch.from_numpy(slots).reshape(-1), k_NKE.flatten(0, 1), v_NKE.flatten(0, 1), positions)
@@ -78,68 +81,84 @@ class BesideStep(StepPlan):
     def _read(self, layer: int, q_NHE: Tensor) -> Tensor:
         """[N, H * E]: all stretches of all tokens, by their place in the order of each."""
         read = torch.zeros(q_NHE.shape, dtype=torch.float32), torch.full(q_NHE.shape[:2], -math.inf)
-        for meeting in self._meetings(self.config.window(layer)):
-            q = turned(q_NHE, self.frequencies[rotary_kind(self.config, layer)], meeting.turn)
-            if self.kernel is None:
+        window = self.config.window(layer)
+        meetings, turn = self._meetings(window, rotary_kind(self.config, layer))
+        q_JNHE = turned_by(q_NHE, turn)
+        if self.kernel is None:
+            for meeting, q in zip(meetings, q_JNHE):
                 self._meet_slowly(layer, meeting, q, read)
-            else:
-                self._meet(layer, meeting, q, read)
+        else:
+            self._meet(layer, q_JNHE, read, self._lists(window, meetings))
         return read[0].to(q_NHE.dtype).flatten(1)
 
-    def _meetings(self, window: int | None) -> list[Meeting]:
-        if window not in self.meetings:
+    def _meetings(self, window: int | None, kind: str) -> tuple[list[Meeting], tuple[Tensor, Tensor]]:
+        """And cos and sin [J, N, 1, E / 2] of all their turns."""
+        if (window, kind) not in self.known:
             found: list[Meeting] = []
             met = [[x for s in some if (x := _within(s, place, window)).start < x.stop] for some, place in zip(self.met, self.own_places.tolist())]
             for number in range(max(map(len, met))):
                 of = tuple((n, some[number]) for n, some in enumerate(met) if number < len(some))
                 turn = torch.zeros(len(met), dtype=torch.int64)
                 turn[[n for n, _ in of]] = torch.tensor([stretch.turn for _, stretch in of])
-                found.append(Meeting(turn, of))
-            self.meetings[window] = found
-        return self.meetings[window]
+                found.append(Meeting(of, turn))
+            cos, sin = turn_of(frequencies(self.config, kind), torch.cat([meeting.turn for meeting in found]))
+            self.known[window, kind] = found, (cos.unflatten(0, (len(found), -1)), sin.unflatten(0, (len(found), -1)))
+        return self.known[window, kind]
 
-    def _meet(self, layer: int, meeting: Meeting, q_NHE: Tensor, read: tuple[Tensor, Tensor]) -> None:
-        kernel = self.kernel
+    def _lists(self, window: int | None, meetings: list[Meeting]) -> "list[Listed]":
+        if window not in self.listed:
+            self.listed[window] = [Listed(self.config, meeting) for meeting in meetings]
+        return self.listed[window]
+
+    def _meet(self, layer: int, q_JNHE: Tensor, read: tuple[Tensor, Tensor], meetings: "list[Listed]") -> None:
+        kernel, cap = self.kernel, self.config.attn_softcap or 0.0
         assert kernel is not None
-        cap = self.config.attn_softcap or 0.0
-        edges = [(n, replace(s, stop=min(s.stop, _whole_from(s)))) for n, s in meeting.of if s.start % PAGE]
-        whole = [(n, replace(s, start=_whole_from(s))) for n, s in meeting.of if _whole_from(s) < s.stop]
-        if edges:
-            keys, values = (torch.zeros(len(edges) * self.pool.num_kv_heads * PAGE, self.pool.width, dtype=self.pool.dtype) for _ in range(2))
-            slots = [_slots(layer, s) for _, s in edges]  # [K, n] each
-            at = [np.arange(x.shape[1])[None] + PAGE * (np.arange(len(x))[:, None] + i * len(x)) for i, x in enumerate(slots)]
-            where, to = (torch.from_numpy(np.concatenate([x.reshape(-1) for x in some])) for some in (slots, at))
-            for which, side in enumerate((keys, values)):
-                side[to] = self.pool.rows(which, where)
-            pages = [np.arange(i * len(x), (i + 1) * len(x))[:, None] for i, x in enumerate(slots)]
-            limits = [s.stop - s.start for _, s in edges]
-            lists = self._lists([n for n, _ in edges], limits, pages, [0] * len(edges))
-            run_lists(kernel, lists, q_NHE, read, softcap=cap, pool=pool_of(keys, values))
-        if whole:
-            pages = [s.sequence.table[layer][:, s.start // PAGE : -(-s.stop // PAGE)] for _, s in whole]
-            lists = self._lists([n for n, _ in whole], [s.stop for _, s in whole], pages, [s.start for _, s in whole])
-            run_lists(kernel, lists, q_NHE, read, softcap=cap)
-
-    def _lists(self, tokens: list[int], limits: list[int], pages: list[np.ndarray], starts: list[int]) -> Lists:
-        """Each token's heads meet pages [K, P] of which the first begins at place `start`, as far as its limit."""
-        num_heads, num_kv_heads = self.config.num_heads, self.config.num_kv_heads
-        rows = (np.array(tokens)[:, None] * num_heads + np.arange(num_heads)).ravel()
-        nums = np.repeat([x.shape[1] for x in pages], num_kv_heads)
-        places = [np.tile(start + PAGE * np.arange(x.shape[1]), num_kv_heads) for start, x in zip(starts, pages)]
-        return Lists(
-            rows=rows.astype(np.int32), limits=np.repeat(limits, num_heads).astype(np.int32),
-            row_ends=np.arange(1, len(tokens) * num_kv_heads + 1) * (num_heads // num_kv_heads), page_ends=np.cumsum(nums),
-            pages=np.concatenate([x.ravel() for x in pages]).astype(np.int32), places=np.concatenate(places).astype(np.int32),
-        )  # fmt: skip
+        for listed, q in zip(meetings, q_JNHE):
+            if listed.edges is not None:
+                keys, values = (self.pool.rows(which, listed.edge_slots[layer]) for which in (0, 1))
+                listed.edges.run(kernel, listed.edge_pages, q, read, softcap=cap, pool=pool_of(keys, values))
+            if listed.whole is not None:
+                listed.whole.run(kernel, listed.pages[layer], q, read, softcap=cap)
 
     def _meet_slowly(self, layer: int, meeting: Meeting, q_NHE: Tensor, read: tuple[Tensor, Tensor]) -> None:
         for n, stretch in meeting.of:
-            slots = torch.from_numpy(_slots(layer, stretch))
+            slots = torch.from_numpy(_slots(stretch)[layer])
             q = q_NHE[n].unflatten(0, (len(slots), -1))  # [K, G, E]
             keys, values = (self.pool.rows(which, slots.reshape(-1)).view(*slots.shape, -1) for which in (0, 1))
             some, lse = attention_reference(q, keys, values, torch.zeros(()), softcap=self.config.attn_softcap)
             out, total = read[0][n], read[1][n]
             out[:], total[:] = merge([(out.clone(), total.clone()), (some.float().flatten(0, 1), lse.flatten())])
+
+
+class Listed:
+    """A meeting as the compiled kernel is told it, for all layers: whole pages where they lie, and copies of what comes before the first."""
+
+    def __init__(self, config: ModelConfig, meeting: Meeting) -> None:
+        self.config = config
+        edges = [(n, replace(s, stop=min(s.stop, _whole_from(s)))) for n, s in meeting.of if s.start % PAGE]
+        whole = [(n, replace(s, start=_whole_from(s))) for n, s in meeting.of if _whole_from(s) < s.stop]
+        self.edges = self.whole = None
+        if edges:
+            slots = [np.pad(x, ((0, 0), (0, 0), (0, PAGE - x.shape[2]))) for x in (_slots(s) for _, s in edges)]  # what is behind is not seen
+            self.edge_slots = torch.from_numpy(np.concatenate(slots, 1)).flatten(1)  # [L, pages * PAGE]
+            self.edge_pages = np.arange(self.edge_slots.shape[1] // PAGE, dtype=np.int32)
+            self.edges = self._lists([n for n, _ in edges], [s.stop - s.start for _, s in edges], [1] * len(edges), [0] * len(edges))
+        if whole:
+            pages = [s.sequence.table[:, :, s.start // PAGE : -(-s.stop // PAGE)] for _, s in whole]
+            self.pages = np.ascontiguousarray(np.concatenate([x.reshape(len(x), -1) for x in pages], 1), np.int32)  # [L, pages]
+            self.whole = self._lists([n for n, _ in whole], [s.stop for _, s in whole], [x.shape[2] for x in pages], [s.start for _, s in whole])
+
+    def _lists(self, tokens: list[int], limits: list[int], nums: list[int], starts: list[int]) -> Prepared:
+        """Each token's heads meet so many pages, of which the first begins at place `start`, as far as its limit."""
+        num_heads, num_kv_heads = self.config.num_heads, self.config.num_kv_heads
+        places = [np.tile(start + PAGE * np.arange(num), num_kv_heads) for start, num in zip(starts, nums)]
+        return Prepared(
+            Lists(
+                rows=(np.array(tokens)[:, None] * num_heads + np.arange(num_heads)).ravel(), limits=np.repeat(limits, num_heads),
+                row_ends=np.arange(1, len(tokens) * num_kv_heads + 1) * (num_heads // num_kv_heads), pages=np.zeros(0, np.int32),
+                page_ends=np.cumsum(np.repeat(nums, num_kv_heads)), places=np.concatenate(places),
+            )
+        )  # fmt: skip
 
 
 def _within(stretch: Stretch, place: int, window: int | None) -> Stretch:
@@ -152,7 +171,7 @@ def _whole_from(stretch: Stretch) -> int:
     return -(-stretch.start // PAGE) * PAGE
 
 
-def _slots(layer: int, stretch: Stretch) -> np.ndarray:
-    """int64 [K, n]: flat slots of its keys."""
+def _slots(stretch: Stretch) -> np.ndarray:
+    """int64 [L, K, n]: flat slots of its keys."""
     at = np.arange(stretch.start, stretch.stop)
-    return stretch.sequence.table[layer][:, at // PAGE].astype(np.int64) * PAGE + at % PAGE
+    return stretch.sequence.table[:, :, at // PAGE].astype(np.int64) * PAGE + at % PAGE

@@ -34,20 +34,34 @@ class Lists:
     log_weight: float = 0.0
 
 
+class Prepared:
+    """Lists of which only the pages are others from call to call."""
+
+    def __init__(self, lists: Lists) -> None:
+        self.units, *arrays = (np.ascontiguousarray(x, np.int32) for x in (cut_units(lists), lists.rows, lists.limits, lists.places))
+        self.rows, self.limits, self.places = arrays
+        self.log_weight = lists.log_weight
+
+    def run(
+        self, kernel: Kernel, pages: np.ndarray, q_THE: Tensor, read: tuple[Tensor, Tensor], *, softcap: float = 0.0, pool: PoolStruct | None = None
+    ) -> None:
+        """As run_lists; pages int32 [P], contiguous."""
+        out, lse = read
+        at = (x.ctypes.data for x in (self.units, self.rows, self.limits, pages, self.places))
+        struct = ListsStruct(len(self.units), torch.get_num_threads(), *at, self.log_weight)
+        run = kernel.lib.lists_run
+        run.argtypes = [pointer, pointer, ctypes.c_float, pointer, ctypes.c_int64, ctypes.c_int, pointer, pointer]
+        run(
+            ctypes.byref(struct), ctypes.byref(pool or kernel.pool), softcap, q_THE.data_ptr(), q_THE.stride(0), q_THE.shape[1], out.data_ptr(),
+            lse.data_ptr(),
+        )  # fmt: skip
+
+
 def run_lists(
     kernel: Kernel, lists: Lists, q_THE: Tensor, read: tuple[Tensor, Tensor], *, softcap: float = 0.0, pool: PoolStruct | None = None
 ) -> None:
     """Joins what rows read of their lists with `read`: out float32 [T, H, E], lse [T, H]. pool: where the pages lie if not the kernel's own."""
-    out, lse = read
-    units = cut_units(lists)
-    arrays = [np.ascontiguousarray(x, np.int32) for x in (units, lists.rows, lists.limits, lists.pages, lists.places)]
-    struct = ListsStruct(len(units), torch.get_num_threads(), *(x.ctypes.data for x in arrays), lists.log_weight)
-    run = kernel.lib.lists_run
-    run.argtypes = [pointer, pointer, ctypes.c_float, pointer, ctypes.c_int64, ctypes.c_int, pointer, pointer]
-    run(
-        ctypes.byref(struct), ctypes.byref(pool or kernel.pool), softcap, q_THE.data_ptr(), q_THE.stride(0), q_THE.shape[1], out.data_ptr(),
-        lse.data_ptr(),
-    )  # fmt: skip
+    Prepared(lists).run(kernel, np.ascontiguousarray(lists.pages, np.int32), q_THE, read, softcap=softcap, pool=pool)
 
 
 def write_rows(kernel: Kernel, slots: np.ndarray, positions: np.ndarray, kv: tuple[Tensor, Tensor]) -> None:
