@@ -2,13 +2,16 @@
 
 `python benchmarks/hogwild.py [--model NAME] [--workers 1 2 4] [--new 64] [--context 256] [--threads 1]` writes rows of speed: tokens per second of
 W workers alone, in each layout, and with keys re-rotated and joined side by side at every step (the obvious method) instead of queries turned.
+`--facts 8` asks whether a worker reads what another writes: one says a number, and later the other does; nats a digit that this costs the other.
 `--task gsm8k --n 40 --minutes 4` adds rows of quality: sample, self_consistency and hogwild on the same questions, as many as the minutes allow.
 Rows go to benchmarks/results/hogwild.jsonl; seconds are CPU seconds of the process over its threads.
 """
 
 import argparse
+import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from lib.rows import append
@@ -18,7 +21,7 @@ import ponder
 from ponder import catalogue
 from ponder.catalogue import SCHEDULERS, formats_of
 from ponder.cli.verbs import questions_of
-from ponder.core.asks import Ask, Confer, Extend, Prefix, Prompt, Sampling
+from ponder.core.asks import Ask, Confer, Extend, Extension, Prefix, Prompt, Sampling
 from ponder.core.beside import LAYOUTS
 from ponder.core.budget import Budget
 from ponder.engine.attend import Span, StepPlan, attend_group
@@ -28,6 +31,7 @@ from ponder.engine.open import open_process
 from ponder.engine.settings import Settings
 from ponder.models.rotary import frequencies, rotary_kind, turned
 from ponder.run.driver import ask as answered
+from ponder.testing.run import answer_turn
 
 FILLER = "We add the first two numbers, then the third, and look whether the sum is even.\n\n"
 
@@ -106,6 +110,36 @@ def speed(args: argparse.Namespace) -> None:
             append("hogwild", row | rounded | {"tokens_a_second": round(num * args.new / cpu, 1), "threads": args.threads})
 
 
+def facts(args: argparse.Namespace) -> None:
+    """What both write is given. The second says the number 12 tokens or so after the first has."""
+    torch.set_num_threads(args.threads)
+    process = catalogue.open_model(ponder.pull(args.model), threads=args.threads)
+    tokens = process.tokenizer.encode
+    nats: dict[str, list[float]] = {way: [] for way in ("alone", *LAYOUTS)}
+    for number in range(args.facts):
+        code = str(7919 * (number + 13) % 9000 + 1000)
+        prompt = Prompt(messages=(("user", "Find out the code of the safe. Two of you work on it."),), max_tokens=200)
+        texts = (
+            f"I have found it: the code of the safe is {code}.\n\n",
+            "I look at the safe and think about what its door is made of.\n\nThe code of the safe is ",
+        )
+        given = [tuple(tokens(text)) for text in texts]
+        given[1] += tuple(tokens(code))
+        parts = tuple(
+            Extend(prefix=Prefix(replace(prompt, prefill=f"I am {name}. ")), seed=0, forced=text, max_tokens=len(text), logprobs=0)
+            for name, text in zip(("Alice", "Bob"), given)
+        )
+        for way in nats:
+            asks: list[Ask] = [parts[1]] if way == "alone" else [Confer(asks=parts, layout=way)]
+            (told,) = answer_turn(asks, process)
+            spoken = told.logprobs if isinstance(told, Extension) else told.extensions[1].logprobs  # type: ignore[union-attr]
+            digits = spoken[-len(tokens(code)) :]
+            nats[way].append(-sum(token.log_p for token in digits) / len(digits))
+    for way, found in nats.items():
+        row = {"kind": "facts", "model": args.model, "way": way, "n": len(found), "threads": args.threads}
+        append("hogwild", row | {"nats_a_digit": round(statistics.mean(found), 3), "all": [round(x, 2) for x in found]})
+
+
 def quality(args: argparse.Namespace) -> None:
     process = catalogue.open_model(ponder.pull(args.model), threads=args.threads)
     questions = questions_of(catalogue.task(args.task), "test", args.n)
@@ -132,11 +166,14 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=64, help="steps that are timed")
     parser.add_argument("--context", type=int, default=256, help="tokens of the prompt, about")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--facts", type=int, default=0)
     parser.add_argument("--task")
     parser.add_argument("--n", type=int, default=40)
     parser.add_argument("--minutes", type=float, default=4.0)
     args = parser.parse_args()
-    if args.task:
+    if args.facts:
+        facts(args)
+    elif args.task:
         quality(args)
     else:
         speed(args)
