@@ -28,6 +28,12 @@ WORDS = {  # need -> what it means, as a message says it
     "usd": "a price in $",
 }
 
+MENDS = {  # need -> what to do where it alone is missing
+    "usd": "leave usd out of the budget, or give a remote engine a price file",
+    "confer": "open a local model on the CPU, without a cache policy, attention plan, layer plan, prompt filter, tail or partner; or choose another "
+    "strategy",
+}
+
 
 def needs_of(ask: Ask) -> frozenset[str]:
     """The words that answering `ask` needs; empty for a whole sampled answer and for a Judge, whose verifier asks by itself."""
