@@ -25,10 +25,11 @@ from ponder.infer.ops import sampled
 from ponder.infer.prompting import again, check_template, filled
 
 NAMES = ("Alice", "Bob", "Carol", "David", "Erin", "Frank", "Grace", "Heidi")
-TASK = """{question}
+TASK = """{workers} work on one task side by side, each seeing at once what the others write. Share the work, use what another has found, \
+never do again what another does, and correct each other. Whoever is sure of the answer gives it at once, in the form that the task asks for. \
+The task:
 
-{workers} work on this together, side by side: each sees at once what the others write. Share the work: try different ways or take different \
-parts, use what another has found, and never do again what another is doing. Correct each other. Whoever is sure of the answer gives it at once."""
+{question}"""
 OPENING = "I am {name}, working with {others}. "
 
 
