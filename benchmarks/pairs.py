@@ -100,7 +100,7 @@ def strategies(settings: Settings) -> str:
         if roomy == (False, "refused"):
             refused.append(name)
     if refused and not wrong:
-        return f"{len(STRATEGIES) - len(refused)}, {', '.join(refused)} refused"
+        return f"all {len(STRATEGIES)}, of which {', '.join(refused)} refused"
     return f"all {len(STRATEGIES)}" if not wrong else f"{len(STRATEGIES) - len(wrong)}, without {', '.join(wrong)}"
 
 
