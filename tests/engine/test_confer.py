@@ -17,12 +17,14 @@ from ponder.core.budget import Cost
 from ponder.core.errors import BadField, NotOffered, PromptTooLong
 from ponder.engine.conferring_process import ConferringProcess
 from ponder.engine.jobs import Track
+from ponder.engine.pages import INT8
 from ponder.engine.process import LocalProcess, Settings
 from ponder.models.decoder import Decoder
 from ponder.models.rotary import frequencies
 from ponder.testing import laws_confer as laws
 from ponder.testing.byte_tokenizer import ByteTokenizer
 from ponder.testing.laws_attend import Rows, Rule, dense_reference
+from ponder.testing.laws_probe import Whole
 from ponder.testing.run import answer_turn
 
 EXACT, FAST = tiny_decoder(is_exact=True), tiny_decoder("qwen2")
@@ -93,7 +95,7 @@ def view(layout: str, rests: Sequence[Sequence[int]], texts: Sequence[str], me: 
 
 
 @torch.inference_mode()
-def dense(layout: str) -> list[list[float]]:
+def dense(layout: str, decoder: Decoder = EXACT) -> list[list[float]]:
     """Log-probabilities of the forced texts, with all tokens in one flat pass in the order of time, each pair by its distance."""
     common = list(COMMON.encode())
     rests = [ByteTokenizer().render(a.prefix.prompt.messages)[len(common) :] for a in forced(layout).asks]
@@ -113,11 +115,13 @@ def dense(layout: str) -> list[list[float]]:
 
     def attend(layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
         rows = Rows(q_THE.double(), k_TKE.double(), v_TKE.double(), frequency)
-        return dense_reference(rows, Rule(seen[None], distance)).float().flatten(1)
+        window = decoder.config.window(layer)
+        met = seen if window is None else seen & (distance < window)
+        return dense_reference(rows, Rule(met[None], distance)).float().flatten(1)
 
     token = {(-1, i): t for i, t in enumerate(common)} | {(w, i): t for w in range(3) for i, t in enumerate([*rests[w], *TEXTS[w].encode()])}
     flat = torch.tensor([token[name] for name in names])
-    log_p = EXACT.logits(EXACT.forward(flat, torch.zeros(len(flat), dtype=torch.int64), attend)).float().log_softmax(-1)
+    log_p = decoder.logits(decoder.forward(flat, torch.zeros(len(flat), dtype=torch.int64), attend)).float().log_softmax(-1)
     before = lambda w, i: at[(w, len(rests[w]) + i - 1)] if len(rests[w]) + i else at[(-1, len(common) - 1)]
     return [[float(log_p[before(w, i), token[(w, len(rests[w]) + i)]]) for i in range(len(TEXTS[w]))] for w in range(3)]
 
@@ -130,6 +134,13 @@ def worst(found: list[list[float]], wanted: list[list[float]]) -> float:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_token_reads_by_the_distances_of_its_view(layout: str):
     assert worst(log_p_of(told(process(EXACT), forced(layout))), dense(layout)) < TOLERANCE
+
+
+def test_windows_go_by_the_distances_of_the_view():
+    decoder = replace(EXACT, config=replace(EXACT.config, windows=(None, 20, None)))
+    found = log_p_of(told(process(decoder), forced("combined")))
+    assert worst(found, dense("combined", decoder)) < TOLERANCE
+    assert worst(found, dense("combined")) > 50 * TOLERANCE
 
 
 def test_layouts_are_not_the_same():
@@ -348,3 +359,13 @@ def test_a_group_beside_guesses_is_the_same():
     alone = [answer_turn([ask], process())[0] for ask in (others[0], group(1), others[1], group(2, enough=1))]
     assert [bare(x) for x in found] == [bare(x) for x in alone]
     assert found[0].cost.drafted_tokens > 0 and found[1].cost.drafted_tokens == 0
+
+
+def test_keys_in_eight_bits_and_probes():
+    settings = Settings(kv_bytes=1 << 24, kv_format=INT8)
+    asks = [*group(5).asks, group(1)]
+    alone, crowd = (ConferringProcess(FAST, ByteTokenizer(), Sarathi(), settings) for _ in range(2))
+    assert bare(answer_turn(asks[-1:], alone)[0]) == bare(answer_turn(asks, crowd)[-1])
+    seen = told(process(), replace(group(1), asks=tuple(replace(a, probes=(Whole(),)) for a in group(1).asks)))
+    assert [replace(x, prefix=replace(x.prefix, readings=())) for x in seen] == list(told(process(), group(1)))
+    assert all(len(dict(x.prefix.readings)["whole"]) == len(x.prefix.tokens) > 0 for x in seen)
