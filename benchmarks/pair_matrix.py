@@ -27,6 +27,7 @@ from ponder.core.draft import Acceptor, Drafter, Speculation, Twin
 from ponder.core.errors import PonderError
 from ponder.core.formats import Tokenizer
 from ponder.core.guarantee import Guarantee
+from ponder.engine.open import process_for
 from ponder.engine.process import LocalProcess, Settings
 from ponder.models.decoder import Decoder, load
 from ponder.run.driver import Driver, Job
@@ -63,9 +64,8 @@ def opened(weights: str, speculation: Speculation | None) -> LocalProcess:
     def twins(twin: Twin) -> tuple[Decoder, Tokenizer]:
         return decoder_of(twin.weights or "native"), ByteTokenizer()
 
-    return LocalProcess(
-        decoder_of(weights), ByteTokenizer(), SCHEDULERS["sarathi"], Settings(speculation=speculation, twins=twins, kv_bytes=1 << 25)
-    )  # fmt: skip
+    settings = Settings(speculation=speculation, twins=twins, kv_bytes=1 << 25)
+    return process_for(settings)(decoder_of(weights), ByteTokenizer(), SCHEDULERS["sarathi"], settings)
 
 
 def asks() -> list[Extend]:

@@ -36,7 +36,7 @@ from ponder.accelerate.attend.squeezed import Squeezed
 from ponder.accelerate.attend.vertical_slash import VerticalSlash
 from ponder.catalogue import ATTENTION_PLANS, CACHE_PARTS, CACHES, STRATEGIES
 from ponder.core.budget import parse_budget
-from ponder.core.errors import BadField
+from ponder.core.errors import BadField, NotOffered
 from ponder.engine.open import check_together
 from ponder.engine.process import LocalProcess, Settings
 from ponder.run.driver import Driver, Job
@@ -94,14 +94,17 @@ def guessed(settings: Settings, asks) -> str:
 
 def outcome(process: LocalProcess, name: str) -> tuple:
     job = Job(id=name, prompt=PROMPT, recipe=Recipe(label=name, strategy=STRATEGIES[name], budget=parse_budget("120 tokens")), seed=1)
-    ((_, result),) = Driver(process).run([job])
+    try:
+        ((_, result),) = Driver(process).run([job])
+    except NotOffered:
+        return False, "refused"
     return result.stop_reason == "failed", result.answer
 
 
-def is_same_anywhere(settings: Settings, name: str) -> bool:
-    """Whether a strategy comes to its end, and to one answer in a roomy process and in a narrow one."""
+def is_same_anywhere(settings: Settings, name: str) -> str | bool:
+    """Whether a strategy comes to its end, and to one answer in a roomy process and in a narrow one; or "refused" before any work."""
     roomy, narrow = (outcome(opened(one), name) for one in (settings, replace(settings, chunk=64 if settings.attend else 11, max_rows=3)))
-    return roomy == narrow and not roomy[0]
+    return "refused" if roomy == narrow == (False, "refused") else roomy == narrow and not roomy[0]
 
 
 COLUMNS: dict[str, Callable[[Settings], str]] = {
@@ -124,7 +127,10 @@ def alone() -> None:
 
 def row_of(technique: str, found: dict[str, str | bool], names: Sequence[str]) -> dict[str, object]:
     wrong = [name for name in names if not found[name]]
+    refused = [name for name in names if found[name] == "refused"]
     said = "not run" if not names else f"all {len(names)}" if not wrong else f"{len(names) - len(wrong)}, without {', '.join(wrong)}"
+    if refused:
+        said += f", of which {', '.join(refused)} refused"
     return {"technique": technique, **{name: found[name] for name in COLUMNS}, "strategies": said}
 
 

@@ -9,8 +9,10 @@ from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.catalogue import STRATEGIES
 from ponder.core.asks import Candidate, chat
 from ponder.core.budget import parse_budget
+from ponder.core.errors import NotOffered
 from ponder.engine.process import LocalProcess, Settings
 from ponder.run.driver import Driver, Job
+from ponder.run.needs import needs_of_strategy
 from ponder.run.recipe import Recipe
 
 PROMPT = chat("Some words that are read before the question. " * 2 + "Which?", max_tokens=12)
@@ -23,7 +25,16 @@ def outcome(process: LocalProcess, name: str) -> tuple[str, str | None, tuple[Ca
     return result.stop_reason, result.answer, result.candidates
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+ABLE = [name for name in STRATEGIES if "confer" not in needs_of_strategy(STRATEGIES[name], PROMPT)]
+
+
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - set(ABLE)))
+def test_answers_that_read_each_other_are_refused(name: str):
+    with pytest.raises(NotOffered, match="read each other"):
+        outcome(keeping(policy("h2o", 0.3)), name)
+
+
+@pytest.mark.parametrize("name", ABLE)
 def test_every_strategy(name: str):
     plain = LocalProcess(DECODER, ByteTokenizer(), Sarathi(), Settings())
     whole = keeping(policy("h2o", 4096))

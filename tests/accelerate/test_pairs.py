@@ -19,7 +19,7 @@ from ponder.core.asks import Extend, Prefix, Sampling, chat
 from ponder.core.draft import Speculation
 from ponder.core.keeping import Policy
 from ponder.engine.keep import Record
-from ponder.engine.keeping_process import KeepingProcess
+from ponder.engine.open import process_for
 from ponder.engine.process import LocalProcess, Settings
 from ponder.native.build import library
 
@@ -28,7 +28,7 @@ needs_kernel = pytest.mark.skipif(library() is None, reason="no compiled kernel 
 
 
 def opened(settings: Settings) -> LocalProcess:
-    return (LocalProcess if settings.cache is None else KeepingProcess)(DECODER, ByteTokenizer(), Sarathi(), settings)
+    return process_for(settings)(DECODER, ByteTokenizer(), Sarathi(), settings)
 
 
 def asks_of(num_new: int = 30) -> list[Extend]:

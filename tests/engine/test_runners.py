@@ -20,6 +20,7 @@ from ponder.core.asks import Ask, Extend, Extension, Prefix, Sampling, chat
 from ponder.core.draft import Acceptor, Context, Drafter, LengthControl, Speculation
 from ponder.core.errors import BadField
 from ponder.engine.attend import Attention
+from ponder.engine.conferring_process import ConferringProcess
 from ponder.engine.pages import Sequence as Pages
 from ponder.engine.process import LocalProcess, Settings
 from ponder.engine.runners import TwinRunner
@@ -32,7 +33,7 @@ def opened(
 ):  # fmt: skip
     speculation = None if drafter is None else Speculation(drafter=drafter, acceptor=acceptor or Coupled(), control=control or Fixed(num=3))
     settings = Settings(speculation=speculation, twins=lambda twin: (decoder, ByteTokenizer()), is_native=is_native, kv_bytes=kv_bytes)
-    return LocalProcess(decoder, ByteTokenizer(), Sarathi(), settings)
+    return ConferringProcess(decoder, ByteTokenizer(), Sarathi(), settings)
 
 
 def free_asks() -> list[Ask]:

@@ -28,7 +28,7 @@ UNLIMITED = 1 << 40
 class TransformersProcess:
     """See Process. model: a causal model of transformers, in eval mode; model_id must be another one for other weights."""
 
-    offers = frozenset(WORDS) - {"probes", "usd"}
+    offers = frozenset(WORDS) - {"probes", "usd", "confer"}
 
     def __init__(self, model: Any, tokenizer: Tokenizer, *, model_id: str, context_len: int | None = None) -> None:
         self.model, self.tokenizer, self.model_id = model, tokenizer, model_id

@@ -20,6 +20,7 @@ from ponder.infer.dser import Dser
 from ponder.infer.dvts import Dvts
 from ponder.infer.entropic_filter import EntropicFilter
 from ponder.infer.greedy import Greedy
+from ponder.infer.hogwild import Hogwild
 from ponder.infer.iad import Iad
 from ponder.infer.mcts import Mcts, puct, uct
 from ponder.infer.medprompt import Medprompt
@@ -77,6 +78,7 @@ STRATEGIES: dict[str, Strategy] = {
     "atom_of_thoughts": AtomOfThoughts(),
     "plangen": PlanGen(arms=(Sample(), BestOfN(num=4, verifier=MeanProbability()), Beam())),
     "critique_and_fuse": CritiqueAndFuse(),
+    "hogwild": Hogwild(),
     "thinksum": ThinkSum(),
     "iad": Iad(verifier=MeanProbability()),
     "until_accepted": UntilAccepted(verifier=MeanProbability(), accept_from=0.9),

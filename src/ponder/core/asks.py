@@ -6,18 +6,20 @@ A strategy yields a `Turn` (asks + its best candidates so far) and receives one 
     Expand -> Expansion     the most likely next tokens of a prefix, each as a child prefix
     Score  -> Scores        log-probability of given continuations of a prefix
     Read   -> Readings      what a probe sees in the hidden states along a prefix
+    Confer -> Extensions    several Extends at once, which read each other's tokens as they are written
     Judge  -> Judgement     one verdict per candidate
 
 When the budget is spent, every ask is still answered, at no cost: Extend with finish "budget" and no tokens, Expand
-with no children, Score with no values, Read with no rows, Judge with abstentions. So a strategy needs no special case: it
+with no children, Score with no values, Read with no rows, Judge with abstentions, Confer as its Extends. So a strategy needs no special case: it
 runs to its end. Likewise an ask about a prompt of the strategy's or a verifier's own making that the model's context cannot
-hold: Extend is answered with finish "length" and no tokens, all others as above.
+hold: Extend is answered with finish "length" and no tokens, Confer as its Extends, all others as above.
 """
 
 import math
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from ponder.core.beside import check_layout
 from ponder.core.budget import Cost
 from ponder.core.errors import BadField
 from ponder.core.probe import Probe, Row
@@ -247,6 +249,41 @@ class Extension:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Confer:
+    """Go on with several Extends side by side, each of whose tokens reads what the others have written by then.
+
+    Prompts read themselves alone; what they begin alike is common. Token i (from 0) of a completion reads, behind that, the rest of
+    every prompt and the first i tokens of every other completion, or all where one is over, as the `layout` places and shows them
+    (core.beside). Draws keep time: nobody's token i + 1 is drawn before everybody's token i, but for those that are over.
+    """
+
+    asks: tuple[Extend, ...]  # their prefixes are open
+    layout: str = "contiguous"  # one of core.beside.LAYOUTS
+    separator: str = "\n\n"  # what ends a step of an answer, where the layout moves steps
+    enough: int | None = None  # once so many have ended, the others come back as they are then, finish "limit"; None: all
+
+    def __post_init__(self) -> None:
+        check_layout(self.layout)
+        if not self.asks or not self.separator:
+            raise BadField(f"confer of {len(self.asks)} asks, separator {self.separator!r}: there must be at least one ask, and some separator")
+        if self.enough is not None and not 1 <= self.enough <= len(self.asks):
+            raise BadField(f"confer enough={self.enough} of {len(self.asks)} asks: must be between 1 and their number, or None for all")
+
+    @property
+    def prefix(self) -> Prefix:
+        """Of the first ask."""
+        return self.asks[0].prefix
+
+
+@dataclass(frozen=True)
+class Extensions:
+    """One Extension per ask, in order, whose own costs are nothing: what they cost together is in `cost`."""
+
+    extensions: tuple[Extension, ...]
+    cost: Cost = field(default_factory=Cost)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Expand:
     """The `num` most likely next tokens of `prefix` (not final) under the model itself, among those that its form admits."""
 
@@ -360,8 +397,8 @@ class Judgement:
     cost: Cost = field(default_factory=Cost)
 
 
-Ask = Extend | Expand | Score | Read | Judge
-Answer = Extension | Expansion | Scores | Readings | Judgement
+Ask = Extend | Expand | Score | Read | Confer | Judge
+Answer = Extension | Expansion | Scores | Readings | Extensions | Judgement
 
 
 @dataclass(frozen=True)
@@ -395,6 +432,8 @@ def spent_answer(ask: Ask) -> Answer:
         return Scores(())
     if isinstance(ask, Read):
         return Readings(())
+    if isinstance(ask, Confer):
+        return Extensions(tuple(Extension(replace(a.prefix, finish="budget"), "budget") for a in ask.asks))
     return Judgement(tuple(ABSTAIN for _ in ask.candidates))
 
 
@@ -402,4 +441,6 @@ def unfit_answer(ask: Ask) -> Answer:
     """The free answer to `ask` when its prompt does not fit the model's context: no room for a token, so finish "length"."""
     if isinstance(ask, Extend):
         return Extension(replace(ask.prefix, finish="length"), "length")
+    if isinstance(ask, Confer):
+        return Extensions(tuple(Extension(replace(a.prefix, finish="length"), "length") for a in ask.asks))
     return spent_answer(ask)

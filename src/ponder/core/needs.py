@@ -5,7 +5,7 @@ raises NotOffered for an ask that needs more. A technique that reads more of an 
 the ask does not show it, says so in an attribute `needs`.
 """
 
-from ponder.core.asks import Ask, Expand, Extend, Read, Score
+from ponder.core.asks import Ask, Confer, Expand, Extend, Read, Score
 
 WORDS = {  # need -> what it means, as a message says it
     "steps": "answers that pause at a separator and go on from there",
@@ -18,6 +18,7 @@ WORDS = {  # need -> what it means, as a message says it
     "probes": "hidden states (Read, probes)",
     "form": "answers held to a form",
     "noise": "draws by a given noise (drift)",
+    "confer": "answers that read each other while they are written (Confer)",
     "forced": "tokens that are given instead of drawn",
     "top_k": "sampling by top_k",
     "min_p": "sampling by min_p",
@@ -25,6 +26,12 @@ WORDS = {  # need -> what it means, as a message says it
     "logit_bias": "biases on single tokens",
     "flops": "a count of FLOPs",
     "usd": "a price in $",
+}
+
+MENDS = {  # need -> what to do where it alone is missing
+    "usd": "leave usd out of the budget, or give a remote engine a price file",
+    "confer": "open a local model on the CPU, without a cache policy, attention plan, layer plan, prompt filter, tail or partner; or choose another "
+    "strategy",
 }
 
 
@@ -36,6 +43,8 @@ def needs_of(ask: Ask) -> frozenset[str]:
         return frozenset({"score", *_of_prefix(ask)})
     if isinstance(ask, Read):
         return frozenset({"probes"})
+    if isinstance(ask, Confer):
+        return frozenset({"confer"}).union(*map(_of_extend, ask.asks))
     return _of_extend(ask) if isinstance(ask, Extend) else frozenset()
 
 

@@ -35,6 +35,16 @@ NUM_TAIL_BITS = 64
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """Keys that a token meets: places start..stop of a sequence, its query turned forward by so many positions."""
+
+    sequence: Sequence
+    start: int
+    stop: int
+    turn: int
+
+
+@dataclass(frozen=True)
 class Span:
     """New tokens of a sequence in a step: places start..stop among its keys. Those before num_prompt are prompt tokens.
 
@@ -42,6 +52,7 @@ class Span:
     copies: (sequence of another span of the step, start, stop): the tokens at these places are written there too, at the same places, so
     that it reads them bit for bit as if they were its own.
     at: positions of the tokens, where they are not their places. asked: nobody asks what the model says at places before this one.
+    met: for each token what it meets instead of all before it, itself last (engine.beside).
     """
 
     sequence: Sequence
@@ -52,6 +63,7 @@ class Span:
     copies: tuple[tuple[Sequence, int, int], ...] = ()
     at: tuple[int, ...] | None = None
     asked: int = 0
+    met: tuple[tuple[Stretch, ...], ...] = ()
 
     @property
     def positions(self) -> np.ndarray:

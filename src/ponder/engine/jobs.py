@@ -11,9 +11,27 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from ponder.core.asks import Answer, Ask, Expand, Expansion, Extend, Extension, Judge, Prefix, Prompt, Read, Readings, Score, Scores, TokenLogP
+from ponder.core.asks import (
+    Answer,
+    Ask,
+    Confer,
+    Expand,
+    Expansion,
+    Extend,
+    Extension,
+    Extensions,
+    Judge,
+    Prefix,
+    Prompt,
+    Read,
+    Readings,
+    Score,
+    Scores,
+    TokenLogP,
+)
+from ponder.core.beside import Writer
 from ponder.core.budget import Cost
-from ponder.core.errors import BadField, PromptTooLong
+from ponder.core.errors import BadField, NotOffered, PromptTooLong
 from ponder.core.formats import Tokenizer
 from ponder.core.probe import Row
 from ponder.engine.constraint import Matcher, forms_of
@@ -43,6 +61,7 @@ class Track:
     num_known: int
     options: tuple[int, ...] = ()  # tokens whose log-probability is wanted, the first of them after num_given
     keeps_all: bool = False  # its rows from the last given token on are wanted, not the last alone
+    is_private: bool = False  # what comes after its given tokens is nobody else's: it never goes to the store
     num_computed: int = 0
     num_seen: int = 0  # computed before the track was last put back among the waiting
     is_paid: bool = False  # the last given token's computation was paid for when it was generated
@@ -232,7 +251,46 @@ class ReadJob:
         return Readings(self.rows, self.count.cost())
 
 
-Job = ExtendJob | ExpandJob | ScoreJob | ReadJob
+class ConferJob:
+    """Generates several texts, whose tracks read each other. Its members count together."""
+
+    def __init__(self, ask: Confer, members: Sequence[ExtendJob]) -> None:
+        self.ask, self.members, self.count = ask, members, Count()
+        self.tracks = [member.tracks[0] for member in members]
+        ids = [track.tokens(0, track.num_prompt) for track in self.tracks]
+        self.num_common = next((i for i, some in enumerate(zip(*ids)) if len(set(some)) > 1), min(map(len, ids)))
+        self.writers = [Writer(len(some) - self.num_common, ask.separator.encode()) for some in ids]
+        for member, track in zip(members, self.tracks):
+            member.count = self.count
+            track.is_private, track.num_given = True, track.num_prompt
+        self.write()
+
+    @property
+    def is_done(self) -> bool:
+        finishes = [member.finish for member in self.members]
+        return None not in finishes or sum(finish in ("stop", "length") for finish in finishes) >= (self.ask.enough or len(finishes))
+
+    def write(self) -> None:
+        """Notes what the members have drawn."""
+        for member, writer in zip(self.members, self.writers):
+            for token in member.tokens[writer.num :]:
+                writer.push(member.tokenizer.pieces[token])
+            if member.finish is not None:
+                writer.end()
+
+    def due(self) -> list[int]:
+        """Members that draw next: those that are behind all others."""
+        nums = {i: len(member.tokens) for i, member in enumerate(self.members) if member.finish is None}
+        return [i for i, num in nums.items() if num == min(nums.values())]
+
+    def answer(self) -> Extensions:
+        is_done = self.is_done
+        for member in self.members:
+            member.finish = member.finish or ("limit" if is_done else "budget")
+        return Extensions(tuple(replace(member.answer(), cost=Cost()) for member in self.members), self.count.cost())
+
+
+Job = ExtendJob | ExpandJob | ScoreJob | ReadJob | ConferJob
 
 
 def job_of(
@@ -242,6 +300,8 @@ def job_of(
     PromptTooLong."""
     if isinstance(ask, Judge):
         raise BadField("a process answers Extend, Expand, Score and Read; a Judge ask goes to its verifier")
+    if isinstance(ask, Confer):
+        raise NotOffered("this process computes every answer for itself: one that reads others' while they are written (Confer) it cannot give")
     prefix = ask.prefix
     if prefix.is_final and not isinstance(ask, Read):
         raise BadField(f"prefix is final ({prefix.finish}): it cannot be extended, expanded or scored")

@@ -7,6 +7,7 @@ import torch
 from ponder.core.errors import BadField
 from ponder.core.formats import Tokenizer, WeightFormat
 from ponder.core.schedule import Scheduler
+from ponder.engine.conferring_process import ConferringProcess
 from ponder.engine.device import find_device
 from ponder.engine.device_process import DeviceProcess
 from ponder.engine.keeping_process import KeepingProcess
@@ -78,7 +79,10 @@ def process_for(settings: Settings) -> type[LocalProcess]:
     """What runs a model on the CPU with such settings."""
     if settings.layers is not None:
         return ThinningProcess
-    return LocalProcess if settings.cache is None else KeepingProcess
+    if settings.cache is not None:
+        return KeepingProcess
+    others = (settings.attend, settings.company, settings.prompt, settings.tail)
+    return ConferringProcess if all(other is None for other in others) else LocalProcess  # no law has seen these with answers that read others
 
 
 def in_company(decoder: Decoder, tokenizer: Tokenizer, settings: Settings) -> Decoder:

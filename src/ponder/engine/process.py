@@ -17,6 +17,7 @@ from ponder.core.asks import Answer, Ask, Extend, Extension, Prompt, Read
 from ponder.core.budget import Cost
 from ponder.core.errors import BadField
 from ponder.core.formats import Tokenizer
+from ponder.core.needs import WORDS
 from ponder.core.probe import Probe, checkpoint_of, rows_of
 from ponder.core.roles import Progress
 from ponder.core.schedule import Scheduler, Work
@@ -43,6 +44,8 @@ TIDY_STEPS, TIDY_NBYTES = 128, 1 << 28  # steps after which free memory goes bac
 
 class LocalProcess:
     """Role Process (core.roles). Not thread-safe: one driver steps it."""
+
+    offers = frozenset(WORDS) - {"usd", "confer"}
 
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer, scheduler: Scheduler, settings: Settings | None = None) -> None:
         settings = settings or Settings()
@@ -192,6 +195,10 @@ class LocalProcess:
         """How many guesses after a track's next token may be computed with it."""
         return UNLIMITED
 
+    def _num_beside(self, track: Track) -> int:
+        """How many tokens of others those of a track meet."""
+        return 0
+
     def _committed(self, track: Track, rows: Sequence[tuple[Pages, int]]) -> None:
         """A round has kept tokens of a track, each computed in a span of those pages, at that place."""
 
@@ -318,7 +325,7 @@ class LocalProcess:
         track.hidden.clear()
         track.is_paid = track.is_paid and track.num_computed < track.num_given
         track.num_computed = 0
-        if not track.keeps_all:
+        if not track.keeps_all and not track.is_private:
             track.num_given = len(track.key)
         at = len(self.waiting)
         while at and self.waiting[at - 1][1].order > track.order:
@@ -336,7 +343,7 @@ class LocalProcess:
 
     def _next_spans(self) -> list[tuple[Span, Job, Track]]:
         """What this step computes, as the scheduler allots it."""
-        able = [(job, track) for job, track in self.running if track.num_computed < len(track.key)]
+        able = [(job, track) for job, track in self.running if track.num_computed < self._stop(track)]
         if not able:
             return []
         works = [Work(self._stop(t) - t.num_computed, t.num_computed >= t.num_known and t.num_computed == len(t.key) - 1) for _, t in able]
@@ -373,7 +380,7 @@ class LocalProcess:
         num_free = max(0, span.stop - max(start, track.num_known))  # generated here: paid when drawn
         if track.is_paid and start < track.num_given <= span.stop:
             num_free += 1
-        flops = self.flops(num, (start + 1 + span.stop) / 2) - self.passes.spared(replace(span, start=start))
+        flops = self.flops(num, (start + 1 + span.stop) / 2 + self._num_beside(track)) - self.passes.spared(replace(span, start=start))
         job.count.prompt_tokens += num - num_free
         job.count.row_tokens += num
         job.count.flops += flops
@@ -399,12 +406,16 @@ class LocalProcess:
     def _use_hidden(self) -> None:
         """Gives every track whose last token is computed what it waits for."""
         ready = [(job, track) for job, track in self.running if track.hidden and track.num_computed == len(track.key)]
-        extending = [(job, track) for job, track in ready if isinstance(job, ExtendJob)]
+        extending = self._drawing(ready)
         if extending:
             self._extend(extending)
         self._expand([(job, track) for job, track in ready if isinstance(job, ExpandJob)])
         self._score([(job, track) for job, track in ready if isinstance(job, ScoreJob)])
         self._read([(job, track) for job, track in ready if isinstance(job, ReadJob)])
+
+    def _drawing(self, ready: Sequence[tuple[Job, Track]]) -> list[tuple[ExtendJob, Track]]:
+        """Which of those that could draw a token do."""
+        return [(job, track) for job, track in ready if isinstance(job, ExtendJob)]
 
     def _extend(self, ready: Sequence[tuple[ExtendJob, Track]]) -> None:
         self.rounds.extend(self, ready)
@@ -459,7 +470,7 @@ class LocalProcess:
         """Leaves what the track computed to the store, so that an ask that goes on from there copies nothing."""
         if track.pages is None or track.node is None:
             return
-        kept = min(track.num_computed, track.num_given) if track.keeps_all else track.num_computed
+        kept = min(track.num_computed, track.num_given) if track.keeps_all or track.is_private else track.num_computed
         node = self.store.put(tuple(track.key[:kept]), track.pages)
         if is_over and len(track.key) == kept + 1 > track.num_known:
             node.paid.add(~track.key[-1])

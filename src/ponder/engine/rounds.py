@@ -289,8 +289,8 @@ class Rounds:
             round.hidden = torch.cat([parts[pages] for pages, _ in round.stems])[order.argsort()]
             yield Span(own, round.start, round.start + 1, round.track.num_prompt), round.job, round.track, round.hidden[:1]
 
-    def extend(self, model: Model, ready: Sequence[tuple[ExtendJob, Track]]) -> None:
-        """Gives every job its next tokens."""
+    def extend(self, model: Model, ready: Sequence[tuple[ExtendJob, Track]], *, is_plain: bool = False) -> None:
+        """Gives every job its next tokens. is_plain: for none of them anything was guessed, nor will be."""
         rounds = []
         for job, track in ready:
             waiting = track.hidden.pop()
@@ -300,7 +300,7 @@ class Rounds:
         hidden_RD = hidden[0] if len(hidden) == 1 else torch.cat(hidden)
         self._read_probes(rounds, hidden_RD)
         wishes = [wish for round in rounds for wish in round.wishes()]
-        if self.speculation is None:
+        if self.speculation is None or is_plain:
             for round, drawn in zip(rounds, model._draw(hidden_RD, wishes), strict=True):
                 round.drawn = [drawn]
                 model.count.generated_tokens += round.commit((), (drawn.token,), round.drawn_as)

@@ -93,6 +93,17 @@ def cos_sin(frequency: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 def turned(x_THE: Tensor, frequency: Tensor, turn_T: Tensor) -> Tensor:
     """Rows that were rotated to one position, rotated to another `turn` positions on; scales stay as they are. In the dtype of x."""
-    cos, sin = (part[:, None] for part in cos_sin(frequency, turn_T.double()))
+    return turned_by(x_THE, turn_of(frequency, turn_T))
+
+
+def turn_of(frequency: Tensor, turn_T: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 [T, 1, E / 2] cos and sin of turns."""
+    cos, sin = cos_sin(frequency, turn_T.double())
+    return cos[:, None], sin[:, None]
+
+
+def turned_by(x_THE: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """`turned` by what `turn_of` gave."""
+    cos, sin = turn
     low, high = x_THE.float().chunk(2, -1)
     return torch.cat([low * cos - high * sin, high * cos + low * sin], -1).to(x_THE.dtype)

@@ -7,7 +7,7 @@ as if it ran alone, so that a comparison is fair and a resumed run books the sam
 import math
 from dataclasses import dataclass, field, replace
 
-from ponder.core.asks import Ask, Expand, Extend, Prompt, Read, Score
+from ponder.core.asks import Ask, Confer, Expand, Extend, Prompt, Read, Score
 from ponder.core.budget import Budget, Cost
 from ponder.core.roles import Process
 
@@ -59,9 +59,12 @@ class Account:
         self.live_seconds = 0.0  # of asks that are not booked yet
 
     def prompt_price(self, ask: Ask, known: set[object]) -> int:
-        """Tokens of the ask's prompt if this job has not paid for it yet."""
-        prompt = ask.prefix.prompt  # type: ignore[union-attr]
-        return 0 if read_as(prompt) in known else self.process.prompt_len(prompt)
+        """Tokens of the ask's prompts that this job has not paid for yet; what those of a Confer share before their prefills counts once."""
+        new = [prompt for name, prompt in prompts_of(ask).items() if name not in known]
+        shared = 0
+        if len(new) > 1 and len({prompt.messages for prompt in new}) == 1:
+            shared = self.process.prompt_len(replace(new[0], prefill=""))
+        return sum(self.process.prompt_len(prompt) for prompt in new) - shared * (len(new) - 1)
 
     def tokens_left(self) -> float:
         """Tokens that every limit still allows; inf without limits. Never negative."""
@@ -84,6 +87,8 @@ class Account:
         """Most that the process may bill for the ask; 0 without a limit in $."""
         if self.budget.usd is None:
             return 0.0
+        if isinstance(ask, Confer):
+            return math.fsum(map(self.most_usd, ask.asks))
         prefix = ask.prefix  # type: ignore[union-attr]
         times = len(ask.options) if isinstance(ask, Score) else 1
         read = times * (self.process.prompt_len(prefix.prompt) + len(prefix.tokens))
@@ -122,9 +127,12 @@ class Account:
         if isinstance(ask, Read):
             prompt_tokens += most_tokens(ask) - (min(ask.places) == 0 and bool(prompt_tokens))  # the prompt's last token is not paid twice
         generated = int(bool(prefix.tokens)) if isinstance(ask, Expand) else cost.generated_tokens
+        context = (requested + generated) // 2
+        if isinstance(ask, Confer):  # each reads its own prompt and, on average, half of what all write
+            context = requested // len(ask.asks) + generated // 2
         return replace(
             cost, prompt_tokens=prompt_tokens, reused_tokens=max(0, requested - prompt_tokens), generated_tokens=generated,
-            flops=self.process.flops(prompt_tokens + generated, (requested + generated) // 2 + 1), calls=1,
+            flops=self.process.flops(prompt_tokens + generated, context + 1), calls=1,
         )  # fmt: skip
 
 
@@ -133,11 +141,24 @@ def read_as(prompt: Prompt) -> object:
     return prompt.messages, prompt.prefill
 
 
+def prompts_of(ask: Ask) -> dict[object, Prompt]:
+    """The prompts of an ask, as `read_as` names them."""
+    prompts = [part.prefix.prompt for part in ask.asks] if isinstance(ask, Confer) else [ask.prefix.prompt]  # type: ignore[union-attr]
+    return {read_as(prompt): prompt for prompt in prompts}
+
+
+def least_tokens(ask: Ask) -> int:
+    """Fewest tokens beyond the prompt with which the ask may start."""
+    return 1 if isinstance(ask, Extend) else len(ask.asks) if isinstance(ask, Confer) else most_tokens(ask)
+
+
 def most_tokens(ask: Ask) -> int:
     """Most tokens beyond the prompt that the process can compute for the ask."""
     if isinstance(ask, Extend):
         room = ask.prefix.prompt.max_tokens - len(ask.prefix.tokens)
         return room if ask.max_tokens is None else min(room, ask.max_tokens)
+    if isinstance(ask, Confer):
+        return sum(map(most_tokens, ask.asks))
     if isinstance(ask, Score):
         return sum(len(option.encode()) for option in ask.options)  # a token is at least one byte
     if isinstance(ask, Read):

@@ -10,10 +10,12 @@ from ponder.core.asks import (
     Answer,
     Ask,
     Candidate,
+    Confer,
     Expand,
     Expansion,
     Extend,
     Extension,
+    Extensions,
     Judge,
     Judgement,
     Prefix,
@@ -80,6 +82,9 @@ def ask_json(ask: Ask) -> Json:
     if isinstance(ask, Judge):
         answers = [c.answer for c in ask.candidates]
         return {"kind": "judge", "verifier": getattr(ask.verifier, "name", repr(ask.verifier)), "candidates": answers}
+    if isinstance(ask, Confer):
+        fields: Json = {"kind": "confer", "asks": [ask_json(part) for part in ask.asks], "layout": ask.layout, "separator": ask.separator}
+        return fields if ask.enough is None else fields | {"enough": ask.enough}
     head: Json = {"prompt": digest(prompt_json(ask.prefix.prompt)), "tokens": ask.prefix.tokens}
     if isinstance(ask, Extend):
         fields = head | {
@@ -126,6 +131,8 @@ def answer_json(answer: Answer) -> Json:
         return {"children": [prefix_json(c) for c in answer.children], "cost": cost_json(answer.cost)}
     if isinstance(answer, Scores):
         return {"log_p": [finite(x) for x in answer.log_p], "cost": cost_json(answer.cost)}
+    if isinstance(answer, Extensions):
+        return {"extensions": [answer_json(part) for part in answer.extensions], "cost": cost_json(answer.cost)}
     if isinstance(answer, Readings):
         return {"rows": answer.rows, "cost": cost_json(answer.cost)}
     return {"verdicts": [asdict(v) for v in answer.verdicts], "cost": cost_json(answer.cost)}
@@ -137,6 +144,9 @@ def answer_from_json(ask: Ask, value: Json) -> Answer:
         cost = Cost(**value["cost"])  # type: ignore[arg-type]
         if isinstance(ask, Extend):
             return Extension(_prefix(ask.prefix, value["prefix"]), str(value["finish"]), cost, _logprobs(value.get("logprobs", [])))
+        if isinstance(ask, Confer):
+            parts = zip(ask.asks, value["extensions"], strict=True)  # type: ignore[call-overload]
+            return Extensions(tuple(answer_from_json(part, told) for part, told in parts), cost)  # type: ignore[misc]
         if isinstance(ask, Expand):
             return Expansion(tuple(_prefix(ask.prefix, c) for c in value["children"]), cost)  # type: ignore[attr-defined]
         if isinstance(ask, Score):

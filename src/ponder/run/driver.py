@@ -7,7 +7,6 @@ Portions ("waves"): a job's asks are started in order while their expected token
 next wave starts when the last is answered. An ask that meets its cap while others left tokens over is continued.
 """
 
-import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from ponder.core.asks import (
     Answer,
     Extend,
     Extension,
+    Extensions,
     Judge,
     Judgement,
     Outcome,
@@ -30,14 +30,14 @@ from ponder.core.errors import BudgetTooSmall, PonderError, PromptTooLong, Store
 from ponder.core.probe import Probe
 from ponder.core.rng import TorchRng
 from ponder.core.roles import Process, Strategy
-from ponder.run.account import SAFETY, Account, Ledger, most_tokens, read_as
+from ponder.run.account import SAFETY, Account, Ledger, least_tokens, prompts_of
 from ponder.run.codec import answer_json, ask_json, candidate_json, cost_json, dumps, prompt_json
 from ponder.run.events import Event, Finished, Grown, Started, Told
 from ponder.run.judging import Judging
 from ponder.run.needs import check_offers
 from ponder.run.recipe import Recipe, Result, describe, probes_of
 from ponder.run.store import SampleStore
-from ponder.run.work import Work, probed, wasted
+from ponder.run.work import Work, cap, cut_off, drawn, is_cut_off, probed, wasted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,35 +314,21 @@ class Driver:
         while running.waiting and len(wave) < account.calls_left():
             work = running.waiting[0]
             price, need = account.prompt_price(work.ask, known), account.expected_len(work.ask)
-            if prompts + expected + price + (need if wave or not isinstance(work.ask, Extend) else 1) > left:
+            if prompts + expected + price + (need if wave else least_tokens(work.ask)) > left:
                 break
             if not account.affords(work.ask, usd, is_first=not wave):
                 break
             usd += account.most_usd(work.ask)
             work.price = price
-            known.add(read_as(work.ask.prefix.prompt))  # type: ignore[union-attr]
+            known.update(prompts_of(work.ask))
             wave.append(running.waiting.popleft())
             expected, prompts = expected + need, prompts + price
         if not wave:
             running.stop_reason = account.budget.spent_by(account.cost) or account.budget.nearest
             return []
         account.known = known
-        self._cap(wave, left - prompts)
+        cap(wave, left - prompts)
         return wave
-
-    @staticmethod
-    def _cap(wave: list[Work], left: float) -> None:
-        """Caps the Extends of a wave evenly, where their own limits together exceed `left` tokens."""
-        if left == math.inf:
-            return
-        left -= sum(most_tokens(w.ask) for w in wave if not isinstance(w.ask, Extend))
-        extends = sorted(((w, w.ask) for w in wave if isinstance(w.ask, Extend)), key=lambda pair: most_tokens(pair[1]))
-        for position, (work, ask) in enumerate(extends):
-            limit = most_tokens(ask)
-            share = int(left // (len(extends) - position))
-            if limit > share:
-                work.ask, work.capped = replace(ask, max_tokens=share), True
-            left -= min(limit, share)
 
     def _stored(self, running: Running, work: Work, answer: Answer) -> None:
         cost = running.account.book(work.ask, answer.cost, work.price)
@@ -391,7 +377,7 @@ class Driver:
         self.ledger.add(cost, answer.cost)
         running.computed += answer.cost
         answer = replace(answer, cost=cost)
-        if self.store is not None and not (isinstance(answer, Extension) and answer.finish == "budget"):
+        if self.store is not None and not is_cut_off(answer):
             self.store.put(self.process.model_id, work.ask, answer, job=running.job.id)
             self.is_dirty = True
         self._finish(running, work, answer)
@@ -411,6 +397,11 @@ class Driver:
             if answer.finish != "budget":
                 running.account.lengths.append(answer.cost.generated_tokens)
             running.extensions.append((answer.prefix.tokens, answer.cost.generated_tokens))
+        elif isinstance(answer, Extensions):
+            running.extensions += drawn(work.ask, answer)
+            answer = cut_off(work, answer)
+            if is_cut_off(answer) and running.stop_reason == "done":
+                running.stop_reason = running.account.budget.nearest
         self._fill_slot(running, work, answer)
 
     def _continuation(self, running: Running, work: Work, answer: Extension) -> Work:

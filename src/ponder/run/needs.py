@@ -12,10 +12,12 @@ from ponder.core.asks import (
     Answer,
     Ask,
     Choice,
+    Confer,
     Expand,
     Expansion,
     Extend,
     Extension,
+    Extensions,
     Judge,
     Judgement,
     Prompt,
@@ -26,7 +28,7 @@ from ponder.core.asks import (
     spent_answer,
 )
 from ponder.core.errors import NotOffered
-from ponder.core.needs import WORDS, needs_of
+from ponder.core.needs import MENDS, WORDS, needs_of
 from ponder.core.rng import TorchRng, hash_seed
 from ponder.core.roles import Process, Strategy, Verifier
 from ponder.run.recipe import Recipe, probes_of
@@ -74,10 +76,11 @@ def check_offers(process: Process, recipe: Recipe, prompt: Prompt) -> None:
     missing = limits & {"usd"} if offers is None else (needs_of_strategy(recipe.strategy, prompt) | limits) - offers
     if missing:
         wanted = ", ".join(WORDS[word] for word in sorted(missing))
-        mend = "leave usd out of the budget, or give a remote engine a price file" if missing == {"usd"} else (
+        mend = MENDS.get(next(iter(missing)), "") if len(missing) == 1 else ""
+        mend = mend or (
             f"{process.model_id} offers {', '.join(sorted(offers or ())) or 'whole answers alone'}: "
             "choose a strategy or verifier that needs no more, or an engine that offers it"
-        )  # fmt: skip
+        )
         raise NotOffered(f"{recipe.label} needs {wanted}; {mend}")
 
 
@@ -85,6 +88,8 @@ def _made_up(ask: Ask, found: set[str]) -> Answer:
     """An answer of the right kind, whose text means nothing. Adds what a verifier's asks need to `found`."""
     if isinstance(ask, Extend):
         return _extension(ask)
+    if isinstance(ask, Confer):
+        return Extensions(tuple(map(_extension, ask.asks)))
     if isinstance(ask, Expand):
         children = (
             replace(ask.prefix, tokens=(*ask.prefix.tokens, i), text=f"{ask.prefix.text} {i}", log_p=ask.prefix.log_p - 1 - i) for i in range(ask.num)

@@ -6,7 +6,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from ponder.core.asks import Answer, Ask, Extension, Judge, Prefix, Prompt
+from ponder.core.asks import Answer, Ask, Confer, Extension, Extensions, Judge, Prefix, Prompt
 from ponder.core.needs import needs_of
 from ponder.core.rng import TorchRng
 from ponder.core.roles import Process, Progress, Strategy, Verifier
@@ -48,6 +48,8 @@ def _shape(ask: Ask) -> object:
     """The ask without what log-probabilities it holds."""
     if isinstance(ask, Judge):
         return repr(ask.verifier), [c.text for c in ask.candidates]
+    if isinstance(ask, Confer):
+        return ask.layout, ask.enough, [_shape(part) for part in ask.asks]
     return repr(replace(ask, prefix=_blind(ask.prefix)))
 
 
@@ -81,6 +83,8 @@ class Blind:
 
 
 def _untold(answer: Answer) -> Answer:
+    if isinstance(answer, Extensions):
+        return replace(answer, extensions=tuple(replace(part, prefix=_blind(part.prefix)) for part in answer.extensions))
     return replace(answer, prefix=_blind(answer.prefix)) if isinstance(answer, Extension) else answer
 
 

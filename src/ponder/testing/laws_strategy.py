@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ponder.core.asks import Candidate, Extend, Extension, Judge, Outcome, Prefix, Prompt, Sampling, candidate
+from ponder.core.asks import Candidate, Confer, Extend, Extension, Judge, Outcome, Prefix, Prompt, Sampling, candidate
 from ponder.core.guarantee import Guarantee
 from ponder.core.rng import Rng, TorchRng
 from ponder.core.roles import Process, Resampler, Strategy
@@ -110,7 +110,8 @@ def law_settings_are_data(strategy: Strategy) -> None:
 
 def law_seeds_are_apart(strategy: Strategy) -> None:
     """No two sampled extensions of a run share their noise (seed and drift): that is shared draws, and a vote over copies."""
-    asks = [ask for turn in played(strategy).turns for ask in turn.asks if isinstance(ask, Extend) and ask.sampling.temperature > 0]
+    drawn = [part for turn in played(strategy).turns for ask in turn.asks for part in (ask.asks if isinstance(ask, Confer) else (ask,))]
+    asks = [ask for ask in drawn if isinstance(ask, Extend) and ask.sampling.temperature > 0]
     num_apart = len({(ask.seed, ask.drift) for ask in asks})
     require(num_apart == len(asks), f"{len(asks)} sampled asks share {num_apart} seeds")
 

@@ -16,7 +16,8 @@ from ponder.core.asks import Answer, Expand, Extend, Prefix, Read, Sampling, Sco
 from ponder.core.errors import BadField
 from ponder.core.noise import drifted
 from ponder.core.rng import hash_seed
-from ponder.testing.toy import Job, StepProcess
+from ponder.testing.toy import StepProcess
+from ponder.testing.toy_jobs import Job
 
 NUM_HALVINGS = 90
 

@@ -23,7 +23,8 @@ from ponder.core.errors import BadField
 from ponder.core.rng import TorchRng, hash_seed
 from ponder.core.roles import Strategy
 from ponder.testing.run import answer_turn
-from ponder.testing.toy import DEAD, Job, SmallLM, ToyProcess, rendered, self_certainty
+from ponder.testing.toy import DEAD, SmallLM, ToyProcess, rendered, self_certainty
+from ponder.testing.toy_jobs import Job
 
 FILLER, NEWLINE = 0, 1
 FIRST_WORDING = 2

@@ -5,7 +5,7 @@ import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import torch
@@ -14,10 +14,12 @@ from ponder.core.asks import (
     Answer,
     Ask,
     Choice,
+    Confer,
     Expand,
     Expansion,
     Extend,
     Extension,
+    Extensions,
     Judge,
     Prefix,
     Prompt,
@@ -28,6 +30,7 @@ from ponder.core.asks import (
     Scores,
     TokenLogP,
 )
+from ponder.core.beside import Writer
 from ponder.core.budget import Cost
 from ponder.core.errors import BadField, PromptTooLong
 from ponder.core.noise import drifted
@@ -35,6 +38,7 @@ from ponder.core.probe import Probe, Row, checkpoint_of, rows_of
 from ponder.core.rng import Rng, hash_seed
 from ponder.core.roles import Progress
 from ponder.core.weights import inverse_cdf
+from ponder.testing.toy_jobs import Group, Job
 
 DEAD = float("-inf")
 FLOOR = math.log(2.0**-126)
@@ -65,6 +69,10 @@ class SmallLM(ABC):
     @property
     def end(self) -> int:
         return len(self.alphabet)
+
+    def beside(self, heard: tuple[int, ...]) -> "SmallLM":
+        """The model to which those tokens of other answers stand before the newest of its own; itself where it reads the last token alone."""
+        return self
 
     def hidden(self, prefix: Prefix, place: int) -> torch.Tensor:
         """float32 [2 V + 10]: the state after `place` tokens. How often each token was said, which was the last, then noise
@@ -199,26 +207,12 @@ def probe_of(ask: Extend, position: int) -> torch.Tensor:
     return torch.tensor([drifted(lambda seed: hash_seed("toy", seed, position) / 2**63, ask.seed, ask.drift)], dtype=torch.float64)
 
 
-@dataclass
-class Job:
-    """An ask under way."""
-
-    ask: Ask
-    prefix: Prefix
-    limit: int  # most tokens it may generate
-    is_capped: bool  # the limit is a reservation, not the ask's own
-    num_new: int = 0  # tokens generated so far
-    cost: Cost = field(default_factory=lambda: Cost(calls=1))
-    row_tokens: int = 0  # computed by the last step
-    logprobs: list[TokenLogP] = field(default_factory=list)
-
-
 class StepProcess(ABC):
     """What a toy Process is without its model: tickets, one token per step of every running ask, prefixes that are reused, costs."""
 
     def __init__(self, model_id: str, context_len: int) -> None:
         self.model_id, self.context_len = model_id, context_len
-        self.jobs: dict[int, Job] = {}
+        self.jobs: dict[int, Job | Group] = {}
         self.num_added = 0
         self.total = Cost()  # everything computed, whoever asked
         self.computed: set[tuple[str, tuple[int, ...]]] = set()  # (text read, completion read)
@@ -244,6 +238,24 @@ class StepProcess(ABC):
     def add(self, ask: Ask, max_tokens: int | None = None) -> int:
         if isinstance(ask, Judge):
             raise BadField("a process answers Extend, Expand, Score and Read; a Judge ask goes to its verifier")
+        if isinstance(ask, Confer):
+            share = None if max_tokens is None else max_tokens // len(ask.asks)
+            members = [self._job(part, share) for part in ask.asks]
+            self.num_added += 1
+            for job in members:
+                job.group, job.cost = self.num_added, Cost()
+            writers = [Writer(0, ask.separator.encode()) for _ in members]
+            for job, writer in zip(members, writers):
+                for token in job.prefix.tokens:
+                    writer.push(self._piece(token))
+            self.jobs[self.num_added] = Group(ask, members, writers)
+            return self.num_added
+        job = self._job(ask, max_tokens)
+        self.num_added += 1
+        self.jobs[self.num_added] = job
+        return self.num_added
+
+    def _job(self, ask: Extend | Expand | Score | Read, max_tokens: int | None) -> Job:
         if ask.prefix.is_final and not isinstance(ask, Read):
             raise BadField(f"prefix is final ({ask.prefix.finish}): it cannot be extended, expanded or scored")
         self._check(ask)
@@ -252,10 +264,8 @@ class StepProcess(ABC):
             raise PromptTooLong(f"prompt of {self.prompt_len(ask.prefix.prompt)} tokens: the context holds {self.context_len}; shorten the prompt")
         left = min(ask.prefix.prompt.max_tokens, room) - len(ask.prefix.tokens)
         own = min(left, ask.max_tokens or left) if isinstance(ask, Extend) else 0
-        self.num_added += 1
         is_capped = max_tokens is not None and max_tokens < own
-        self.jobs[self.num_added] = Job(ask, ask.prefix, max_tokens if is_capped and max_tokens is not None else own, is_capped)
-        return self.num_added
+        return Job(ask, ask.prefix, max_tokens if is_capped and max_tokens is not None else own, is_capped)
 
     def step(self) -> list[tuple[int, Answer]]:
         answers = [(ticket, answer) for ticket, job in self.jobs.items() if (answer := self._advance(job)) is not None]
@@ -268,7 +278,7 @@ class StepProcess(ABC):
 
     def partial(self, ticket: int) -> Extension | None:
         job = self.jobs[ticket]
-        if not isinstance(job.ask, Extend):
+        if isinstance(job, Group) or not isinstance(job.ask, Extend):
             return None
         text = job.prefix.text
         size = max((n for s in job.ask.prefix.prompt.stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
@@ -277,23 +287,49 @@ class StepProcess(ABC):
     def cancel(self, ticket: int) -> Answer:
         job = self.jobs.pop(ticket)
         self.total += Cost(calls=1)
+        if isinstance(job, Group):
+            return job.answer("budget")
         if isinstance(job.ask, Extend):
             return Extension(replace(job.prefix, finish="budget"), "budget", job.cost, tuple(job.logprobs))
         if isinstance(job.ask, Read):
             return Readings((), job.cost)
         return Expansion((), job.cost) if isinstance(job.ask, Expand) else Scores((), job.cost)
 
-    def _advance(self, job: Job) -> Answer | None:
+    def _advance(self, job: Job | Group) -> Answer | None:
+        if isinstance(job, Group):
+            return self._confer(job)
         if isinstance(job.ask, Extend):
             return self._extend(job, job.ask)
         self.total += Cost(calls=1)
-        assert not isinstance(job.ask, Judge)
+        assert not isinstance(job.ask, Judge | Confer)
         return self._told(job, job.ask)
+
+    def _confer(self, group: Group) -> Extensions | None:
+        due = group.due()
+        for i in due:
+            group.members[i].heard = group.heard(i)
+        for i in due:
+            job, writer = group.members[i], group.writers[i]
+            told = self._extend(job, group.ask.asks[i])
+            for token in job.prefix.tokens[writer.num :]:
+                writer.push(self._piece(token))
+            if told is not None:
+                writer.end()
+                group.told[i] = told
+        if not group.is_done:
+            return None
+        self.total += Cost(calls=1)
+        return group.answer("limit")
+
+    def _piece(self, token: int) -> bytes:
+        """What a token stands for, where it may end a step."""
+        return b""
 
     def _read(self, job: Job, tokens: tuple[int, ...], num_drawn: int = 0, first: int | None = None) -> None:
         """One forward pass of `job` over its prompt and `tokens`, all but the last of which (all before place `first`) may be reused; then draws."""
         prompt = rendered(job.prefix.prompt)
-        contexts = [(prompt[:i], ()) for i in range(len(prompt) + 1)] + [(prompt, tokens[:i]) for i in range(1, len(tokens) + 1)]
+        read = prompt if job.group is None else f"{prompt}\0{job.group}"  # what others write beside it changes what its tokens are computed from
+        contexts = [(prompt[:i], ()) for i in range(len(prompt) + 1)] + [(read, tokens[:i]) for i in range(1, len(tokens) + 1)]
         most = len(contexts) - 1 - (0 if first is None else len(tokens) - first)
         reused = next((i for i, c in enumerate(contexts[:most]) if c not in self.computed), most)
         self.computed.update(contexts)
@@ -322,7 +358,8 @@ class StepProcess(ABC):
         return self._finished(job, "budget" if job.is_capped else "length" if is_full else "limit")
 
     def _finished(self, job: Job, finish: str) -> Extension:
-        self.total += Cost(calls=1)
+        if job.group is None:
+            self.total += Cost(calls=1)
         prefix = job.prefix if finish in ("until", "limit") else replace(job.prefix, finish=finish)
         return Extension(prefix, finish, job.cost, tuple(job.logprobs))
 
@@ -354,16 +391,20 @@ class ToyProcess(StepProcess):
         if not isinstance(ask, Score | Read) and not self.lm.allowed(ask.prefix):
             raise BadField(f"form {ask.prefix.prompt.form}: no option that the alphabet can spell begins with the prefix {ask.prefix.tokens}")
 
+    def _piece(self, token: int) -> bytes:
+        return b"" if token == self.lm.end else self.lm.alphabet[token].encode()
+
     def _drawn(self, job: Job, ask: Extend) -> Prefix:
-        log_p = self.lm.log_p(job.prefix)
-        log_q = self.lm.proposal(job.prefix, ask.sampling)
+        lm = self.lm.beside(job.heard)
+        log_p = lm.log_p(job.prefix)
+        log_q = lm.proposal(job.prefix, ask.sampling)
         at = len(job.prefix.tokens)
         token = ask.forced[at] if at < len(ask.forced) else self._draw(ask, at, log_q)
         if ask.logprobs is not None:
             top = sorted(enumerate(log_p), key=lambda pair: (-pair[1], pair[0]))[: ask.logprobs]
             job.logprobs.append(TokenLogP(token, log_p[token], tuple(top)))
         seen = tuple((probe.name, (*dict(job.prefix.readings).get(probe.name, ()), self._seen(job.prefix, probe)[0])) for probe in ask.probes)
-        grown = replace(self.lm.grown(job.prefix, token, log_q[token]), readings=seen)
+        grown = replace(lm.grown(job.prefix, token, log_q[token]), readings=seen)
         return replace(grown, certainty=grown.certainty + self_certainty(log_p)) if ask.certainty else grown
 
     def _told(self, job: Job, ask: Expand | Score | Read) -> Answer:
