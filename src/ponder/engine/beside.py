@@ -1,7 +1,8 @@
 """Attention of tokens that meet stretches of keys in several sequences' pages, each at its own distance.
 
 Keys stay where they are and as they are: a query is turned to each stretch, and what it reads there is joined by its log-sum-exp. The
-compiled kernel (native/lists.cpp) reads them one by one, so a stretch may begin anywhere; PyTorch meets stretch by stretch in float32: slow, obvious, the oracle. What a token reads depends on its own stretches alone.
+compiled kernel (native/lists.cpp) reads keys one by one, so that a stretch may begin anywhere; PyTorch meets stretch by stretch in float32:
+slow, obvious, the oracle. What a token reads depends on its own stretches alone.
 
 Shapes: T flat tokens, N of them that meet stretches, H query heads, K key heads, E head width.
 """
