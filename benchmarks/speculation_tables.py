@@ -58,9 +58,16 @@ def griffin_lines() -> Iterator[str]:
 
 
 def completion_lines() -> Iterator[str]:
-    for model, rows in runs(rows_of("code_completion")).items():
+    rows_by: dict[object, list[Row]] = {}
+    for row in rows_of("code_completion"):
+        rows_by.setdefault((row["model"], row["command"]), []).append(row)
+    for rows in rows_by.values():
         first = rows[0]
-        yield from ("", f"{model} ({first['layers']} layers), {first['num_cuts']} cuts of {first['num_problems']} problems; {origin(first)}.", "")
+        yield from (
+            "",
+            f"{first['model']} ({first['layers']} layers), {first['num_cuts']} cuts of {first['num_problems']} problems; {origin(first)}.",
+            "",
+        )
         newest = {str(row["setting"]): row for row in rows}
         yield from code_completion.table(list(newest.values()))
 
