@@ -21,6 +21,7 @@ from ponder.core.formats import Checkpoint, Embedding, ExpertWeights, FeedForwar
 from ponder.models.embedding import open_embedding
 from ponder.models.families import FAMILIES
 from ponder.models.memory import give_back
+from ponder.models.predictor import PackedPredictor
 from ponder.models.rotary import Rotary, WholeRotary, rotary_kind
 from ponder.models.tail import PackedTail
 
@@ -45,6 +46,7 @@ class Decoder:
     table_of: tuple[int, ...]  # which table each layer rotates by
     body_of: Callable[[LayerWeights], LayerBody] | None = None  # what computes another layer of this shape in this format; None: nothing does
     tail: PackedTail | None = None  # what its last layers have instead of their projections; whoever calls them knows (engine.passes)
+    reader: PackedPredictor | None = None  # what supplies keys of prompts in its place; as known there
 
     @property
     def device(self) -> torch.device:
