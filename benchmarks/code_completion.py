@@ -1,13 +1,14 @@
 """Completions of lines of Python: when to say nothing, when to leave early, and what that saves beside full decoding.
 
-`python benchmarks/code_completion.py [--model NAME or FILE] [--n 163] [--minutes 10] [--drafts "SPEC;SPEC"] [--thresholds 0.2,0.35,0.5]`
+`python benchmarks/code_completion.py [--model NAME or FILE] [--n 163] [--minutes 10] [--drafts "SPEC;SPEC"] [--thresholds q0.3,q0.5,q0.7]`
 
 Data: HumanEval's reference solutions (one file of the task data, 55 kB); each is cut behind some of its lines, and the model goes on greedily for
 a few lines. A head is fitted to its own states at the ends of lines (right: all lines so far are the reference's), on half of the
 problems. The others are completed under every setting in turn, one at a time, so that every setting has met the same cuts when --minutes
-are over: `full`; `stop T`, which says no more once the head gives less than T (infer/stop_wrong); each of --drafts, as
-early_exit:layer=20/coupled/fixed:num=3 (leaves early to guess, changes no token) and early_exit:layer=20/trust:least=0.9/fixed:num=3 (says
-what an early layer is sure of: approximate); and each of these with the middle threshold. --out keeps every completion: a run goes on.
+are over: `full`; `stop T`, which says no more once the head gives less than T (infer/stop_wrong), qX being less than it gives to a share X of
+the states it learned from; each of --drafts, as early_exit:layer=20/coupled/fixed:num=3 (leaves early to guess, changes no token) and
+early_exit:layer=20/trust:least=0.9/fixed:num=3 (says what an early layer is sure of: approximate); and each of these with the middle
+threshold. --out keeps every completion: a run goes on.
 
 Rows, one a setting, with 95 % intervals over problems (bootstrap), against `full` on the same cuts: acceptance (of what is shown, right in all
 its lines), ROUGE-L beside the reference's lines of what is shown, tokens computed, and layers: `layers_a_token`, those behind the state
@@ -189,21 +190,28 @@ class Setting:
         return 0 if self.runner is None else self.process.decoder.config.num_layers - len(getattr(self.runner.inner, "skips", ()))
 
 
-def settings_of(args: argparse.Namespace, path: Path, process: LocalProcess, head: Head) -> list[Setting]:
+def settings_of(args: argparse.Namespace, path: Path, process: LocalProcess, head: Head, *, values: Sequence[float]) -> list[Setting]:
+    """values: what the head gives to the states that it learned from."""
+
     def stopping(stop_below: float) -> StopWrong:
         return StopWrong(verifier=ProbeHead(head=head), stop_below=stop_below, max_step=24, num_steps=args.lines)
 
-    thresholds = [float(text) for text in args.thresholds.split(",")]
+    thresholds = {text: threshold_of(text, values) for text in args.thresholds.split(",")}
     found = [Setting("full", process, stopping(0.0), None)]
-    found += [Setting(f"stop {threshold}", process, stopping(threshold), None) for threshold in thresholds]
-    middle = sorted(thresholds)[len(thresholds) // 2]
+    found += [Setting(f"stop {text}", process, stopping(threshold), None) for text, threshold in thresholds.items()]
+    middle, threshold = sorted(thresholds.items(), key=lambda pair: pair[1])[len(thresholds) // 2]
     for spec in filter(None, args.drafts.split(";")):
         drafting = catalogue.open_model(path, args.weights, threads=1, accelerations=Accelerations(draft=spec))
         runner = Counted(drafting.rounds.drafting.runner)
         drafting.rounds.drafting = replace(drafting.rounds.drafting, runner=runner)
         name = spec.removeprefix(f"{Path.cwd()}/")
-        found += [Setting(name, drafting, stopping(0.0), runner), Setting(f"{name} + stop {middle}", drafting, stopping(middle), runner)]
+        found += [Setting(name, drafting, stopping(0.0), runner), Setting(f"{name} + stop {middle}", drafting, stopping(threshold), runner)]
     return found
+
+
+def threshold_of(text: str, values: Sequence[float]) -> float:
+    """A number, or qX: what a share X of the values is below."""
+    return float(np.quantile(values, float(text[1:]))) if text.startswith("q") else float(text)
 
 
 def kept_records(folder: Path, name: str) -> list[Record]:
@@ -245,8 +253,8 @@ def summary(records: Sequence[Record], full: Sequence[Record]) -> Record:
     return {"num_cuts": len(records), "num_problems": len({record["problem"] for record in records})} | totals | figures
 
 
-def learned_head(args: argparse.Namespace, process: LocalProcess, some: Sequence[Cut], path: Path) -> tuple[Head, Record]:
-    """Fitted to the states of some cuts, which are kept."""
+def learned_head(args: argparse.Namespace, process: LocalProcess, some: Sequence[Cut], path: Path) -> tuple[Head, list[float], Record]:
+    """Fitted to the states of some cuts, which are kept; what it gives to them."""
     if not path.exists():
         states = labelled(process, some)
         fresh = path.with_suffix(f".{os.getpid()}")  # other parts may be at the same
@@ -255,7 +263,10 @@ def learned_head(args: argparse.Namespace, process: LocalProcess, some: Sequence
     kept = torch.load(path)
     states = States(kept["states"], tuple(kept["labels"]), tuple(kept["groups"]))
     head = fit_head(states, model_id=checkpoint_of(process.model_id), place="last", recipe=Recipe(hidden=0))
-    return head, {"states": len(states.labels), "right_states": round(sum(states.labels) / len(states.labels), 3)}
+    values = head.read(states.hidden_ND)[:, 0].tolist()
+    right = [value for value, label in zip(values, states.labels) if label]
+    facts = {"states": len(values), "right_states": round(len(right) / len(values), 3), "mean_value": round(float(np.mean(values)), 4)}
+    return head, values, facts | {"mean_value_right": round(float(np.mean(right)), 4)}
 
 
 def table(rows: Sequence[Record]) -> Iterator[str]:
@@ -275,7 +286,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=163, help="problems, at most 163; half of them teach the head")
     parser.add_argument("--lines", type=int, default=3)
     parser.add_argument("--cuts", type=int, default=3)
-    parser.add_argument("--thresholds", default="0.2,0.35,0.5")
+    parser.add_argument("--thresholds", default="q0.3,q0.5,q0.7", help="of the head's values; qX: a share X of those it gave to what it learned from")
     parser.add_argument("--drafts", default="", help="drafters to complete with, between semicolons")
     parser.add_argument("--minutes", type=float, default=10.0, help="of completing; rows are written of what was done by then")
     parser.add_argument("--part", default="0/1", help="I/K: every K-th cut from the I-th; parts write no rows, a run of --minutes 0 without one does")
@@ -289,8 +300,12 @@ def main() -> None:
     learned = [cut for cut in everything if hash_seed("half", cut.problem) % 2]
     unseen = sorted((cut for cut in everything if not hash_seed("half", cut.problem) % 2), key=lambda cut: hash_seed("order", cut.name))
     process = catalogue.open_model(path, args.weights, threads=1)
-    head, facts = learned_head(args, process, learned, args.out / f"{name}.pt")
-    settings, records, (part, of_parts) = settings_of(args, path, process, head), kept_records(args.out, name), map(int, args.part.split("/"))
+    head, values, facts = learned_head(args, process, learned, args.out / f"{name}.pt")
+    settings, records, (part, of_parts) = (
+        settings_of(args, path, process, head, values=values),
+        kept_records(args.out, name),
+        map(int, args.part.split("/")),
+    )
     done, until = {(record["cut"], record["setting"]) for record in records}, time.monotonic() + 60 * args.minutes
     with (args.out / f"{name}-{part}-{of_parts}.jsonl").open("a", encoding="utf-8") as file:
         for cut in unseen[part::of_parts]:

@@ -251,14 +251,23 @@ def measure(args: argparse.Namespace) -> None:
 def table(rows: Sequence[dict[str, object]]) -> Iterator[str]:
     """The newest row of each kind and sureness, as markdown."""
     newest = {(row["kind"], row["sure"]): row for row in rows}
-    heads = ("steps", "goes on at", "tokens a step", "nats a token", "likeliest comes", "layers a token", "written, judged by plain")
+    heads = (
+        "steps",
+        "trained on, M tokens",
+        "goes on at",
+        "tokens a step",
+        "nats a token",
+        "likeliest comes",
+        "layers a token",
+        "written, judged by plain",
+    )
     yield "| " + " | ".join((*heads, "x plain, one text", "x plain, many")) + " |"
-    yield "|" + "---|" * 9
+    yield "|" + "---|" * 10
     for (kind, sure), row in newest.items():
         one, many = (row[f"write_{num}"] for num in sorted(int(str(name).removeprefix("write_")) for name in row if name.startswith("write_")))
         cells = (
-            kind, "-" if sure > 1 else sure, row["tokens_a_step"], f"{row['nats_a_token']} ± {row['nats_half']}", f"{row['top1']:.1%}",
-            many["layers_a_token"], many["judged_nats"], one["speed_up"], many["speed_up"],
+            kind, f"{row['num_tokens'] / 1e6:.1f}", "-" if sure > 1 else sure, row["tokens_a_step"], f"{row['nats_a_token']} ± {row['nats_half']}",
+            f"{row['top1']:.1%}", many["layers_a_token"], many["judged_nats"], one["speed_up"], many["speed_up"],
         )  # fmt: skip
         yield "| " + " | ".join(map(str, cells)) + " |"
 

@@ -34,12 +34,14 @@ def runs(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def segment_lines() -> Iterator[str]:
+    """A table for each text and size of model."""
     rows = rows_of("segments")
-    if rows:
-        last = rows[-1]
-        kept = [row for row in rows if row["digest"] == last["digest"] and row["dim"] == last["dim"] and row["layers"] == last["layers"]]
-        yield f"{origin(last)}; {last['seen_tokens']:,} tokens of text, {last['num_tokens']:,} read in training, {last['n']} unseen stretches."
-        yield ""
+    sizes = dict.fromkeys((row["digest"], row["dim"], row["layers"]) for row in rows)
+    for size in sizes:
+        kept = [row for row in rows if (row["digest"], row["dim"], row["layers"]) == size]
+        last = kept[-1]
+        yield from ("", f"{last['layers']} layers of width {last['dim']}, {last['device']}; {last['seen_tokens']:,} tokens of text ({last['text']}),")
+        yield from (f"{last['n']} unseen stretches of {last['length']} tokens; {origin(last)}.", "")
         yield from segments.table(kept)
 
 
@@ -56,9 +58,16 @@ def griffin_lines() -> Iterator[str]:
 
 
 def completion_lines() -> Iterator[str]:
-    for model, rows in runs(rows_of("code_completion")).items():
+    rows_by: dict[object, list[Row]] = {}
+    for row in rows_of("code_completion"):
+        rows_by.setdefault((row["model"], row["command"]), []).append(row)
+    for rows in rows_by.values():
         first = rows[0]
-        yield from ("", f"{model} ({first['layers']} layers), {first['num_cuts']} cuts of {first['num_problems']} problems; {origin(first)}.", "")
+        yield from (
+            "",
+            f"{first['model']} ({first['layers']} layers), {first['num_cuts']} cuts of {first['num_problems']} problems; {origin(first)}.",
+            "",
+        )
         newest = {str(row["setting"]): row for row in rows}
         yield from code_completion.table(list(newest.values()))
 
