@@ -6,8 +6,7 @@ Equation   the m with the most (num + sum over the first m tokens of the chance 
            token's, by how true they came. Balance of a request, in steps: += earned + accepted - what its rows and drafting cost
 Shapes     requests, trees -> one count each
 Guarantee  exact: no answer changes, only what it costs
-Cost       where drafts are in vain `credit` steps of a request, and `earned` of each step, half of it whenever it was lost again; less credit
-           for requests that come after such
+Cost       where drafts are in vain `credit` steps of a request, and `earned` of each, halved whenever lost again; less for requests after such
 Choose     the default: drafts never cost a request more than its balance.
 Differs    C is a table, measured when the process is opened: the clock, which a busy machine misleads, is not read later. Acceptance is
            a request's own, with the mean of all as its prior of `weight` tokens; both forget, by `memory`
@@ -75,7 +74,7 @@ class Weighing:
 
     def rooms(self, requests: Sequence[int]) -> list[int]:
         """None to requests that lost more than they had, nor to any where all together could not pay for one refused token."""
-        is_able = self._left(requests) > self.costs.of(len(requests) + 1) - self.costs.of(len(requests))
+        is_able = self._left(requests) > self._price(len(requests), 1)
         self.asked = [request for request in requests if is_able and self._of(request).balance > -self.settings.credit]
         return [self.settings.num if request in self.asked else 0 for request in requests]
 
@@ -87,17 +86,21 @@ class Weighing:
         tokens, chosen = float(len(requests)), 0
         best = (1 + MARGIN) * tokens / plain
         for num, (gain, _, _) in enumerate(offers, 1):
-            tokens, cost = tokens + gain, self.costs.of(num_rows + num)
-            if cost - plain > most:
+            tokens, price = tokens + gain, self._price(num_rows, num)
+            if price > most:
                 break
-            if tokens / cost > best:
-                best, chosen = tokens / cost, num
+            if tokens / (plain + price) > best:
+                best, chosen = tokens / (plain + price), num
         for _, _, at in offers[:chosen]:
             counts[at] += 1
-        if offers and not chosen and most > 2 * (self.costs.of(num_rows + NUM_PROBED) - plain):
+        if offers and not chosen and most > 2 * self._price(num_rows, NUM_PROBED):
             at = max((i for i, tree in enumerate(trees) if len(tree)), key=lambda i: self._of(requests[i]).balance)
             counts[at] = min(NUM_PROBED, len(trees[at]))
         return counts
+
+    def _price(self, num_rows: int, num: int) -> float:
+        """Seconds that so many guessed tokens cost beside so many rows."""
+        return self.costs.of(num_rows + num) - self.costs.of(num_rows) + self.costs.waiting
 
     def _worth(self, num: int) -> float:
         """Seconds that one token costs without drafts, with so many requests at once."""
