@@ -192,8 +192,12 @@ class Rounds:
         self.is_wanted = False
         num_rows, self.num_spare = sum(span.stop - span.start for span, _, _ in works), self.max_rows - len(works)
         self.num_rows = num_rows if all(span.is_single for span, _, _ in works) else None
-        able = [(span, job, track) for span, job, track in works if isinstance(job, ExtendJob) and span.is_single and span.stop == len(track.key)]
-        rounds = self._drafted([Round(job, track, span.start) for span, job, track in able if job.num_left > 1], num_rows)
+        able = [
+            (job, track, span.start)
+            for span, job, track in works
+            if isinstance(job, ExtendJob) and job.num_left > 1 and span.is_single and span.stop == len(track.key)
+        ]
+        rounds = self._drafted(able, num_rows)
         found = [work for work in works if work[0].sequence not in self.running]
         found += [(span, round.job, round.track) for round in rounds for span in spans_of(round)]
         self.began = self.meter.clock()
@@ -208,22 +212,23 @@ class Rounds:
         """Whether the rows after this step's may be computed before anybody asks for them: no guess is in the way."""
         return self.speculation is None or not (self.running or self.is_wanted)
 
-    def _drafted(self, rounds: Sequence[Round], num_rows: int) -> list[Round]:
-        """Those of the rounds that have something to try in this step, with their trees laid out."""
-        rooms = self.controlling.rooms([round.request for round in rounds])
-        asked = [(round, self._context(round, room)) for round, room in zip(rounds, rooms, strict=True) if room > 0]
-        if not asked:
+    def _drafted(self, able: Sequence[tuple[ExtendJob, Track, int]], num_rows: int) -> list[Round]:
+        """Rounds of those that have something to try in this step, with their trees laid out. able: with the place of the last committed token."""
+        rooms = self.controlling.rooms([track.order[1] for _, track, _ in able])
+        begun = [(Round(*one), room) for one, room in zip(able, rooms, strict=True) if room > 0]
+        if not begun:
             return []
+        asked = [(round, self._context(round, room)) for round, room in begun]
         for (round, context), tree in zip(asked, self.drafting.propose([context for _, context in asked]), strict=True):
             round.tree = self._fitting(round, tree, context)
         rounds = [round for round, _ in asked]
         trees = shortened(self.controlling, [round.request for round in rounds], [round.tree for round in rounds], num_rows)
         for round, tree in zip(rounds, trees, strict=True):
             round.tree = tree
-        able = [round for round in rounds if len(round.tree)]
-        late = [round for round in able if self.is_here(round.span)]
+        tried = [round for round in rounds if len(round.tree)]
+        late = [round for round in tried if self.is_here(round.span)]
         self.is_wanted = bool(late)
-        return [round for round in able if round not in late and self._lay(round)]
+        return [round for round in tried if round not in late and self._lay(round)]
 
     def _context(self, round: Round, room: int) -> Context:
         job, track = round.job, round.track
@@ -372,8 +377,10 @@ class Rounds:
 def book(model: Model, round: Round, verified: Verified) -> None:
     """Counts a round: its tokens as if each had been drawn alone, its draft apart."""
     num = len(round.tree)
-    flops = model.flops(num, round.start + 1 + num / 2)
     model.count.generated_tokens += round.num_drawn
+    if not num:
+        return
+    flops = model.flops(num, round.start + 1 + num / 2)
     for count in (model.count, round.job.count):
         count.drafted_tokens += num
         count.accepted_tokens += len(verified.path)

@@ -8,13 +8,15 @@ Shapes     requests, trees -> one count each
 Guarantee  exact: no answer changes, only what it costs
 Cost       where drafts are in vain `credit` steps of a request, and `earned` of each, halved whenever lost again; less for requests after such
 Choose     the default: drafts never cost a request more than its balance.
-Differs    C is a table, measured when the process is opened: the clock, which a busy machine misleads, is not read later. Acceptance is
-           a request's own, with the mean of all as its prior of `weight` tokens; both forget, by `memory`
+Differs    C is a table, measured when the process is opened: the clock, which a busy machine misleads, is not read later. Acceptance is a
+           request's own, with the mean of all as its prior of `weight` tokens; both forget, by `memory`. Who was asked in vain is asked again
+           after 2, 4, 8, 16 steps, no more than there are requests at once; nobody is where not even a copied text would pay
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from ponder.accelerate.length.balance import Balance
 from ponder.accelerate.length.shares import DEPTHS, Shares
 from ponder.core.draft import Spent, StepCosts, Tree, Verified, always
 from ponder.core.errors import BadField
@@ -22,8 +24,7 @@ from ponder.core.guarantee import Guarantee
 
 MARGIN = 0.02  # that a draft must promise beyond plain decoding: shares are estimates
 NUM_PROBED = 3  # tokens of a draft that is only to find out
-MOST = 2.0  # steps that a balance may hold
-SLOWEST = 1 / 64  # share of `earned` that is left after losses
+LIKELY = 0.9  # of guesses of a text that is copied: with so many requests at once that these do not pay, nobody is asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,37 +46,23 @@ class Expected:
 
 
 @dataclass
-class Own:
-    """Of one request: what it saw accepted, the steps that drafts may still lose it, and how fast they come back."""
-
-    balance: float
-    begun: float
-    pace: float = 1.0
-    shares: Shares = field(default_factory=Shares)
-
-    def pay(self, lost: float, earned: float) -> None:
-        left = self.balance - lost + self.pace * earned
-        if lost < 0:
-            self.pace = 1.0
-        elif self.balance > 0 >= left:
-            self.pace = max(SLOWEST, self.pace / 2)
-        self.balance = min(MOST, max(-MOST, left))
-
-
-@dataclass
 class Weighing:
     settings: Expected
     costs: StepCosts
     all: Shares = field(default_factory=Shares)
-    own: dict[int, Own] = field(default_factory=dict)
+    own: dict[int, Balance] = field(default_factory=dict)
     trust: float = 1.0  # of `credit`, what a new request begins with
-    asked: list[int] = field(default_factory=list)  # requests that a draft was made for in this step
+    num: int = 0  # requests that decode in this step
+    asked: set[int] = field(default_factory=set)  # of them, those that a draft was made for
+    paying: dict[int, bool] = field(default_factory=dict)  # by the number of requests at once
     goes_on = staticmethod(always)
 
     def rooms(self, requests: Sequence[int]) -> list[int]:
-        """None to requests that lost more than they had, nor to any where all together could not pay for one refused token."""
-        is_able = self._left(requests) > self._price(len(requests), 1)
-        self.asked = [request for request in requests if is_able and self._of(request).balance > -self.settings.credit]
+        """None to requests that nap or lost more than they had, nor to any where not even a copied text pays, or all together could not pay for one
+        refused token."""
+        self.num = len(requests)
+        is_able = self._pays(self.num) and self._left(requests) > self._price(self.num, 1)
+        self.asked = {r for r in requests if is_able and (own := self._of(r)).is_awake() and own.balance > -self.settings.credit}
         return [self.settings.num if request in self.asked else 0 for request in requests]
 
     def cut(self, requests: Sequence[int], trees: Sequence[Tree], num_rows: int) -> list[int]:
@@ -83,7 +70,7 @@ class Weighing:
         most, plain, counts = self._left(requests), self.costs.of(num_rows), [0] * len(trees)
         offers = [(gain, -k, at) for at, (r, tree) in enumerate(zip(requests, trees)) for k, gain in enumerate(self._reached(r, tree))]
         offers.sort(reverse=True)
-        tokens, chosen = float(len(requests)), 0
+        tokens, chosen = float(max(self.num, len(requests))), 0
         best = (1 + MARGIN) * tokens / plain
         for num, (gain, _, _) in enumerate(offers, 1):
             tokens, price = tokens + gain, self._price(num_rows, num)
@@ -93,10 +80,19 @@ class Weighing:
                 best, chosen = tokens / (plain + price), num
         for _, _, at in offers[:chosen]:
             counts[at] += 1
-        if offers and not chosen and most > 2 * self._price(num_rows, NUM_PROBED):
+        probed = next((num for num in range(NUM_PROBED, 1, -1) if self._price(num_rows, num) <= plain / max(1, self.num)), 1)
+        if offers and not chosen and most > 2 * self._price(num_rows, probed):
             at = max((i for i, tree in enumerate(trees) if len(tree)), key=lambda i: self._of(requests[i]).balance)
-            counts[at] = min(NUM_PROBED, len(trees[at]))
+            counts[at] = min(probed, len(trees[at]))
         return counts
+
+    def _pays(self, num: int) -> bool:
+        """Whether guesses that come true as often as those of a copied text would make any step of `num` requests worth more."""
+        if num not in self.paying:
+            least = (1 + MARGIN) * num / self.costs.of(num)
+            tried = (round(num * share) for share in (1 / num, 0.25, 0.5, 1, 2, 4, self.settings.num))
+            self.paying[num] = any((num + LIKELY * k) / (self.costs.of(num) + self._price(num, k)) > least for k in tried if k)
+        return self.paying[num]
 
     def _price(self, num_rows: int, num: int) -> float:
         """Seconds that so many guessed tokens cost beside so many rows."""
@@ -106,13 +102,13 @@ class Weighing:
         """Seconds that one token costs without drafts, with so many requests at once."""
         return self.costs.of(max(1, num)) / max(1, num)
 
-    def _of(self, request: int) -> Own:
+    def _of(self, request: int) -> Balance:
         credit = self.settings.credit * self.trust
-        return self.own.get(request) or self.own.setdefault(request, Own(credit, credit))
+        return self.own.get(request) or self.own.setdefault(request, Balance(credit, credit))
 
     def _left(self, requests: Sequence[int]) -> float:
         """Seconds that drafts for all of these may lose."""
-        return self._worth(len(requests)) * sum(self._of(request).balance for request in requests)
+        return self._worth(max(self.num, len(requests))) * sum(self._of(request).balance for request in requests)
 
     def learn(self, verified: Sequence[Verified], spent: Spent | None) -> None:
         num, drafted, worth = len(verified), sum(len(new.tree) for new in verified), self._worth(len(verified))
@@ -122,7 +118,9 @@ class Weighing:
             self._count(new)
             asked = asking if new.request in self.asked else 0.0
             self._of(new.request).pay(row * len(new.tree) + asked - len(new.path), self.settings.earned)
-        self.asked = []
+            if new.request in self.asked:
+                self._of(new.request).asked(has_brought=bool(new.path), num=num)
+        self.asked = set()
 
     def forget(self, request: int) -> None:
         own = self.own.pop(request, None)
