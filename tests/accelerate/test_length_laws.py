@@ -66,6 +66,12 @@ def test_the_default_asks_ever_more_rarely_where_nothing_comes_of_it():
     law_asks_nobody_in_vain(Expected())
 
 
+def test_a_step_in_which_nobody_decodes_asks_nobody():
+    control = Expected().open(lambda: StepCosts(seconds=((1, 1.0), (2, 1.1))))
+    assert control.rooms([]) == []
+    control.learn([], None)
+
+
 def test_what_always_asks_is_found_out(monkeypatch):
     for wrong in (Fixed(num=3), Fixed(num=0)):
         with pytest.raises(AssertionError, match="times about an answer"):

@@ -50,12 +50,13 @@ class Tables:
 
     def rows(self, sequences: Seq[Sequence]) -> list[int]:
         """Each sequence's row, up to date. At most num_rows of them."""
+        given, sequences = sequences, list(dict.fromkeys(sequences))
         most = max(int(s.num_pages.max()) for s in sequences)
         if most > self.pages.shape[3]:
             self._make(1 << (most - 1).bit_length())
             self.resized += 1
         stale: list[tuple[int, Sequence]] = []
-        rows = []
+        rows: dict[Sequence, int] = {}
         for sequence in sequences:  # those of this step become the latest: none of them is given away below
             if (found := self.held.pop(sequence.number, None)) is not None:
                 self.held[sequence.number] = found
@@ -66,10 +67,10 @@ class Tables:
             if version != sequence.version:
                 stale.append((row, sequence))
                 self.held[sequence.number] = row, sequence.version
-            rows.append(row)
+            rows[sequence] = row
         if stale:
             self._send(stale)
-        return rows
+        return [rows[sequence] for sequence in given]
 
     def _send(self, stale: Seq[tuple[int, Sequence]]) -> None:
         pages = np.full((len(stale), *self.pages.shape[1:]), self.pool.nobody, np.int32)

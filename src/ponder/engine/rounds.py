@@ -309,8 +309,10 @@ class Rounds:
                 parts[span.sequence] = hidden_ND
         for round in dict.fromkeys(self.running.values()):
             own = round.stems[0][0]
-            order = torch.tensor([ROOT, *(i for _, places in round.stems for i in places)], device=hidden_TD.device)
-            round.hidden = torch.cat([parts[pages] for pages, _ in round.stems])[order.argsort()]
+            round.hidden = parts[own]
+            if len(round.stems) > 1:  # a device that works ahead waits here for the list of rows
+                order = torch.tensor([ROOT, *(i for _, places in round.stems for i in places)], device=hidden_TD.device)
+                round.hidden = torch.cat([parts[pages] for pages, _ in round.stems])[order.argsort()]
             yield Span(own, round.start, round.start + 1, round.track.num_prompt), round.job, round.track, round.hidden[:1]
 
     def extend(self, model: Model, ready: Sequence[tuple[ExtendJob, Track]]) -> None:

@@ -61,7 +61,7 @@ class Weighing:
         """None to requests that nap or lost more than they had, nor to any where not even a copied text pays, or all together could not pay for one
         refused token."""
         self.num = len(requests)
-        is_able = self._pays(self.num) and self._left(requests) > self._price(self.num, 1)
+        is_able = bool(requests) and self._pays(self.num) and self._left(requests) > self._price(self.num, 1)
         self.asked = {r for r in requests if is_able and (own := self._of(r)).is_awake() and own.balance > -self.settings.credit}
         return [self.settings.num if request in self.asked else 0 for request in requests]
 
