@@ -29,7 +29,7 @@ LIKELY = 0.9  # of guesses of a text that is copied: with so many requests at on
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    num: int = 12  # most tokens of a draft
+    num: int = 31  # most tokens of a draft
     memory: float = 0.95  # share of what was seen before that a round keeps
     weight: float = 4.0  # tokens that the mean of all requests counts for
     credit: float = 0.5  # steps that a request may lose at first
