@@ -11,6 +11,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,7 +92,8 @@ class DecodeShape:
         """tokens: numbers, or a tensor that is there already."""
         num, more = len(rows), self.ints.shape[1] - len(rows)
         given = [0] * num if isinstance(tokens, Tensor) else tokens
-        self.ints.copy_(torch.tensor([[*given, *[0] * more], [*rows, *[nobody] * more], [*places, *[0] * more]]), non_blocking=True)
+        ints = np.array([[*given, *[0] * more], [*rows, *[nobody] * more], [*places, *[0] * more]], np.int64)
+        self.ints.copy_(torch.from_numpy(ints), non_blocking=True)
         if isinstance(tokens, Tensor):
             self.ints[0, :num].copy_(tokens)
         if pieces is self.pieces:

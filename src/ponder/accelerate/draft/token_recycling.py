@@ -7,13 +7,15 @@ Guarantee  exact (a drafter changes no answer)
 Cost       36 bytes a row, 1.8 MB with the default 50,000, all of it touched only where text is; the 8 largest logits of every row of the pass.
 Choose     free text, where nothing repeats word for word. over="session", the paper's reference, starts warm from other requests' tokens;
            over="request" is its honest cold number, and keeps a table for each request.
-Differs    the shape of the tree is not fixed by hand: it holds the likeliest places if rank r has chance `shares[r]`, likeliest first, so
-           that any number of its first tokens is the best tree of that size. A vocabulary of more than `rows` tokens shares rows: the later
+Differs    the shape of the tree is not fixed by hand: it holds the likeliest places if rank r has chance s_r, likeliest first, so that any
+           number of its first tokens is the best tree of that size. s_r is how often what came stood at rank r of its row, `shares` weighing
+           as much as WEIGHT tokens: no draft is needed to learn it. A vocabulary of more than `rows` tokens shares rows: the later
            token owns it. The paper's table begins with zeros and drafts token 0; here a token that was never read has no guess.
 """
 
 import functools
 import heapq
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,6 +27,7 @@ from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
 
 KEPT = 8
+WEIGHT = 16.0  # tokens that `shares` count for
 SHARED = -1  # instead of a request, for the table of all
 
 
@@ -33,7 +36,7 @@ class TokenRecycling:
     num_tokens: int = 16  # most tokens of a draft
     over: Literal["request", "session"] = "request"
     rows: int = 50_000
-    shares: tuple[float, ...] = (0.45, 0.12, 0.07, 0.05, 0.03, 0.03, 0.02, 0.02)  # chance that the token of each rank is accepted
+    shares: tuple[float, ...] = (0.45, 0.12, 0.07, 0.05, 0.03, 0.03, 0.02, 0.02)  # at first, chance that the token of each rank is accepted
 
     guarantee = Guarantee.EXACT
     needs = Needs(num_top=KEPT)
@@ -55,11 +58,12 @@ class TokenRecycling:
 
 
 class Recycling:
-    """Drafting of TokenRecycling. tables: by request, or one; last: the newest token of each request."""
+    """Drafting of TokenRecycling. tables: by request, or one; counts: of each, rows that were followed, and by which rank; last: newest tokens."""
 
     def __init__(self, settings: TokenRecycling, num_rows: int) -> None:
         self.settings, self.num_rows = settings, num_rows
         self.tables: dict[int, np.ndarray] = {}
+        self.counts: dict[int, np.ndarray] = {}
         self.last: dict[int, int] = {}
 
     def propose(self, contexts: Sequence[Context]) -> list[Tree]:
@@ -70,6 +74,7 @@ class Recycling:
     def observe(self, verified: Sequence[Verified]) -> None:
         for seen in verified:
             last = self.last.get(seen.request)
+            self._count(seen.request, seen.tokens if last is None else (last, *seen.tokens))
             if seen.top is not None:
                 tokens = np.array((last if last is not None else 0, *seen.tree.tokens))
                 first = 0 if last is not None else 1  # whose row the first is, is not known before the first token
@@ -80,6 +85,7 @@ class Recycling:
 
     def forget(self, request: int) -> None:
         self.tables.pop(request, None)
+        self.counts.pop(request, None)
         self.last.pop(request, None)
 
     def _table(self, request: int) -> np.ndarray:
@@ -87,14 +93,32 @@ class Recycling:
         name = request if self.settings.over == "request" else SHARED
         if name not in self.tables:
             self.tables[name] = np.zeros((self.num_rows, 1 + KEPT), dtype=np.int32)
+            self.counts[name] = np.zeros(1 + KEPT)
         return self.tables[name]
+
+    def _count(self, request: int, tokens: Sequence[int]) -> None:
+        """At which rank of its row, as it stood, each token came."""
+        table = self._table(request)
+        counts = self.counts[request if self.settings.over == "request" else SHARED]
+        for above, token in itertools.pairwise(tokens):
+            row = table[above % self.num_rows].tolist()
+            if row[0] == above + 1:
+                counts[0] += 1
+                if token + 1 in row[1:]:
+                    counts[row.index(token + 1, 1)] += 1
+
+    def _shares(self, request: int) -> tuple[float, ...]:
+        """Of each rank, in hundredths, so that few plans are ever made."""
+        counts = self.counts[request if self.settings.over == "request" else SHARED]
+        found = (WEIGHT * np.array(self.settings.shares) + counts[1:]) / (WEIGHT + counts[0])
+        return tuple(np.clip(found.round(2), 0.01, 0.99).tolist())
 
     def _fill(self, context: Context) -> Tree:
         """The plan's places in order, as far as the table knows what stands there."""
         table, room = self._table(context.request), min(self.settings.num_tokens, context.room)
-        known: dict[int, list[int]] = {}
+        known, shares = dict[int, list[int]](), self._shares(context.request)
         place_of, tokens, parents, chances = {ROOT: ROOT}, [], [], []
-        for at, (parent, rank, depth) in enumerate(plan(self.settings.shares, self.settings.num_tokens)):
+        for at, (parent, rank, depth) in enumerate(plan(shares, self.settings.num_tokens)):
             if len(tokens) == room:
                 break
             if depth > context.max_depth or parent not in place_of:
@@ -107,7 +131,7 @@ class Recycling:
                 place_of[at] = len(tokens)
                 tokens.append(known[above][rank])
                 parents.append(place_of[parent])
-                chances.append(self.settings.shares[rank])
+                chances.append(shares[rank])
         return Tree(tuple(tokens), tuple(parents), None, tuple(chances))
 
 
