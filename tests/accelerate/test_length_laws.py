@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from ponder.accelerate.length.balance import Balance
+from ponder.accelerate.length.balance import Balance, Prices
 from ponder.accelerate.length.expected import Expected, Weighing
 from ponder.accelerate.length.fixed import Fixed
 from ponder.core.draft import StepCosts
@@ -53,6 +53,7 @@ class Believing(Weighing):
             most = max(most, seconds)
             rising.append((num, most))
         self.costs = StepCosts(seconds=tuple(rising))
+        self.prices = Prices(self.costs, self.settings.num)
 
 
 def test_what_believes_the_clock_of_a_busy_machine_is_found_out():

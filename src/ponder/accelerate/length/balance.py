@@ -1,8 +1,13 @@
-"""What drafts may still lose a request, and when its drafter is to be asked again. A part of the room, not a technique."""
+"""What drafts cost and may still lose a request, and when its drafter is to be asked again. A part of the room, not a technique."""
 
+import math
 from dataclasses import dataclass, field
 
 from ponder.accelerate.length.shares import Shares
+from ponder.core.draft import StepCosts
+
+MARGIN = 0.02  # that a draft must promise beyond plain decoding: shares are estimates
+LIKELY = 0.9  # of guesses of a text that is copied: with so many requests at once that these do not pay, nobody is asked
 
 MOST = 2.0  # steps that a balance may hold
 SLOWEST = 1 / 64  # share of what is earned that is left after losses
@@ -40,3 +45,34 @@ class Balance:
         """What came of asking, with `num` requests at once: the more there are, the less of a step each is, and the longer it naps."""
         self.nap = 0 if has_brought else min(max(1, 2 * self.nap), num, LONGEST_NAP)
         self.left = self.nap
+
+
+@dataclass
+class Prices:
+    """Of guesses, in seconds. num: most tokens of a draft."""
+
+    costs: StepCosts
+    num: int
+    known: dict[int, tuple[float, float]] = field(default_factory=dict)  # by the number of requests at once
+
+    def of(self, num_rows: int, num: int) -> float:
+        """Of so many guessed tokens beside so many rows."""
+        return self.costs.of(num_rows + num) - self.costs.of(num_rows) + self.costs.waiting
+
+    def worth(self, num: int) -> float:
+        """What one token costs without drafts, with so many requests at once."""
+        return self._known(num)[0]
+
+    def least(self, num: int) -> float:
+        """What must be left for anybody to be asked: the price of one refused token, or infinity where no guess pays."""
+        return self._known(num)[1]
+
+    def _known(self, num: int) -> tuple[float, float]:
+        if num not in self.known:
+            self.known[num] = self.costs.of(num) / num, self.of(num, 1) if self._pays(num) else math.inf
+        return self.known[num]
+
+    def _pays(self, num: int) -> bool:
+        """Whether guesses that come true as often as those of a copied text would make any step of `num` requests worth more."""
+        least, tried = (1 + MARGIN) * num / self.costs.of(num), (round(num * share) for share in (1 / num, 0.25, 0.5, 1, 2, 4, self.num))
+        return any((num + LIKELY * k) / (self.costs.of(num) + self.of(num, k)) > least for k in tried if k)

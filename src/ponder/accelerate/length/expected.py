@@ -16,15 +16,14 @@ Differs    C is a table, measured when the process is opened: the clock, which a
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ponder.accelerate.length.balance import Balance
+from ponder.accelerate.length.balance import MARGIN, Balance, Prices
 from ponder.accelerate.length.shares import DEPTHS, Shares
 from ponder.core.draft import Spent, StepCosts, Tree, Verified, always
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
 
-MARGIN = 0.02  # that a draft must promise beyond plain decoding: shares are estimates
 NUM_PROBED = 3  # tokens of a draft that is only to find out
-LIKELY = 0.9  # of guesses of a text that is copied: with so many requests at once that these do not pay, nobody is asked
+TRY = 1.5  # prices of one guess that a request may lose, where the price is mostly waiting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,64 +53,59 @@ class Weighing:
     trust: float = 1.0  # of `credit`, what a new request begins with
     num: int = 0  # requests that decode in this step
     asked: set[int] = field(default_factory=set)  # of them, those that a draft was made for
-    paying: dict[int, bool] = field(default_factory=dict)  # by the number of requests at once
     goes_on = staticmethod(always)
+
+    def __post_init__(self) -> None:
+        self.prices = Prices(self.costs, self.settings.num)
 
     def rooms(self, requests: Sequence[int]) -> list[int]:
         """None to requests that nap or lost more than they had, nor to any where not even a copied text pays, or all together could not pay for one
         refused token."""
-        self.num = len(requests)
-        is_able = bool(requests) and self._pays(self.num) and self._left(requests) > self._price(self.num, 1)
-        self.asked = {r for r in requests if is_able and (own := self._of(r)).is_awake() and own.balance > -self.settings.credit}
+        self.num, self.asked = len(requests), set()
+        if requests and self._left(requests) > self.prices.least(self.num):
+            self.asked = {r for r in requests if (own := self._of(r)).is_awake() and own.balance > -self.settings.credit}
         return [self.settings.num if request in self.asked else 0 for request in requests]
 
     def cut(self, requests: Sequence[int], trees: Sequence[Tree], num_rows: int) -> list[int]:
         """The best number of tokens whose loss could be paid for; where that is none, a probe as soon as twice its price is there."""
         most, plain, counts = self._left(requests), self.costs.of(num_rows), [0] * len(trees)
+        if not any(trees):
+            return counts
         offers = [(gain, -k, at) for at, (r, tree) in enumerate(zip(requests, trees)) for k, gain in enumerate(self._reached(r, tree))]
         offers.sort(reverse=True)
         tokens, chosen = float(max(self.num, len(requests))), 0
         best = (1 + MARGIN) * tokens / plain
         for num, (gain, _, _) in enumerate(offers, 1):
-            tokens, price = tokens + gain, self._price(num_rows, num)
+            tokens, price = tokens + gain, self.prices.of(num_rows, num)
             if price > most:
                 break
             if tokens / (plain + price) > best:
                 best, chosen = tokens / (plain + price), num
         for _, _, at in offers[:chosen]:
             counts[at] += 1
-        probed = next((num for num in range(NUM_PROBED, 1, -1) if self._price(num_rows, num) <= plain / max(1, self.num)), 1)
-        if offers and not chosen and most > 2 * self._price(num_rows, probed):
+        probed = next((num for num in range(NUM_PROBED, 1, -1) if self.prices.of(num_rows, num) <= plain / max(1, self.num)), 1)
+        if offers and not chosen and most > 2 * self.prices.of(num_rows, probed):
             at = max((i for i, tree in enumerate(trees) if len(tree)), key=lambda i: self._of(requests[i]).balance)
             counts[at] = min(probed, len(trees[at]))
         return counts
 
-    def _pays(self, num: int) -> bool:
-        """Whether guesses that come true as often as those of a copied text would make any step of `num` requests worth more."""
-        if num not in self.paying:
-            least = (1 + MARGIN) * num / self.costs.of(num)
-            tried = (round(num * share) for share in (1 / num, 0.25, 0.5, 1, 2, 4, self.settings.num))
-            self.paying[num] = any((num + LIKELY * k) / (self.costs.of(num) + self._price(num, k)) > least for k in tried if k)
-        return self.paying[num]
-
-    def _price(self, num_rows: int, num: int) -> float:
-        """Seconds that so many guessed tokens cost beside so many rows."""
-        return self.costs.of(num_rows + num) - self.costs.of(num_rows) + self.costs.waiting
-
-    def _worth(self, num: int) -> float:
-        """Seconds that one token costs without drafts, with so many requests at once."""
-        return self.costs.of(max(1, num)) / max(1, num)
-
     def _of(self, request: int) -> Balance:
-        credit = self.settings.credit * self.trust
-        return self.own.get(request) or self.own.setdefault(request, Balance(credit, credit))
+        if request not in self.own:
+            credit = max(self.settings.credit * self.trust, TRY * self.prices.of(1, 1) / self.costs.of(1) if self.costs.waiting else 0.0)
+            self.own[request] = Balance(credit, credit)
+        return self.own[request]
 
     def _left(self, requests: Sequence[int]) -> float:
         """Seconds that drafts for all of these may lose."""
-        return self._worth(max(self.num, len(requests))) * sum(self._of(request).balance for request in requests)
+        return self.prices.worth(max(1, self.num, len(requests))) * sum(self._of(request).balance for request in requests)
 
     def learn(self, verified: Sequence[Verified], spent: Spent | None) -> None:
-        num, drafted, worth = len(verified), sum(len(new.tree) for new in verified), self._worth(len(verified))
+        num, drafted = max(1, len(verified)), sum(len(new.tree) for new in verified)
+        if not drafted and not self.asked:
+            for new in verified:
+                self._of(new.request).pay(0.0, self.settings.earned)
+            return
+        worth = self.prices.worth(num)
         row = (self.costs.of(num + drafted) - self.costs.of(num)) / max(1, drafted) / worth
         asking = 0.0 if spent is None or not self.asked else spent.draft_seconds / len(self.asked) / worth
         for new in verified:
