@@ -144,17 +144,23 @@ class DecodeRunner:
         return shape.recording.run()[: len(spans)].clone()
 
     def _pieces(self, spans: Seq[Span], num: int, chunk: int, num_keys: int) -> Pieces:
-        """Those of `num` tokens that share nothing, always the same; where sequences share enough, cut again when one comes or goes, or enters
-        another piece."""
-        whole = self.wholes.get((num, chunk, num_keys)) or self.wholes.setdefault((num, chunk, num_keys), whole_pieces(num, chunk, num_keys))
+        """Cut again when a sequence comes or goes, or enters another piece. Of `num` tokens among which are several of one sequence, which are
+        others in every step, always the same, unless sequences share enough."""
         numbers = [span.sequence.number for span in spans]
-        if numbers.count(numbers[0]) == len(numbers) or not self.attention.is_shared:
-            return whole
+        has_chains = len(set(numbers)) < len(numbers)
+        if has_chains and (not self.attention.is_shared or numbers.count(numbers[0]) == len(numbers)):
+            return self._whole(num, chunk, num_keys)
         name = (chunk, tuple((number, span.start // chunk) for number, span in zip(numbers, spans)))
         if self.known is None or self.known[0] != name:
-            found = cut_pieces(spans, chunk, self.decoder.config, True)
-            self.known = name, found if found.shared else whole
+            found = cut_pieces(spans, chunk, self.decoder.config, self.attention.is_shared)
+            self.known = name, self._whole(num, chunk, num_keys) if has_chains and not found.shared else found
         return self.known[1]
+
+    def _whole(self, num: int, chunk: int, num_keys: int) -> Pieces:
+        name = num, chunk, num_keys
+        if name not in self.wholes:
+            self.wholes[name] = whole_pieces(num, chunk, num_keys)
+        return self.wholes[name]
 
     def _shape(self, num: int, num_pages: int, chunk: int, pieces: Pieces) -> DecodeShape:
         num_shared = power(len(pieces.shared), 1) if pieces.shared else 0
