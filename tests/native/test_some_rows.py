@@ -9,6 +9,11 @@ from ponder.native import rows
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+@pytest.fixture(autouse=True)
+def they_are_on(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(rows.DeviceBody, "most", rows.MAX_SOME)
+
+
 @pytest.mark.parametrize("device", WHERE)
 @pytest.mark.parametrize("name", ["qwen2", "gemma2"])
 @torch.inference_mode()

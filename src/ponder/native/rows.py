@@ -23,7 +23,7 @@ except ImportError:  # Triton is no dependency
 HONOURED = {"qk_norm", "has_pre_norms", "has_post_norms", "activation", "query_scale"}  # of core.formats.BODY_SETTINGS
 GATE_BLOCK = 1024  # columns of a program
 MAX_FEW = 2  # rows that meet a matrix by `few_rows`: it reads as fast as the card can, and norms, gates and sums cost no launch of their own
-MAX_SOME = 16  # rows that meet it by `some_rows`: gates and sums cost no launch of their own
+MAX_SOME = 16  # rows that can meet it by `some_rows`: gates and sums cost no launch of their own
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class DeviceBody:
 
     layer: LayerWeights
     config: ModelConfig
-    most: ClassVar[int] = MAX_SOME  # rows that go through `some_rows`
+    most: ClassVar[int] = MAX_FEW  # rows that go through `some_rows`; MAX_SOME once benchmarks/spec_device.py --profile has seen it pay on a card
 
     @property
     def of_prompts(self) -> LayerBody:
