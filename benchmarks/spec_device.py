@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from lib.rows import append
+from speculation import card_rows
 from speculation.ours import Ours, Turn
 from speculation.questions import CATEGORIES, Question, questions
 
@@ -36,12 +37,14 @@ from ponder.core.asks import GREEDY, Prompt, Sampling
 from ponder.core.draft import Drafter
 from ponder.engine.attend import Span
 from ponder.engine.device_process import DeviceProcess
+from ponder.engine.graphs import bucket
 from ponder.engine.pages import Sequence as Pages
 from ponder.engine.process import Settings
 from ponder.engine.sampler import Draw
 from ponder.models.decoder import load
 from ponder.models.place import place
 from ponder.models.tokenizer import open_model
+from ponder.native import rows
 
 PLAIN = "plain"
 FIRST_TURN = 96  # tokens of the answer that a follow-up is about
@@ -178,8 +181,9 @@ def same_tokens(found: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]])
 # where the time goes
 
 
-def seconds_queued(run: Callable[[], object], num: int = 30) -> float:
+def seconds_queued(run: Callable[[], object]) -> float:
     """Of a call that is queued many times without waiting."""
+    num = 30 if torch.cuda.is_available() else 1
     run()
     sync()
     start = time.perf_counter()
@@ -189,10 +193,10 @@ def seconds_queued(run: Callable[[], object], num: int = 30) -> float:
     return (time.perf_counter() - start) / num
 
 
-def seconds_waited(run: Callable[[], object], num: int = 20) -> float:
+def seconds_waited(run: Callable[[], object]) -> float:
     """Median of a call that begins and ends with the device idle."""
     found = []
-    for _ in range(num):
+    for _ in range(20 if torch.cuda.is_available() else 1):
         sync()
         start = time.perf_counter()
         run()
@@ -212,15 +216,35 @@ class Steps:
     def __init__(self, bench: Bench) -> None:
         self.bench, self.process = bench, bench.process
 
+    def compare(self) -> None:
+        """With PyTorch's products beyond few rows, then with those of native/rows.some_rows, in the best blocks of a trial; keeps the faster."""
+        if not (self.bench.is_card and isinstance(self.process.decoder.bodies[0], rows.DeviceBody)):
+            self.measure("plain")
+            return
+        best, chosen, most = card_rows.trial(self.process.decoder), rows.some_blocks_of, rows.MAX_SOME
+        rows.some_blocks_of = lambda num_out, width, *, is_paired: (
+            best.get((num_out, width, is_paired)) or chosen(num_out, width, is_paired=is_paired)
+        )
+        found = {}
+        for name, limit in (("torch", rows.MAX_FEW), ("some_rows", most)):
+            rows.DeviceBody.most = limit
+            self.process.decode.shapes.clear()
+            found[name] = self.measure(name)
+        faster = min(found, key=lambda name: found[name][8])
+        rows.DeviceBody.most = most if faster == "some_rows" else rows.MAX_FEW
+        print(f"8 rows: {faster} is the faster one and goes on", flush=True)
+        self.process.decode.shapes.clear()
+
     @torch.inference_mode()
-    def measure(self) -> None:
+    def measure(self, name: str) -> dict[int, float]:
+        """Seconds of a step on the card, by rows."""
         process, context = self.process, CONTEXT if self.bench.is_card else 40
         pages = Pages(process.pool)
         assert pages.reserve(context + max(WIDTHS))
         process._forward([Span(pages, 0, context, context)], [i % 1000 for i in range(context)])
         pages.num_tokens = context
-        one = 0.0
-        for num in WIDTHS:
+        one, found = 0.0, {}
+        for num in WIDTHS if self.bench.is_card else WIDTHS[:3]:
             spans, wishes = [Span(pages, context, context + num, context)], [Draw(0, i, GREEDY) for i in range(num)]
             tokens = list(range(100, 100 + num))
             start = time.perf_counter()
@@ -229,17 +253,24 @@ class Steps:
             first = time.perf_counter() - start
             whole = seconds_waited(lambda spans=spans, tokens=tokens, wishes=wishes: process._draw(process._forward(spans, tokens), wishes))
             forward = seconds_waited(lambda spans=spans, tokens=tokens: process._forward(spans, tokens))
-            shape, drawn = list(process.decode.shapes.values())[-1], list(process.draws.shapes.values())[-1]
-            shape = process.decode.last if hasattr(process.decode, "last") else shape
+            shape, drawn = process.decode.last, process.draws._shape(bucket(num))
+            assert shape is not None
             replay, draw = seconds_queued(shape.recording.run), seconds_queued(drawn.recording.run)
+            found[num] = replay + draw
             one = one or replay + draw
             figures = {"first_ms": first, "step_ms": whole, "forward_ms": forward, "replay_forward_ms": replay, "replay_draw_ms": draw}
             self.bench.row(
-                "step", rows=num, context=context, of_one=round((replay + draw) / one, 3), **{k: round(1e3 * x, 4) for k, x in figures.items()}
+                "step",
+                products=name,
+                rows=num,
+                context=context,
+                of_one=round((replay + draw) / one, 3),
+                **{k: round(1e3 * x, 4) for k, x in figures.items()},
             )
             if self.bench.args.kernels and num in (1, 2, 5, 9):
                 self.kernels(num, shape.recording.run)
         pages.release()
+        return found
 
     def kernels(self, num: int, run: Callable[[], object]) -> None:
         from torch.profiler import ProfilerActivity, profile
@@ -295,7 +326,7 @@ def watch(owner: Any, attribute: str, label: str, seconds: dict[str, float], cal
 
 
 def profiled(bench: Bench) -> None:
-    Steps(bench).measure()
+    Steps(bench).compare()
     costs = bench.process.rounds.meter.costs()
     bench.row("costs", ms={str(num): round(1e3 * s, 4) for num, s in costs.seconds}, waiting_ms=round(1e3 * getattr(costs, "waiting", 0.0), 4))
     for category in ("edit", "math"):

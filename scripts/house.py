@@ -45,7 +45,7 @@ SHARED = {  # technique folder -> files in it that are shared parts of the room,
     "accelerate/weights": {"__init__", "codes"},
     "accelerate/draft": {"__init__", "bridge", "chains", "followers", "growth", "heads", "hydra_heads", "products", "stretches"},
     "accelerate/accept": {"__init__"},
-    "accelerate/length": {"__init__", "accept_head", "shares"},
+    "accelerate/length": {"__init__", "accept_head", "balance", "shares"},
 }  # fmt: skip
 CATALOGUE = {  # technique folder -> dicts of the catalogue that name its techniques
     "infer": ("STRATEGIES",),

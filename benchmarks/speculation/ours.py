@@ -129,7 +129,9 @@ class Ours:
         speculation = None if drafter is None else Speculation(drafter=drafter, acceptor=acceptor, control=watched)
         process = self.process
         before = process.rounds
-        process.rounds = Rounds(speculation, before.host, before.take, before.ahead, max_rows=before.max_rows, meter=before.meter)
+        process.rounds = Rounds(
+            speculation, before.host, before.take, before.ahead, max_rows=before.max_rows, meter=before.meter, is_here=before.is_here
+        )  # fmt: skip
         if learned is not None:
             process.rounds.drafting = copy.deepcopy(learned)
         return watched.tally

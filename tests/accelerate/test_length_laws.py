@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import pytest
 
+from ponder.accelerate.length.balance import Balance, Prices
 from ponder.accelerate.length.expected import Expected, Weighing
 from ponder.accelerate.length.fixed import Fixed
 from ponder.core.draft import StepCosts
 from ponder.core.errors import BadField
-from ponder.testing.laws_length import law_is_near_the_best, law_never_loses
+from ponder.testing.laws_length import law_asks_nobody_in_vain, law_is_near_the_best, law_naps, law_never_loses
 
 
 def test_the_default_never_loses():
@@ -52,12 +53,35 @@ class Believing(Weighing):
             most = max(most, seconds)
             rising.append((num, most))
         self.costs = StepCosts(seconds=tuple(rising))
+        self.prices = Prices(self.costs, self.settings.num)
 
 
 def test_what_believes_the_clock_of_a_busy_machine_is_found_out():
     with pytest.raises(AssertionError):
         law_never_loses(Clocked())
         law_is_near_the_best(Clocked())
+
+
+def test_the_default_asks_ever_more_rarely_where_nothing_comes_of_it():
+    law_naps(Expected())
+    law_asks_nobody_in_vain(Expected())
+
+
+def test_a_step_in_which_nobody_decodes_asks_nobody():
+    control = Expected().open(lambda: StepCosts(seconds=((1, 1.0), (2, 1.1))))
+    assert control.rooms([]) == []
+    control.learn([], None)
+
+
+def test_what_always_asks_is_found_out(monkeypatch):
+    for wrong in (Fixed(num=3), Fixed(num=0)):
+        with pytest.raises(AssertionError, match="times about an answer"):
+            law_naps(wrong)
+    with pytest.raises(AssertionError, match="32 at once"):
+        law_asks_nobody_in_vain(Fixed(num=3))
+    monkeypatch.setattr(Balance, "is_awake", lambda self: True)
+    with pytest.raises(AssertionError, match="times about an answer"):
+        law_naps(Expected())
 
 
 def test_costs_lie_on_straight_lines():

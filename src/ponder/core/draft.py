@@ -345,10 +345,12 @@ class Acceptor(Protocol):
 class StepCosts:
     """What a step of the target costs by its rows: a table that was measured once, so that what else the machine does later misleads nobody.
 
-    seconds: (rows, seconds) in rising order of both; straight lines between and beyond. Raises BadField.
+    seconds: (rows, seconds) in rising order of both; straight lines between and beyond. waiting: what a step with guesses takes longer
+    still, where the next one would else be begun before its tokens are known. Raises BadField.
     """
 
     seconds: tuple[tuple[int, float], ...]
+    waiting: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.seconds) < 2 or any(a >= b or s > t for (a, s), (b, t) in itertools.pairwise(self.seconds)) or self.seconds[0][1] <= 0:

@@ -25,7 +25,7 @@ from ponder.native import paged
 from ponder.native.attention import BLOCK
 from ponder.native.paged import Batch, Paged
 
-MIN_PAGES = 16  # of a table
+MIN_PAGES, MIN_CARD_PAGES = 16, 256  # of a table, and of one on a card, where larger ones mean that steps are recorded anew
 MIN_CHUNK, MAX_CHUNK = 64, 1024  # keys of a piece
 MIN_SHARED_CHUNK = 128  # of one that several tokens meet: each piece is one more to merge for all of them
 NUM_PROGRAMS = 264  # that keep a large card busy: two for each of its processors
@@ -39,7 +39,7 @@ class Tables:
     def __init__(self, pool: Pool, num_rows: int) -> None:
         self.pool, self.num_rows = pool, num_rows
         self.resized = 0  # how often the tensors were replaced
-        self._make(MIN_PAGES)
+        self._make(MIN_CARD_PAGES if pool.device.type == "cuda" else MIN_PAGES)
 
     def _make(self, capacity: int) -> None:
         shape = (self.num_rows + 1, self.pool.num_layers, self.pool.num_kv_heads)
@@ -50,12 +50,13 @@ class Tables:
 
     def rows(self, sequences: Seq[Sequence]) -> list[int]:
         """Each sequence's row, up to date. At most num_rows of them."""
+        given, sequences = sequences, list(dict.fromkeys(sequences))
         most = max(int(s.num_pages.max()) for s in sequences)
         if most > self.pages.shape[3]:
             self._make(1 << (most - 1).bit_length())
             self.resized += 1
         stale: list[tuple[int, Sequence]] = []
-        rows = []
+        rows: dict[Sequence, int] = {}
         for sequence in sequences:  # those of this step become the latest: none of them is given away below
             if (found := self.held.pop(sequence.number, None)) is not None:
                 self.held[sequence.number] = found
@@ -66,10 +67,10 @@ class Tables:
             if version != sequence.version:
                 stale.append((row, sequence))
                 self.held[sequence.number] = row, sequence.version
-            rows.append(row)
+            rows[sequence] = row
         if stale:
             self._send(stale)
-        return rows
+        return [rows[sequence] for sequence in given]
 
     def _send(self, stale: Seq[tuple[int, Sequence]]) -> None:
         pages = np.full((len(stale), *self.pages.shape[1:]), self.pool.nobody, np.int32)
@@ -99,9 +100,10 @@ def chunk_of(num_tokens: int, num_kv_heads: int, num_keys: int) -> int:
 
 
 def cut_pieces(spans: Seq[Span], chunk: int, config: ModelConfig, is_shared: bool) -> Pieces:
-    """Every token's keys, each in one piece: those that enough tokens share once, in the order of their tree, then its own."""
+    """Every token's keys, each in one piece: those that enough sequences share once, in the order of their tree, then its own."""
     runs = sorted(shared_runs(spans, is_shared), key=lambda run: run[5])
-    saved = sum((last - first - 1) * (stop - begin) * BLOCK for first, last, _, begin, stop, _ in runs if stop >= 0)
+    owners = [span.sequence.number for span in spans]
+    saved = sum((len(set(owners[first:last])) - 1) * (stop - begin) * BLOCK for first, last, _, begin, stop, _ in runs if stop >= 0)
     if is_shared and (saved < MIN_SAVED or max(run[5] for run in runs) > MAX_LEVELS):
         return cut_pieces(spans, chunk, config, False)
     num_kv_heads = config.num_kv_heads
@@ -118,6 +120,13 @@ def cut_pieces(spans: Seq[Span], chunk: int, config: ModelConfig, is_shared: boo
                 shared += [(token, min(step, last - token), slot, at, until) for token in range(first, last, step)]
             num_parts[first:last] = [slot + 1] * (last - first)
     return Pieces(single, shared, num_parts)
+
+
+def whole_pieces(num_tokens: int, chunk: int, num_keys: int) -> Pieces:
+    """Every token's keys in pieces of its own, as many as num_keys may need: a token reads its keys of each, none of those beyond its place."""
+    starts = range(0, num_keys, chunk)
+    single = [(token, 1, slot, at, at + chunk) for token in range(num_tokens) for slot, at in enumerate(starts)]
+    return Pieces(single, [], [len(starts)] * num_tokens)
 
 
 class DeviceAttention(Attention):

@@ -5,7 +5,8 @@ replayed (engine.graphs); what comes back is a few numbers per row, with one wai
 Wishes that move or truncate the distribution send their rows of logits to the host's sampler, as do the lists of the most likely tokens.
 
 The device never waits for the host: before a draw is read, the next tokens' forward pass is queued behind it, its tokens taken from where they
-were drawn. The step that asks for those rows finds them computed; rows of sequences that ended meanwhile are nobody's.
+were drawn. The step that asks for those rows finds them computed; rows of sequences that ended meanwhile are nobody's. Where tokens are guessed
+the host must first know them: behind a step with guesses, and before one that is to have some, nothing is computed ahead (engine.rounds).
 
 Everything runs on the CPU too, from the same code: that is how it is tested where there is no card.
 """
@@ -25,6 +26,7 @@ from ponder.engine.attend_device import DeviceAttention
 from ponder.engine.draw_device import is_plain
 from ponder.engine.graphs import DecodeRunner, DrawRunner
 from ponder.engine.jobs import ExtendJob, Track
+from ponder.engine.meter import Meter, MeterAhead
 from ponder.engine.process import LocalProcess, Settings
 from ponder.engine.sampler import Draw, Drawn, draw, most_likely
 from ponder.models.decoder import Decoder
@@ -68,6 +70,12 @@ class DeviceProcess(LocalProcess):
         return DeviceAttention(
             self.decoder.config, self.pool, num_rows=self.max_rows, is_shared=settings.is_shared, is_native=settings.is_native
         )  # fmt: skip
+
+    def _open_meter(self) -> Meter:
+        return MeterAhead(self) if self.looks_ahead else Meter(self)
+
+    def _is_here(self, span: Span) -> bool:
+        return self.ahead is not None and name_of(span) in self.ahead.rows
 
     def _forward(self, spans: Sequence[Span], tokens: list[int]) -> Tensor:
         ahead, self.ahead = self.ahead, None
@@ -114,8 +122,8 @@ class DeviceProcess(LocalProcess):
         self.drawing = ()
 
     def _look_ahead(self, drawn_R4: Tensor) -> None:
-        """Queues the forward pass of the tokens just drawn, for those who go on and whose next page is there. Not where tokens are guessed."""
-        if not self.looks_ahead or self.rounds.speculation is not None:
+        """Queues the forward pass of the tokens just drawn, for those who go on and whose next page is there. Not where guesses are in the way."""
+        if not self.looks_ahead or not self.drawing or not self.rounds.may_look_ahead:
             return
         rows, spans = {}, []
         for row, (job, track) in enumerate(self.drawing):
@@ -129,6 +137,12 @@ class DeviceProcess(LocalProcess):
             hidden = self.decode.run(spans, tokens if order == list(range(len(tokens))) else tokens[order])
             self.num_ahead += len(spans)
             self.ahead = Ahead(hidden, {name_of(span): i for i, span in enumerate(spans)})
+
+    def _draw_and_go_on(self, hidden_RD: Tensor, spans: Sequence[Span], wishes: Sequence[Draw]) -> Tensor:
+        """Draws a token of each row and, before it is read, computes its own row at the same place: how steps follow each other here."""
+        found: list[Tensor] = []
+        self.draws.run(hidden_RD, wishes, lambda drawn_R4: found.append(self.decode.run(spans, drawn_R4[:, 0].long())))
+        return found[0]
 
     def _draw_on_host(self, hidden_RD: Tensor, wishes: Sequence[Draw]) -> list[Drawn]:
         return draw(self.decoder.logits(hidden_RD).cpu(), wishes)

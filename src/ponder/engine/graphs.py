@@ -11,11 +11,12 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ponder.engine.attend import Span
-from ponder.engine.attend_device import MIN_PAGES, DeviceAttention, Pieces, cut_pieces
+from ponder.engine.attend_device import MIN_PAGES, DeviceAttention, Pieces, cut_pieces, whole_pieces
 from ponder.engine.draw_device import draw_rows, drawn_of, signed
 from ponder.engine.pages import PAGE
 from ponder.engine.sampler import Draw, Drawn
@@ -25,6 +26,7 @@ from ponder.native.paged import Batch
 BUCKETS = (1, 2, 4, 8, 16, 32, 48, 64)  # then every STEP
 STEP = 32
 MIN_PARTS = 4  # of a token's keys
+MIN_STEP_PAGES = 64  # of the longest sequence of a step, where kernels pass over those that it does not have
 NUM_WARM = 2  # plain runs before a recording: kernels are compiled and chosen there
 
 
@@ -90,7 +92,8 @@ class DecodeShape:
         """tokens: numbers, or a tensor that is there already."""
         num, more = len(rows), self.ints.shape[1] - len(rows)
         given = [0] * num if isinstance(tokens, Tensor) else tokens
-        self.ints.copy_(torch.tensor([[*given, *[0] * more], [*rows, *[nobody] * more], [*places, *[0] * more]]), non_blocking=True)
+        ints = np.array([[*given, *[0] * more], [*rows, *[nobody] * more], [*places, *[0] * more]], np.int64)
+        self.ints.copy_(torch.from_numpy(ints), non_blocking=True)
         if isinstance(tokens, Tensor):
             self.ints[0, :num].copy_(tokens)
         if pieces is self.pieces:
@@ -99,7 +102,8 @@ class DecodeShape:
         fill(self.batch.single, pieces.single)
         if self.batch.shared is not None:
             fill(self.batch.shared, pieces.shared)
-        self.batch.num_parts.copy_(torch.tensor([*pieces.num_parts, *[0] * more], dtype=torch.int32))
+        num_parts = [*pieces.num_parts, *[0] * (self.ints.shape[1] - len(pieces.num_parts))]
+        self.batch.num_parts.copy_(torch.tensor(num_parts, dtype=torch.int32))
 
 
 def fill(buffer: Tensor, pieces: Seq[tuple[int, ...]]) -> None:
@@ -119,7 +123,9 @@ class DecodeRunner:
         self.recorder = Recorder(decoder.device, can_record=can_record and decoder.config.num_experts == 0)  # experts wait for the host
         self.shapes: dict[tuple[int, int, int, int], DecodeShape] = {}
         self.resized = 0
+        self.last: DecodeShape | None = None  # that ran
         self.known: tuple[object, Pieces] | None = None
+        self.wholes: dict[tuple[int, int, int], Pieces] = {}
 
     def run(self, spans: Seq[Span], tokens: Seq[int] | Tensor) -> Tensor:
         """Hidden rows [n, D] of the single tokens of n sequences, whose keys and values are written. Spans in the order of `in_order`."""
@@ -128,19 +134,33 @@ class DecodeRunner:
         if attention.tables.resized != self.resized:
             self.resized = attention.tables.resized
             self.shapes.clear()
-        num_pages = min(power(-(-max(span.stop for span in spans) // PAGE), MIN_PAGES), attention.tables.pages.shape[3])
+        least = MIN_STEP_PAGES if attention.has_kernels else MIN_PAGES
+        num_pages = min(power(-(-max(span.stop for span in spans) // PAGE), least), attention.tables.pages.shape[3])
         chunk = attention.chunk(num, num_pages * PAGE)
-        pieces = self._pieces(spans, chunk)
+        pieces = self._pieces(spans, num, chunk, num_pages * PAGE)
         shape = self._shape(num, num_pages, chunk, pieces)
+        self.last = shape
         shape.load(tokens, rows, [span.start for span in spans], pieces=pieces, nobody=attention.tables.num_rows)
         return shape.recording.run()[: len(spans)].clone()
 
-    def _pieces(self, spans: Seq[Span], chunk: int) -> Pieces:
-        """Cut again when a sequence comes or goes, or enters another piece."""
-        name = (chunk, tuple((span.sequence.number, span.start // chunk) for span in spans))
+    def _pieces(self, spans: Seq[Span], num: int, chunk: int, num_keys: int) -> Pieces:
+        """Cut again when a sequence comes or goes, or enters another piece. Of `num` tokens among which are several of one sequence, which are
+        others in every step, always the same, unless sequences share enough."""
+        numbers = [span.sequence.number for span in spans]
+        has_chains = len(set(numbers)) < len(numbers)
+        if has_chains and (not self.attention.is_shared or numbers.count(numbers[0]) == len(numbers)):
+            return self._whole(num, chunk, num_keys)
+        name = (chunk, tuple((number, span.start // chunk) for number, span in zip(numbers, spans)))
         if self.known is None or self.known[0] != name:
-            self.known = name, cut_pieces(spans, chunk, self.decoder.config, self.attention.is_shared)
+            found = cut_pieces(spans, chunk, self.decoder.config, self.attention.is_shared)
+            self.known = name, self._whole(num, chunk, num_keys) if has_chains and not found.shared else found
         return self.known[1]
+
+    def _whole(self, num: int, chunk: int, num_keys: int) -> Pieces:
+        name = num, chunk, num_keys
+        if name not in self.wholes:
+            self.wholes[name] = whole_pieces(num, chunk, num_keys)
+        return self.wholes[name]
 
     def _shape(self, num: int, num_pages: int, chunk: int, pieces: Pieces) -> DecodeShape:
         num_shared = power(len(pieces.shared), 1) if pieces.shared else 0

@@ -69,7 +69,9 @@ class LocalProcess:
         self.num_added = 0
         self.rendered: OrderedDict[object, list[int]] = OrderedDict()
         self.lender = Lender(decoder, tokenizer, self.attention, take=self._take, pages_of=self._pages_of, twins=settings.twins)
-        self.rounds = Rounds(settings.speculation, self.lender.host(), self._take, self._ahead, max_rows=self.max_rows, meter=Meter(self))
+        self.rounds = Rounds(
+            settings.speculation, self.lender.host(), self._take, self._ahead, max_rows=self.max_rows, meter=self._open_meter(), is_here=self._is_here
+        )  # fmt: skip
         self.prompts = Prompts(settings.prompt, self.lender)
         self.model_id += self.rounds.name + self.prompts.name
 
@@ -161,6 +163,13 @@ class LocalProcess:
         if settings.attend is not None:
             return PlannedAttention(self.decoder.config, self.pool, settings.attend, is_native=settings.is_native, is_shared=settings.is_shared)
         return Attention(self.decoder.config, self.pool, is_native=settings.is_native, is_shared=settings.is_shared)
+
+    def _open_meter(self) -> Meter:
+        return Meter(self)
+
+    def _is_here(self, span: Span) -> bool:
+        """Whether a span's row was computed ahead of the step that asks for it."""
+        return False
 
     def _forward(self, spans: Sequence[Span], tokens: list[int]) -> Tensor:
         """Hidden rows [T, D] of the spans' tokens, whose keys and values are written."""

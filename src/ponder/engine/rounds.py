@@ -30,6 +30,7 @@ from ponder.engine.pages import Sequence as Pages
 from ponder.engine.sampler import Draw, Drawn, draw, likeliest, proposal_of
 
 Work = tuple[Span, Job, Track]
+MAX_IDLE = 1.0  # steps of one row that a round may be charged for what its caller did before it
 
 
 class Model(Protocol):
@@ -66,6 +67,12 @@ class Round:
     @property
     def request(self) -> int:
         return self.track.order[1]
+
+    @property
+    def span(self) -> Span:
+        """Of the last committed token alone."""
+        assert self.track.pages is not None
+        return Span(self.track.pages, self.start, self.start + 1, self.track.num_prompt)
 
     def computed(self, path: Sequence[int]) -> list[tuple[Pages, int]]:
         """Of the last committed token and those of a path: the pages of the span that computed it, and its place."""
@@ -130,14 +137,19 @@ class Rounds:
     """The rounds of a process, of at most max_rows sequences at once, branches included.
 
     take(pages, num): makes room for num tokens in all, at the cost of idle prefixes alone. ahead(track): how many tokens after the next
-    may be computed in one step. meter: of the process's steps.
+    may be computed in one step. meter: of the process's steps. is_here(span): whether its row was computed before this step asked for it.
+
+    Where it was, no guess can ride beside it any more. The drafter is asked all the same, while the row is being computed: where it has a
+    guess that is worth a step, the process does not work ahead behind this one, and the next step's guesses have their place.
     """
 
     def __init__(
         self, speculation: Speculation | None, host: Host, take: Callable[[Pages, int], bool], ahead: Callable[[Track], int], *, max_rows: int,
-        meter: Meter,
+        meter: Meter, is_here: Callable[[Span], bool] = lambda span: False,
     ) -> None:  # fmt: skip
-        self.host, self.take, self.ahead, self.max_rows, self.meter = host, take, ahead, max_rows, meter
+        self.host, self.take, self.ahead, self.max_rows, self.meter, self.is_here = host, take, ahead, max_rows, meter, is_here
+        self.is_wanted = False  # guesses were for a row of this step that is here already: the next step is to have some
+        self.idle_since: float | None = None  # when the draw came behind which guesses kept the process from working ahead
         self.num_spare = 0  # branches that this step may still have
         self.running: dict[Pages, Round] = {}  # of this step, by the pages of each stem
         self.told: dict[int, list[int]] = {}  # request -> prompt and completion
@@ -180,31 +192,48 @@ class Rounds:
         """The step's spans with those of trees, in no order."""
         if self.speculation is None:
             return works
-        began = self.meter.clock()
+        began, idle_since, self.idle_since = self.meter.clock(), self.idle_since, None
         self.running.clear()
+        self.is_wanted = False
         num_rows, self.num_spare = sum(span.stop - span.start for span, _, _ in works), self.max_rows - len(works)
         self.num_rows = num_rows if all(span.is_single for span, _, _ in works) else None
-        able = [(span, job, track) for span, job, track in works if isinstance(job, ExtendJob) and span.is_single and span.stop == len(track.key)]
-        rounds = self._drafted([Round(job, track, span.start) for span, job, track in able if job.num_left > 1], num_rows)
+        able = [
+            (job, track, span.start)
+            for span, job, track in works
+            if isinstance(job, ExtendJob) and job.num_left > 1 and span.is_single and span.stop == len(track.key)
+        ]
+        rounds = self._drafted(able, num_rows)
         found = [work for work in works if work[0].sequence not in self.running]
         found += [(span, round.job, round.track) for round in rounds for span in spans_of(round)]
         self.began = self.meter.clock()
-        self.draft_seconds = self.began - began
+        if idle_since is not None:
+            self.draft_seconds = self.began - began + min(began - idle_since, MAX_IDLE * self.meter.one) + self.meter.waiting
+        else:
+            self.draft_seconds = 0.0 if all(self.is_here(span) for span, _, _ in works) else self.began - began
         return found
 
-    def _drafted(self, rounds: Sequence[Round], num_rows: int) -> list[Round]:
-        """Those of the rounds that have something to try, with their trees laid out."""
-        rooms = self.controlling.rooms([round.request for round in rounds])
-        asked = [(round, self._context(round, room)) for round, room in zip(rounds, rooms, strict=True) if room > 0]
-        if not asked:
+    @property
+    def may_look_ahead(self) -> bool:
+        """Whether the rows after this step's may be computed before anybody asks for them: no guess is in the way."""
+        return self.speculation is None or not (self.running or self.is_wanted)
+
+    def _drafted(self, able: Sequence[tuple[ExtendJob, Track, int]], num_rows: int) -> list[Round]:
+        """Rounds of those that have something to try in this step, with their trees laid out. able: with the place of the last committed token."""
+        rooms = self.controlling.rooms([track.order[1] for _, track, _ in able])
+        begun = [(Round(*one), room) for one, room in zip(able, rooms, strict=True) if room > 0]
+        if not begun:
             return []
+        asked = [(round, self._context(round, room)) for round, room in begun]
         for (round, context), tree in zip(asked, self.drafting.propose([context for _, context in asked]), strict=True):
             round.tree = self._fitting(round, tree, context)
         rounds = [round for round, _ in asked]
         trees = shortened(self.controlling, [round.request for round in rounds], [round.tree for round in rounds], num_rows)
         for round, tree in zip(rounds, trees, strict=True):
             round.tree = tree
-        return [round for round in rounds if len(round.tree) and self._lay(round)]
+        tried = [round for round in rounds if len(round.tree)]
+        late = [round for round in tried if self.is_here(round.span)]
+        self.is_wanted = bool(late)
+        return [round for round in tried if round not in late and self._lay(round)]
 
     def _context(self, round: Round, room: int) -> Context:
         job, track = round.job, round.track
@@ -285,8 +314,10 @@ class Rounds:
                 parts[span.sequence] = hidden_ND
         for round in dict.fromkeys(self.running.values()):
             own = round.stems[0][0]
-            order = torch.tensor([ROOT, *(i for _, places in round.stems for i in places)], device=hidden_TD.device)
-            round.hidden = torch.cat([parts[pages] for pages, _ in round.stems])[order.argsort()]
+            round.hidden = parts[own]
+            if len(round.stems) > 1:  # a device that works ahead waits here for the list of rows
+                order = torch.tensor([ROOT, *(i for _, places in round.stems for i in places)], device=hidden_TD.device)
+                round.hidden = torch.cat([parts[pages] for pages, _ in round.stems])[order.argsort()]
             yield Span(own, round.start, round.start + 1, round.track.num_prompt), round.job, round.track, round.hidden[:1]
 
     def extend(self, model: Model, ready: Sequence[tuple[ExtendJob, Track]], *, is_plain: bool = False) -> None:
@@ -317,6 +348,8 @@ class Rounds:
 
     def _accept(self, model: Model, rounds: Sequence[Round], wishes: Sequence[Draw], shown: tuple[list[Drawn], Tensor | None]) -> None:
         assert self.speculation is not None
+        if not self.may_look_ahead and self.meter.looks_ahead:
+            self.idle_since = self.meter.clock()
         (found, logits_RV), news, lo = shown, [], 0
         for round in rounds:
             hi = lo + 1 + len(round.tree)
@@ -351,8 +384,10 @@ class Rounds:
 def book(model: Model, round: Round, verified: Verified) -> None:
     """Counts a round: its tokens as if each had been drawn alone, its draft apart."""
     num = len(round.tree)
-    flops = model.flops(num, round.start + 1 + num / 2)
     model.count.generated_tokens += round.num_drawn
+    if not num:
+        return
+    flops = model.flops(num, round.start + 1 + num / 2)
     for count in (model.count, round.job.count):
         count.drafted_tokens += num
         count.accepted_tokens += len(verified.path)

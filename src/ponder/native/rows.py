@@ -7,6 +7,7 @@ Shapes: T flat tokens, D width, H query heads, K key heads, E head width, F ffn 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ except ImportError:  # Triton is no dependency
 HONOURED = {"qk_norm", "has_pre_norms", "has_post_norms", "activation", "query_scale"}  # of core.formats.BODY_SETTINGS
 GATE_BLOCK = 1024  # columns of a program
 MAX_FEW = 2  # rows that meet a matrix by `few_rows`: it reads as fast as the card can, and norms, gates and sums cost no launch of their own
+MAX_SOME = 16  # rows that can meet it by `some_rows`: gates and sums cost no launch of their own
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class DeviceBody:
 
     layer: LayerWeights
     config: ModelConfig
+    most: ClassVar[int] = MAX_FEW  # rows that go through `some_rows`; MAX_SOME once benchmarks/spec_device.py --profile has seen it pay on a card
 
     @property
     def of_prompts(self) -> LayerBody:
@@ -37,7 +40,10 @@ class DeviceBody:
 
     def before(self, x_TD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         layer, config = self.layer, self.config
-        if self.is_few(x_TD) and config.qk_norm == "none":
+        if self.is_few(x_TD, self.most) and not self.is_few(x_TD) and config.qk_norm == "none":
+            read = normed(x_TD, None, layer.attn_norm, config.norm_eps, dtype=self.dtype)
+            qkv = some_qkv(read, self.weight(layer.qkv), layer, config, cos=cos, sin=sin)
+        elif self.is_few(x_TD) and config.qk_norm == "none":
             qkv = few_qkv(x_TD, self.weight(layer.qkv), layer, config, cos=cos, sin=sin)
         else:
             qkv = layer.qkv.apply(normed(x_TD, None, layer.attn_norm, config.norm_eps, dtype=self.dtype))
@@ -54,6 +60,11 @@ class DeviceBody:
             few_rows(out_TX, self.weight(layer.o), into=x_TD)
             act_TF = few_rows(x_TD, self.weight(layer.gate_up), norm=layer.ffn_norm, eps=config.norm_eps, activation=config.activation)
             return few_rows(act_TF, self.weight(layer.down), into=x_TD)
+        if self.is_few(x_TD, self.most):
+            some_rows(out_TX, self.weight(layer.o), into=x_TD)
+            read = normed(x_TD, None, layer.ffn_norm, config.norm_eps, dtype=self.dtype)
+            act_TF = some_rows(read, self.weight(layer.gate_up), activation=config.activation)
+            return some_rows(act_TF, self.weight(layer.down), into=x_TD)
         added = self._post_normed(layer.o.apply(out_TX), layer.attn_post_norm)
         gate_up = layer.gate_up.apply(normed(x_TD, added, layer.ffn_norm, config.norm_eps, dtype=self.dtype))
         act_TF = gated(gate_up, config.activation)
@@ -64,9 +75,9 @@ class DeviceBody:
     def dtype(self) -> torch.dtype:
         return self.weight(self.layer.qkv).dtype
 
-    def is_few(self, x_TD: Tensor) -> bool:
-        """Whether the rows go through `few_rows`, which knows norms before the products only."""
-        return len(x_TD) <= MAX_FEW and self.config.has_pre_norms and not self.config.has_post_norms
+    def is_few(self, x_TD: Tensor, most: int = MAX_FEW) -> bool:
+        """Whether the rows are at most so many, and the layer one of `few_rows` and `some_rows`, which know norms before the products only."""
+        return len(x_TD) <= most and self.config.has_pre_norms and not self.config.has_post_norms
 
     @staticmethod
     def weight(linear: Linear) -> Tensor:
@@ -134,6 +145,37 @@ def few_qkv(x_TD: Tensor, weight: Tensor, layer: LayerWeights, config: ModelConf
         BLOCK_ALL=1 << (width - 1).bit_length(), HAS_BIAS=layer.qkv_bias is not None, num_warps=num_warps,
     )  # fmt: skip
     return qkv
+
+
+def some_rows(x_TD: Tensor, weight: Tensor, *, activation: str | None = None, into: Tensor | None = None) -> Tensor:
+    """weight x of up to MAX_SOME rows in the weight's dtype, otherwise as `few_rows`."""
+    num_out, width = len(weight) // (1 if activation is None else 2), weight.shape[1]
+    out = torch.empty(len(x_TD), num_out, dtype=weight.dtype, device=x_TD.device) if into is None else into
+    x_TD = x_TD if x_TD.is_contiguous() else x_TD.contiguous()
+    block_n, block_d, num_warps, num_stages = some_blocks_of(num_out, width, is_paired=activation is not None)
+    kernels.some_rows[(-(-num_out // block_n),)](
+        x_TD, weight, out, len(x_TD), N=num_out, D=width, BLOCK_N=block_n, BLOCK_D=block_d, BLOCK_T=MAX_SOME, IS_GATED=activation is not None,
+        IS_ADDED=into is not None, IS_GELU=activation == "gelu", num_warps=num_warps, num_stages=num_stages,
+    )  # fmt: skip
+    return out
+
+
+def some_qkv(x_TD: Tensor, weight: Tensor, layer: LayerWeights, config: ModelConfig, *, cos: Tensor, sin: Tensor) -> Tensor:
+    """[T, (H + 2 K) * E] of normed rows: product, bias, rotation and scale, of layers without norms of heads."""
+    num_out, width = weight.shape
+    block_n, block_d, num_warps, num_stages = some_blocks_of(num_out // 2, width, is_paired=True)
+    qkv = torch.empty(len(x_TD), num_out, dtype=weight.dtype, device=x_TD.device)
+    kernels.some_qkv[(-(-num_out // 2 // block_n),)](
+        x_TD, weight, layer.qkv_bias if layer.qkv_bias is not None else qkv, cos, sin, qkv, float(config.query_scale), len(x_TD),
+        NUM_HEADS=config.num_heads, NUM_KV=config.num_kv_heads, E=config.head_dim, D=width, BLOCK_N=block_n, BLOCK_D=block_d, BLOCK_T=MAX_SOME,
+        HAS_BIAS=layer.qkv_bias is not None, num_warps=num_warps, num_stages=num_stages,
+    )  # fmt: skip
+    return qkv
+
+
+def some_blocks_of(num_out: int, width: int, *, is_paired: bool) -> tuple[int, int, int, int]:
+    """(outputs, inputs at a time, warps, stages) of a program of `products_of_some`."""
+    return 16, min(256, max(16, 1 << (width - 1).bit_length())), 4, 4
 
 
 def blocks_of(num_out: int, width: int, *, is_paired: bool) -> tuple[int, int, int]:

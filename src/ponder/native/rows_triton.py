@@ -154,3 +154,73 @@ def few_qkv(
     to = out_ptr + row * (NUM_HEADS + 2 * NUM_KV) * E + n
     tl.store(to, tl.where(is_turned, (a * cos_a + b * sin_a) * factor, a).to(dtype), mask=is_row)
     tl.store(to + half, tl.where(is_turned, (b * cos_b + a * sin_b) * factor, b).to(dtype), mask=is_row)
+
+
+@triton.jit
+def products_of_some(
+    x_ptr, num, first, second, is_row, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, HAS_SECOND: tl.constexpr
+):  # fmt: skip
+    """Two matrices' rows (pointers [BLOCK_N] to their beginnings) times `num` rows x of the matrix's type, [BLOCK_N, BLOCK_T], by tensor cores: the
+    matrix is read once for all."""
+    dtype = first.dtype.element_ty
+    t = tl.arange(0, BLOCK_T)
+    total = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
+    other = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
+    for start in range(0, D, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        inside = is_row[:, None] & (d < D)[None, :]
+        x = tl.load(x_ptr + t[None, :] * D + d[:, None], mask=(t < num)[None, :] & (d < D)[:, None], other=0.0)
+        weight = tl.load(first[:, None] + d[None, :], mask=inside, other=0.0)
+        total = tl.dot(weight, x, total, input_precision="ieee")
+        if HAS_SECOND:
+            other = tl.dot(tl.load(second[:, None] + d[None, :], mask=inside, other=0.0), x, other, input_precision="ieee")
+    return total.to(dtype).to(tl.float32), other.to(dtype).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=["num"])
+def some_rows(
+    x_ptr, weight_ptr, out_ptr, num, N: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
+    IS_GATED: tl.constexpr, IS_ADDED: tl.constexpr, IS_GELU: tl.constexpr,
+):  # fmt: skip
+    """Program (block of outputs): x W^T of `num` rows, or act(gate) * up of W = [gate; up]; added to out, float32, where IS_ADDED."""
+    n, t = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_T)
+    is_row = n < N
+    dtype = weight_ptr.dtype.element_ty
+    first = weight_ptr + n.to(tl.int64) * D
+    y, up = products_of_some(x_ptr, num, first, first + N * D, is_row, D, BLOCK_N, BLOCK_D, BLOCK_T, IS_GATED)
+    if IS_GATED:
+        act = y * tl.sigmoid(2 * 0.7978845608028654 * (y + 0.044715 * y * y * y)) if IS_GELU else y * tl.sigmoid(y)
+        y = act.to(dtype).to(tl.float32) * up
+    to = out_ptr + t[None, :] * N + n[:, None]
+    inside = is_row[:, None] & (t < num)[None, :]
+    if IS_ADDED:
+        y += tl.load(to, mask=inside, other=0.0)
+    tl.store(to, y.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["num"])
+def some_qkv(
+    x_ptr, weight_ptr, bias_ptr, cos_ptr, sin_ptr, out_ptr, query_scale, num, NUM_HEADS: tl.constexpr, NUM_KV: tl.constexpr, E: tl.constexpr,
+    D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """Program (block of a head's first half): product of `num` rows, bias, rotation with the other half, scale of q."""
+    pair, t = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_T)
+    half = E // 2
+    head, e = pair // half, pair % half
+    is_row = head < NUM_HEADS + 2 * NUM_KV
+    inside = is_row[:, None] & (t < num)[None, :]
+    dtype = weight_ptr.dtype.element_ty
+    n = head * E + e
+    first = weight_ptr + n.to(tl.int64) * D
+    a, b = products_of_some(x_ptr, num, first, first + half * D, is_row, D, BLOCK_N, BLOCK_D, BLOCK_T, True)
+    if HAS_BIAS:
+        a = (a + tl.load(bias_ptr + n, mask=is_row, other=0.0).to(tl.float32)[:, None]).to(dtype).to(tl.float32)
+        b = (b + tl.load(bias_ptr + n + half, mask=is_row, other=0.0).to(tl.float32)[:, None]).to(dtype).to(tl.float32)
+    angle = t[None, :] * E + e[:, None]
+    cos_a, cos_b = tl.load(cos_ptr + angle, mask=inside, other=0.0), tl.load(cos_ptr + angle + half, mask=inside, other=0.0)
+    sin_a, sin_b = tl.load(sin_ptr + angle, mask=inside, other=0.0), tl.load(sin_ptr + angle + half, mask=inside, other=0.0)
+    factor = tl.where(head < NUM_HEADS, query_scale, 1.0)[:, None]
+    is_turned = (head < NUM_HEADS + NUM_KV)[:, None]
+    to = out_ptr + t[None, :] * ((NUM_HEADS + 2 * NUM_KV) * E) + n[:, None]
+    tl.store(to, tl.where(is_turned, (a * cos_a + b * sin_a) * factor, a).to(dtype), mask=inside)
+    tl.store(to + half, tl.where(is_turned, (b * cos_b + a * sin_b) * factor, b).to(dtype), mask=inside)

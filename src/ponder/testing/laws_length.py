@@ -6,17 +6,20 @@ is nonsense, as on a busy machine: a control that believes it is found out. Muta
 """
 
 import functools
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ponder.core.draft import LengthControl, Spent, StepCosts, Verified, chain
+from ponder.core.draft import EMPTY, LengthControl, Spent, StepCosts, Verified, chain
 from ponder.testing.exact import require
 
 MEASURED = StepCosts(seconds=((1, 0.0093), (2, 0.0097), (4, 0.0101), (8, 0.0115), (16, 0.0183), (32, 0.0331)))  # SmolLM2-135M, one thread
 STEEP = StepCosts(seconds=((1, 0.01), (2, 0.018), (64, 0.5)))  # nearly as dear as tokens one by one
+MEASURED_CHEAP = StepCosts(seconds=((1, 0.0093), (64, 0.0183)))  # as if the rows of a crowd were cheap
 FLAT = StepCosts(seconds=((1, 0.01), (16, 0.0102), (64, 0.02)))  # as on a card
+CARD = StepCosts(seconds=((1, 0.01), (16, 0.012), (64, 0.02)), waiting=0.003)  # which works ahead where nothing is guessed
 FIXED = (0, 1, 2, 3, 5, 12)
 
 
@@ -70,14 +73,21 @@ class World:
     def _decoded(
         self, counts: Callable[[Sequence[int]], list[int]], learn: Callable[[Sequence[Verified], Spent], None], forget: Callable[[int], None]
     ) -> float:  # fmt: skip
-        """Seconds of a token while all places are taken. A count below 0: nothing was asked of the drafter."""
+        """Seconds of a token while all places are taken. A count below 0: nothing was asked of the drafter. Where steps are begun ahead, what is
+        wanted of one that was has its place in the next, which waits."""
+        is_ahead = works_ahead = self.costs.waiting > 0
         rng, noise, seconds, num_tokens = random.Random(7), random.Random(3), 0.0, 0
         waiting = [self.text(rng, self.num_tokens) for _ in range(self.num_requests)]
         live = {at: (0, waiting.pop()) for at in range(self.num_at_once)}  # request -> tokens done, what is known
         while len(live) == self.num_at_once:
             wanted = counts(list(live))
             nums = [max(0, min(n, self.num_tokens - done - 1)) for n, (done, _) in zip(wanted, live.values(), strict=True)]
-            asking, num_rows = self.draft_seconds * sum(n >= 0 for n in wanted), len(live) + sum(nums)
+            asking = self.draft_seconds * sum(n >= 0 for n in wanted) + self.costs.waiting
+            if is_ahead:
+                is_ahead, asking, nums = not any(nums), 0.0, [0] * len(nums)
+            else:
+                is_ahead = works_ahead and not any(nums)
+            num_rows = len(live) + sum(nums)
             seconds += self.costs.of(num_rows) + asking
             news = []
             for (request, (done, known)), num in zip(list(live.items()), nums, strict=True):
@@ -102,6 +112,7 @@ def worlds() -> dict[str, World]:
         "measured": World(costs=MEASURED, text=texts["nothing"]), "steep": World(costs=STEEP, text=texts["nothing"]),
         "flat": World(costs=FLAT, text=texts["nothing"]), "dear drafts": World(costs=MEASURED, text=texts["nothing"], draft_seconds=0.0005),
         "8 at once": World(costs=MEASURED, text=texts["nothing"], num_at_once=8, num_requests=24),
+        "card": World(costs=CARD, text=texts["nothing"]),
         "32 at once": World(costs=MEASURED, text=texts["nothing"], num_at_once=32, num_requests=64),
     }  # fmt: skip
     return {f"{name}, {label}": replace(world, text=text) for name, text in texts.items() for label, world in kinds.items()}
@@ -126,3 +137,24 @@ def law_is_near_the_best(control: LengthControl, most: float = 1.1) -> None:
         best, least = min(times_of(name).items(), key=lambda item: item[1])
         seconds = world.controlled(control)
         require(seconds <= most * least, f"{name}: {seconds / least:.3f} times the time of always {best}")
+
+
+def law_naps(control: LengthControl, num: int = 16, num_tokens: int = 320) -> None:
+    """Requests of a crowd whose drafter never has a guess: each is asked ever more rarely, at most every 16 tokens and some times at first."""
+    controlling, requests, asked = control.open(lambda: MEASURED_CHEAP), list(range(num)), 0
+    for _ in range(num_tokens):
+        rooms = controlling.rooms(requests)
+        asking = [request for request, room in zip(requests, rooms, strict=True) if room]
+        asked += len(asking)
+        controlling.cut(asking, [EMPTY] * len(asking), num)
+        news = [Verified(request=request, tree=EMPTY, path=(), tokens=(1,)) for request in requests]
+        controlling.learn(news, Spent(num_rows=num, seconds=0.01, num_drafted=0, draft_seconds=0.0))
+    most = 2 * math.log2(num_tokens) + num_tokens / 16
+    require(0 < asked / num <= most, f"asked {asked / num:.0f} times about an answer of {num_tokens} tokens, at most {most:.0f}")
+
+
+def law_asks_nobody_in_vain(control: LengthControl) -> None:
+    """Where a row of a guess costs what one of another request does, no guess can pay, and nobody is asked; where it is cheap, somebody is."""
+    for costs, num, is_asked in ((MEASURED, 32, False), (MEASURED, 8, True), (FLAT, 1, True), (MEASURED_CHEAP, 32, True)):
+        rooms = control.open(lambda costs=costs: costs).rooms(list(range(num)))  # type: ignore[misc]
+        require(any(rooms) == is_asked, f"{num} at once, {costs.seconds}: rooms {rooms}")

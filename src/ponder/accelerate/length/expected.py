@@ -6,30 +6,29 @@ Equation   the m with the most (num + sum over the first m tokens of the chance 
            token's, by how true they came. Balance of a request, in steps: += earned + accepted - what its rows and drafting cost
 Shapes     requests, trees -> one count each
 Guarantee  exact: no answer changes, only what it costs
-Cost       where drafts are in vain `credit` steps of a request, and `earned` of each step, half of it whenever it was lost again; less credit
-           for requests that come after such
+Cost       where drafts are in vain `credit` steps of a request, and `earned` of each, halved whenever lost again; less for requests after such
 Choose     the default: drafts never cost a request more than its balance.
-Differs    C is a table, measured when the process is opened: the clock, which a busy machine misleads, is not read later. Acceptance is
-           a request's own, with the mean of all as its prior of `weight` tokens; both forget, by `memory`
+Differs    C is a table, measured when the process is opened: the clock, which a busy machine misleads, is not read later. Acceptance is a
+           request's own, with the mean of all as its prior of `weight` tokens; both forget, by `memory`. Who was asked in vain is asked again
+           after 2, 4, 8, 16 steps, no more than there are requests at once; nobody is where not even a copied text would pay
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from ponder.accelerate.length.balance import MARGIN, Balance, Prices
 from ponder.accelerate.length.shares import DEPTHS, Shares
 from ponder.core.draft import Spent, StepCosts, Tree, Verified, always
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
 
-MARGIN = 0.02  # that a draft must promise beyond plain decoding: shares are estimates
 NUM_PROBED = 3  # tokens of a draft that is only to find out
-MOST = 2.0  # steps that a balance may hold
-SLOWEST = 1 / 64  # share of `earned` that is left after losses
+TRY = 1.5  # prices of one guess that a request may lose, where the price is mostly waiting
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    num: int = 12  # most tokens of a draft
+    num: int = 31  # most tokens of a draft
     memory: float = 0.95  # share of what was seen before that a round keeps
     weight: float = 4.0  # tokens that the mean of all requests counts for
     credit: float = 0.5  # steps that a request may lose at first
@@ -46,80 +45,76 @@ class Expected:
 
 
 @dataclass
-class Own:
-    """Of one request: what it saw accepted, the steps that drafts may still lose it, and how fast they come back."""
-
-    balance: float
-    begun: float
-    pace: float = 1.0
-    shares: Shares = field(default_factory=Shares)
-
-    def pay(self, lost: float, earned: float) -> None:
-        left = self.balance - lost + self.pace * earned
-        if lost < 0:
-            self.pace = 1.0
-        elif self.balance > 0 >= left:
-            self.pace = max(SLOWEST, self.pace / 2)
-        self.balance = min(MOST, max(-MOST, left))
-
-
-@dataclass
 class Weighing:
     settings: Expected
     costs: StepCosts
     all: Shares = field(default_factory=Shares)
-    own: dict[int, Own] = field(default_factory=dict)
+    own: dict[int, Balance] = field(default_factory=dict)
     trust: float = 1.0  # of `credit`, what a new request begins with
-    asked: list[int] = field(default_factory=list)  # requests that a draft was made for in this step
+    num: int = 0  # requests that decode in this step
+    asked: set[int] = field(default_factory=set)  # of them, those that a draft was made for
     goes_on = staticmethod(always)
 
+    def __post_init__(self) -> None:
+        self.prices = Prices(self.costs, self.settings.num)
+
     def rooms(self, requests: Sequence[int]) -> list[int]:
-        """None to requests that lost more than they had, nor to any where all together could not pay for one refused token."""
-        is_able = self._left(requests) > self.costs.of(len(requests) + 1) - self.costs.of(len(requests))
-        self.asked = [request for request in requests if is_able and self._of(request).balance > -self.settings.credit]
+        """None to requests that nap or lost more than they had, nor to any where not even a copied text pays, or all together could not pay for one
+        refused token."""
+        self.num, self.asked = len(requests), set()
+        if requests and self._left(requests) > self.prices.least(self.num):
+            self.asked = {r for r in requests if (own := self._of(r)).is_awake() and own.balance > -self.settings.credit}
         return [self.settings.num if request in self.asked else 0 for request in requests]
 
     def cut(self, requests: Sequence[int], trees: Sequence[Tree], num_rows: int) -> list[int]:
         """The best number of tokens whose loss could be paid for; where that is none, a probe as soon as twice its price is there."""
         most, plain, counts = self._left(requests), self.costs.of(num_rows), [0] * len(trees)
+        if not any(trees):
+            return counts
         offers = [(gain, -k, at) for at, (r, tree) in enumerate(zip(requests, trees)) for k, gain in enumerate(self._reached(r, tree))]
         offers.sort(reverse=True)
-        tokens, chosen = float(len(requests)), 0
+        tokens, chosen = float(max(self.num, len(requests))), 0
         best = (1 + MARGIN) * tokens / plain
         for num, (gain, _, _) in enumerate(offers, 1):
-            tokens, cost = tokens + gain, self.costs.of(num_rows + num)
-            if cost - plain > most:
+            tokens, price = tokens + gain, self.prices.of(num_rows, num)
+            if price > most:
                 break
-            if tokens / cost > best:
-                best, chosen = tokens / cost, num
+            if tokens / (plain + price) > best:
+                best, chosen = tokens / (plain + price), num
         for _, _, at in offers[:chosen]:
             counts[at] += 1
-        if offers and not chosen and most > 2 * (self.costs.of(num_rows + NUM_PROBED) - plain):
+        probed = next((num for num in range(NUM_PROBED, 1, -1) if self.prices.of(num_rows, num) <= plain / max(1, self.num)), 1)
+        if offers and not chosen and most > 2 * self.prices.of(num_rows, probed):
             at = max((i for i, tree in enumerate(trees) if len(tree)), key=lambda i: self._of(requests[i]).balance)
-            counts[at] = min(NUM_PROBED, len(trees[at]))
+            counts[at] = min(probed, len(trees[at]))
         return counts
 
-    def _worth(self, num: int) -> float:
-        """Seconds that one token costs without drafts, with so many requests at once."""
-        return self.costs.of(max(1, num)) / max(1, num)
-
-    def _of(self, request: int) -> Own:
-        credit = self.settings.credit * self.trust
-        return self.own.get(request) or self.own.setdefault(request, Own(credit, credit))
+    def _of(self, request: int) -> Balance:
+        if request not in self.own:
+            credit = max(self.settings.credit * self.trust, TRY * self.prices.of(1, 1) / self.costs.of(1) if self.costs.waiting else 0.0)
+            self.own[request] = Balance(credit, credit)
+        return self.own[request]
 
     def _left(self, requests: Sequence[int]) -> float:
         """Seconds that drafts for all of these may lose."""
-        return self._worth(len(requests)) * sum(self._of(request).balance for request in requests)
+        return self.prices.worth(max(1, self.num, len(requests))) * sum(self._of(request).balance for request in requests)
 
     def learn(self, verified: Sequence[Verified], spent: Spent | None) -> None:
-        num, drafted, worth = len(verified), sum(len(new.tree) for new in verified), self._worth(len(verified))
+        num, drafted = max(1, len(verified)), sum(len(new.tree) for new in verified)
+        if not drafted and not self.asked:
+            for new in verified:
+                self._of(new.request).pay(0.0, self.settings.earned)
+            return
+        worth = self.prices.worth(num)
         row = (self.costs.of(num + drafted) - self.costs.of(num)) / max(1, drafted) / worth
         asking = 0.0 if spent is None or not self.asked else spent.draft_seconds / len(self.asked) / worth
         for new in verified:
             self._count(new)
             asked = asking if new.request in self.asked else 0.0
             self._of(new.request).pay(row * len(new.tree) + asked - len(new.path), self.settings.earned)
-        self.asked = []
+            if new.request in self.asked:
+                self._of(new.request).asked(has_brought=bool(new.path), num=num)
+        self.asked = set()
 
     def forget(self, request: int) -> None:
         own = self.own.pop(request, None)
