@@ -261,7 +261,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     writer, began = opened(args), time.perf_counter()
     for path in args.replay:
-        replay(writer, path, load_lines(args.out / "held_out.safetensors"), args)
+        replay(writer, path, load_lines(args.out / "held_out.safetensors")[: args.measured], args)
     if args.replay:
         return
     texts = questions(writer, args)

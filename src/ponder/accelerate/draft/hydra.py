@@ -57,7 +57,7 @@ class Hydra:
         if host.dim != self.heads.dim or host.vocab_size <= int(self.heads.ids.max()):
             raise BadField(
                 f"heads of {self.heads.model_id}, width {self.heads.dim}: this model has width {host.dim} and {host.vocab_size} tokens; "
-                "train heads on it (`ponder train-heads`)"
+                "train heads on it (benchmarks/train_drafters.py)"
             )
         cells = [(product(inner), product(outer)) for inner, outer in zip(self.heads.inner, self.heads.outer)]
         return Growing(self, host, cells)
