@@ -271,6 +271,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--num", type=int, default=12, help="questions of each task to measure on")
     parser.add_argument("--new", type=int, default=64, help="most tokens of an answer")
     parser.add_argument("--recorded", type=int, default=10, help="tokens of every recorded draft")
+    parser.add_argument("--costs", type=int, default=3, help="answers that costs of one sequence are measured on")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=5.0, help="no new answer by the clock after this long")
     parser.add_argument("--out", type=Path, default=Path("out/pair"))
@@ -286,7 +287,7 @@ def main() -> None:
     until = time.monotonic() + 60 * args.minutes
     train, unseen = prompts_of(args)
     pair = Pair(args)
-    costs = costs_of(pair, unseen[:: max(1, len(unseen) // 3)][:3])
+    costs = costs_of(pair, unseen[: args.costs])
     one = costs.target(1)
     shown = {"c": round(costs.draft / one, 4), "target_ms": round(1e3 * one, 2), "widths": {str(w): round(s / one, 3) for w, s in costs.seconds}}
     same = {"model": args.model, "drafter": args.drafter, "weights": args.weights, "threads": args.threads, "tasks": args.tasks, "new": args.new}

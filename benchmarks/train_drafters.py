@@ -191,9 +191,9 @@ def replay(writer: Writer, path: Path, lines: Sequence[Line], args: argparse.Nam
         })  # fmt: skip
 
 
-def of_size(drafter: Drafter, num: int) -> dict[str, int]:
+def of_size(drafter: Drafter, num: int) -> dict[str, float]:
     """Settings of a drafter for trees of `num` tokens."""
-    return {"num_tokens": num, "branches": 8} | ({"width": max(6, num // 4)} if hasattr(drafter, "width") else {})
+    return {"num_tokens": num, "branches": 8} | ({"width": max(4, num // 5), "least": 0.0} if hasattr(drafter, "width") else {})
 
 
 def save_lines(lines: Sequence[Line], path: Path) -> None:
@@ -261,7 +261,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     writer, began = opened(args), time.perf_counter()
     for path in args.replay:
-        replay(writer, path, load_lines(args.out / "held_out.safetensors"), args)
+        replay(writer, path, load_lines(args.out / "held_out.safetensors")[: args.measured], args)
     if args.replay:
         return
     texts = questions(writer, args)

@@ -29,7 +29,11 @@ def heads(num=3, cells=2, scored=VOCAB):
 
 
 HEADS = heads()
-DRAFTERS = {"hydra": Hydra(heads=HEADS), "wide": Hydra(heads=HEADS, width=40, branches=3), "few scored": Hydra(heads=heads(5, 1, 4), branches=4)}
+DRAFTERS = {
+    "hydra": Hydra(heads=HEADS),
+    "wide": Hydra(heads=HEADS, width=40, branches=3, least=0),
+    "few scored": Hydra(heads=heads(5, 1, 4), branches=4),
+}
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda f: f.__name__)
@@ -68,7 +72,7 @@ def test_the_tree_is_the_likeliest(plain_products):
     """With every branch followed: the paths of largest chance among all, with those chances."""
     for num, cells in ((3, 2), (2, 1), (4, 4)):
         made, h = heads(num, cells), torch.randn(DIM, generator=DRAWS)
-        tree = drafted(Hydra(heads=made, num_tokens=24, branches=VOCAB, width=10_000), h, 3, room=24)
+        tree = drafted(Hydra(heads=made, num_tokens=24, branches=VOCAB, width=10_000, least=0), h, 3, room=24)
         everything = []
         for depth in range(1, num + 1):
             for path in itertools.product(range(VOCAB), repeat=depth) if depth < 4 else ():
@@ -86,15 +90,26 @@ def test_the_tree_is_the_likeliest(plain_products):
         assert sum(chance > least * 1.001 for chance in everything) < 24
 
 
+def test_what_few_reach_is_not_followed():
+    """No token stands below one whose path is less likely than `least`; those that are likelier have followers."""
+    h = torch.randn(DIM, generator=DRAWS)
+    whole = drafted(Hydra(heads=HEADS, num_tokens=40, width=40, least=0), h, 3, room=40)
+    reach = {i: math.prod(whole.chances[j] for j in whole.path(i)) for i in range(len(whole))} | {-1: 1.0}
+    least = sorted(reach[i] for i in set(whole.parents))[1]  # all but one of those that have followers
+    cut = drafted(Hydra(heads=HEADS, num_tokens=40, width=40, least=least), h, 3, room=40)
+    kept = [math.prod(cut.chances[j] for j in cut.path(parent)) for parent in set(cut.parents) - {-1}]
+    assert kept and min(kept) >= least * (1 - 1e-6) and len(set(cut.parents)) >= len(set(whole.parents)) - 1
+
+
 def test_fewer_scored_tokens_are_the_most_frequent():
     h = torch.randn(DIM, generator=DRAWS)
-    tree = drafted(Hydra(heads=HEADS, num_tokens=40, branches=4, num_scored=4), h, 3, room=40)
+    tree = drafted(Hydra(heads=HEADS, num_tokens=40, branches=4, num_scored=4, width=40, least=0), h, 3, room=40)
     assert len(tree) == 40 and set(tree.tokens) == set(HEADS.ids[:4].tolist())
 
 
 def test_a_guess_changes_what_is_guessed_behind_it(plain_products):
     """Unlike heads side by side: chances behind two siblings differ."""
-    tree = drafted(Hydra(heads=HEADS, num_tokens=40, branches=VOCAB, width=40), torch.randn(DIM, generator=DRAWS), 2, room=40)
+    tree = drafted(Hydra(heads=HEADS, num_tokens=40, branches=VOCAB, width=40, least=0), torch.randn(DIM, generator=DRAWS), 2, room=40)
     behind = [[(tree.tokens[i], round(tree.chances[i], 4)) for i in tree.children[at]] for at in tree.children[-1]]
     assert len({tuple(x) for x in behind if x}) > 1
 

@@ -60,13 +60,6 @@ class Corpus:
         return int((self.tokens_N != NONE).sum())
 
 
-def corpus_of(texts: Sequence[tuple[Sequence[int], Tensor]], ahead: int) -> Corpus:
-    """Of (tokens, the states [n, D] that they were drawn from)."""
-    gap = torch.full((ahead,), NONE, dtype=torch.int64)
-    tokens_N = torch.cat([part for tokens, _ in texts for part in (torch.tensor(tokens, dtype=torch.int64), gap)])
-    return opened(tokens_N, torch.cat([F.pad(states, (0, 0, 0, ahead)) for _, states in texts]))
-
-
 def corpus(text: Texts, ahead: int) -> Corpus:
     """Of a batch, where its states lie. Heads may begin where a token comes behind the drawn one."""
     length = text.tokens_BN.shape[1]

@@ -32,8 +32,9 @@ class Plant:
         """Of the tips."""
         return [self.newest if tip == ROOT else self.buds[tip].token for tip in self.tips]
 
-    def grow(self, tokens: Sequence[Sequence[int]], chances: Sequence[Sequence[float]], width: int) -> list[int]:
-        """Adds what may follow each tip and makes the likeliest `width` of it tips, if something behind them could still be kept.
+    def grow(self, tokens: Sequence[Sequence[int]], chances: Sequence[Sequence[float]], *, width: int, least: float = 0.0) -> list[int]:
+        """Adds what may follow each tip and makes the likeliest `width` of it tips, if they are reached with at least the chance `least` and
+        something behind them could still be kept.
 
         Returns for every new tip the place, among the tips before, of the one that it follows.
         """
@@ -42,8 +43,9 @@ class Plant:
             reach = 1.0 if tip == ROOT else self.buds[tip].reach
             self.buds += [Bud(token, tip, min(1.0, chance), reach * min(1.0, chance)) for token, chance in zip(some, likely, strict=True)]
         self.depth += 1
-        least = sorted((bud.reach for bud in self.buds), reverse=True)[self.room - 1] if len(self.buds) >= self.room else 0.0
-        ranked = sorted((i for i in range(first, len(self.buds)) if self.buds[i].reach > least), key=lambda i: -self.buds[i].reach)
+        last = sorted((bud.reach for bud in self.buds), reverse=True)[self.room - 1] if len(self.buds) >= self.room else 0.0
+        able = (i for i in range(first, len(self.buds)) if self.buds[i].reach > last and self.buds[i].reach >= least)
+        ranked = sorted(able, key=lambda i: -self.buds[i].reach)
         self.tips = ranked[:width] if self.depth < self.max_depth else []
         return [before.index(self.buds[i].parent) for i in self.tips]
 

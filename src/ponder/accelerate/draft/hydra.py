@@ -5,8 +5,8 @@ Paper      Ankner et al. 2024, "Hydra: Sequentially-Dependent Draft Heads for Me
 Equation   chance of a path x_2..x_d = prod_k p_k(x_{k+1} | h, x_1..x_k), h the state that the newest token x_1 was drawn from (draft/hydra_heads)
 Shapes     hidden [N, D] -> trees of at most num_tokens tokens, as deep as there are heads
 Guarantee  exact (a drafter changes no answer); with an acceptor that is
-Cost       a level reads a cell and the scored rows once for all its branches: for SmolLM2 5 MB in 8 bits, some 0.3 ms on a core; training: minutes
-           of a card
+Cost       a level reads a cell and the scored rows once for all its branches: for SmolLM2 5 MB in 8 bits, some 0.4 ms on a core; training: a
+           minute of a card
 Choose     free text, where nothing repeats, at few sequences at once. Heads know one model: train them on the one that they are to serve.
 Differs    heads score a short list of frequent tokens by the target's own rows; the target is frozen, and its attention is not read
 """
@@ -31,7 +31,8 @@ class Hydra:
     heads: HydraHeads
     num_tokens: int = 16  # most tokens of a draft
     branches: int = 8  # of each head's tokens, the likeliest that count
-    width: int = 6  # most tokens of a level that are followed further
+    width: int = 4  # most tokens of a level that are followed further
+    least: float = 0.2  # chance of a whole path below which it is not followed further: a level costs as much for one token as for four
     num_scored: int | None = None  # of the tokens that heads score, the most frequent ones alone; None: all
 
     guarantee = Guarantee.EXACT
@@ -39,10 +40,11 @@ class Hydra:
     needs = Needs(hidden=True)
 
     def __post_init__(self) -> None:
-        if min(self.num_tokens, self.width) < 1 or not 1 <= self.branches <= self.num <= self.heads.num_scored:
+        if min(self.num_tokens, self.width) < 1 or not 0 <= self.least <= 1 or not 1 <= self.branches <= self.num <= self.heads.num_scored:
             raise BadField(
-                f"hydra num_tokens={self.num_tokens}, width={self.width}, branches={self.branches}, num_scored={self.num}: at least 1, no more "
-                f"branches than tokens that are scored, and no more of these than the {self.heads.num_scored} that heads score"
+                f"hydra num_tokens={self.num_tokens}, width={self.width}, branches={self.branches}, num_scored={self.num}, least={self.least}: at "
+                f"least 1, no more branches than tokens that are scored, no more of these than the {self.heads.num_scored} that heads score; least "
+                "in [0, 1]"
             )
 
     @property
@@ -55,7 +57,7 @@ class Hydra:
         if host.dim != self.heads.dim or host.vocab_size <= int(self.heads.ids.max()):
             raise BadField(
                 f"heads of {self.heads.model_id}, width {self.heads.dim}: this model has width {host.dim} and {host.vocab_size} tokens; "
-                "train heads on it (`ponder train-heads`)"
+                "train heads on it (benchmarks/train_drafters.py)"
             )
         cells = [(product(inner), product(outer)) for inner, outer in zip(self.heads.inner, self.heads.outer)]
         return Growing(self, host, cells)
@@ -63,7 +65,8 @@ class Hydra:
 
 @dataclass
 class Growing:
-    """Drafting of Hydra. states: by request, what the newest token was drawn from; rows: the target's, once a state has come."""
+    """Drafting of Hydra. states: by request, what the newest token was drawn from; rows: the target's, once a state has
+    come, as they are read (the last for tokens without one) and as they are multiplied."""
 
     settings: Hydra
     host: Host
@@ -90,7 +93,8 @@ class Growing:
             for at, plant in enumerate(plants):
                 stop = start + len(plant.tips)
                 if stop > start:
-                    rows += [start + row for row in plant.grow(tokens[start:stop], chances[start:stop], self.settings.width)]
+                    follows = plant.grow(tokens[start:stop], chances[start:stop], width=self.settings.width, least=self.settings.least)
+                    rows += [start + row for row in follows]
                     owned += [at] * len(plant.tips)
                 start = stop
             if not rows:
@@ -100,10 +104,9 @@ class Growing:
     def _stepped(self, head: int, u_MD: Tensor, tokens: Sequence[int], sizes_M1: Tensor) -> tuple[Tensor, Tensor]:
         """(u behind the tips, log p of what follows them)."""
         assert self.rows is not None
-        (inner, outer), (rows_RD, scores) = self.cells[self.settings.heads.cell(head)], self.rows
+        (inner, outer), (read_RD, scores) = self.cells[self.settings.heads.cell(head)], self.rows
         places = torch.tensor([self.settings.heads.place.get(token, -1) for token in tokens])
-        e_MD = torch.where(places[:, None] >= 0, rows_RD[places.clamp_min(0)], 0.0)
-        gate_MF, straight_MD = gated(inner(torch.cat([u_MD, e_MD / size_of(e_MD)], -1)), u_MD.shape[-1])
+        gate_MF, straight_MD = gated(inner(torch.cat([u_MD, read_RD[places]], -1)), u_MD.shape[-1])
         u_MD = straight_MD + outer(gate_MF)
         return u_MD, scores(u_MD * sizes_M1).log_softmax(-1)
 
@@ -112,7 +115,8 @@ class Growing:
             if seen.hidden is not None and seen.tokens:
                 if self.rows is None:
                     rows_RD = rows_of(self.host, self.settings.heads.ids, device=seen.hidden.device, dtype=seen.hidden.dtype)
-                    self.rows = rows_RD, product(rows_RD[: self.settings.num])
+                    unknown_1D = torch.zeros(1, rows_RD.shape[1])  # the last: of tokens without a row
+                    self.rows = torch.cat([rows_RD / size_of(rows_RD), unknown_1D]), product(rows_RD[: self.settings.num])
                 self.states[seen.request] = seen.hidden[seen.last_row].float().cpu()
 
     def forget(self, request: int) -> None:

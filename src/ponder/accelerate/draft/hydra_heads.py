@@ -1,4 +1,4 @@
-"""Heads that read their own guesses: what they are, how they score, their file. Trained by `ponder train-heads --kind hydra` (train/guessing).
+"""Heads that read their own guesses: what they are, how they score, their file. Trained by benchmarks/train_drafters.py (train/guessing).
 
 Equation   u_0 = h / |h|,  z = [u_{k-1}; e_k / |e_k|],  u_k = L z + B (silu(G z) * V z),  log p_k = log softmax over scored ids of rows (|h| u_k)
            k = 1..K: the token behind x_k. x_1 was drawn from h, the x after it are guesses; e_k is x_k's row (0 where it has none), |.| the
@@ -77,7 +77,7 @@ def save_hydra(heads: HydraHeads, path: Path) -> None:
 
 def load_hydra(path: Path) -> HydraHeads:
     """Raises BadField for a file that holds no such heads, StoreError for one that cannot be read."""
-    mend = "name a file that `ponder train-heads` wrote"
+    mend = "name a file that benchmarks/train_drafters.py wrote"
     tensors, facts = load_tensors(path, mend)
     if facts.get("kind") != KIND or set(tensors) != set(TENSORS):
         raise BadField(f"{path} holds no heads; {mend}")

@@ -37,14 +37,18 @@ class TokenRecycling:
     reads_prompt: bool = True
     shares: tuple[float, ...] = (0.21, 0.1, 0.06, 0.05, 0.04, 0.03, 0.03, 0.02)  # chance that the token of each rank of a row is accepted
     pair_shares: tuple[float, ...] = (0.62, 0.19, 0.08, 0.05, 0.05, 0.02, 0.01, 0.01)  # the same of a pair's row
+    least: float = 0.005  # chance of a whole path below which it is not drafted
     warm: Followers | None = None  # what a table begins with (train/table); what is read later is written over it
 
     guarantee = Guarantee.EXACT
     needs = Needs(num_top=KEPT)
 
     def __post_init__(self) -> None:
-        if self.num_tokens < 1 or self.rows < 1 or self.pairs < 0:
-            raise BadField(f"token_recycling num_tokens={self.num_tokens}, rows={self.rows}, pairs={self.pairs}: at least 1, 1 and 0")
+        if self.num_tokens < 1 or self.rows < 1 or self.pairs < 0 or not 0 <= self.least < 1:
+            raise BadField(
+                f"token_recycling num_tokens={self.num_tokens}, rows={self.rows}, pairs={self.pairs}, least={self.least}: num_tokens and rows at "
+                "least 1, pairs at least 0, least in [0, 1)"
+            )
         if self.over not in ("request", "session"):
             raise BadField(f"token_recycling over={self.over!r}: must be request or session; no text has likeliest tokens")
         for name in ("shares", "pair_shares"):
@@ -117,6 +121,8 @@ class Recycling:
         def offer(parent: int, reach: float, depth: int, end: tuple[int, int]) -> None:
             followers, is_pair = table.after(*end)
             for token, chance in zip(followers, self.settings.pair_shares if is_pair else self.settings.shares):
+                if reach * chance < self.settings.least:
+                    continue
                 heapq.heappush(heap, (-reach * chance, len(heap) + 1000 * len(tokens), parent, depth, token, chance))
 
         offer(ROOT, 1.0, 1, self.ends[context.request])
