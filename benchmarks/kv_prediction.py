@@ -2,6 +2,7 @@
 
     python benchmarks/kv_prediction.py train --share 0.34 --share 0.5 --device cuda --seconds 40 --out out/smollm2
     python benchmarks/kv_prediction.py prefill --tokens 4096 --predictor out/smollm2-first-15.keys --share 0.34
+    python benchmarks/kv_prediction.py answers --held-out 24 --predictor out/smollm2-first-15.keys
 
 `train` reads the sources of Python's standard library (and its reference, in prose), which every machine has; one file in ten only measures.
 Of each share of the layers it prints the distance from the model as it begins, after the closed form and after training, and saves a file.
@@ -9,7 +10,9 @@ Of each share of the layers it prints the distance from the model as it begins, 
 """
 
 import argparse
+import itertools
 import json
+import operator
 import random
 import sysconfig
 import time
@@ -22,7 +25,7 @@ from lib.rows import append
 
 from ponder import catalogue
 from ponder.core.accelerations import Accelerations
-from ponder.core.asks import Extend, Prefix, Prompt
+from ponder.core.asks import GREEDY, Extend, Prefix, Prompt
 from ponder.core.formats import Checkpoint, Tokenizer
 from ponder.core.predictor import Predictor, load_predictor, save_predictor
 from ponder.engine.process import LocalProcess
@@ -97,6 +100,29 @@ def prefill(args: argparse.Namespace) -> None:
         append("kv_prediction", row | {"seconds": min(seconds for seconds, _ in times), "flops": times[0][1], "nbytes": process.nbytes})
 
 
+def answers(args: argparse.Namespace) -> None:
+    """How many tokens of greedy answers are the plain model's, behind the first half of stretches that were not trained on."""
+    tokenizer = open_model(resolve(args.model))[1]
+    texts = pieces(tokenizer, args.length, 0)[1][: args.held_out]
+    for path in args.predictor:
+        both = [
+            catalogue.open_model(resolve(args.model), threads=1, accelerations=Accelerations(predictor=one)) for one in (None, load_predictor(path))
+        ]
+        said = [[answer(process, text[: args.length // 2], num=12) for text in texts] for process in both]
+        same = [sum(itertools.accumulate((x == y for x, y in zip(a, b)), operator.mul)) for a, b in zip(*said, strict=True)]
+        row = {"what": "answers", "model": args.model, "layers": len(load_predictor(path).layers), "prompt": args.length // 2, "n": len(texts)}
+        append("kv_prediction", row | {"first_same": round(sum(x > 0 for x in same) / len(same), 3), "tokens_same": round(sum(same) / len(same), 2)})
+
+
+def answer(process: LocalProcess, ids: list[int], num: int) -> tuple[int, ...]:
+    prompt = Prompt(messages=(("raw", process.tokenizer.decode(ids)),), max_tokens=num)
+    process.rendered[(prompt.messages, prompt.prefill)] = ids
+    process.add(Extend(prefix=Prefix(prompt), seed=0, sampling=GREEDY))
+    while not (done := process.step()):
+        pass
+    return done[0][1].prefix.tokens  # type: ignore[union-attr]
+
+
 def untrained(model: str, share: float) -> Predictor:
     """One whose answers mean nothing, for its cost."""
     predictor = catalogue.predictor_kind(f"kv_prediction:share={share}").of(open_model(resolve(model))[0])
@@ -118,7 +144,7 @@ def first_token(process: LocalProcess, num: int, seed: int) -> tuple[float, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "prefill"))
+    parser.add_argument("what", choices=("train", "prefill", "answers"))
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--pick", default="first")
     parser.add_argument("--device", default="cpu")
@@ -134,7 +160,7 @@ def main() -> None:
     args = parser.parse_args()
     args.half, args.share = args.half or args.device != "cpu", args.share or ([0.5] if args.what == "train" else [])
     torch.set_num_threads(1 if args.device == "cpu" else torch.get_num_threads())
-    {"train": train, "prefill": prefill}[args.what](args)
+    {"train": train, "prefill": prefill, "answers": answers}[args.what](args)
 
 
 if __name__ == "__main__":

@@ -164,12 +164,12 @@ def chunks_of(trained: int) -> tuple[int, int]:
     return max(64, trained * 3 // 4 // 64 * 64), trained // 8
 
 
-def sparse_plans(trained: int) -> dict[str, Counting]:
+def sparse_plans(trained: int, mass: float) -> dict[str, Counting]:
     chunk, local = chunks_of(trained)
-    settings = {"chunk": chunk, "local": local, "segment": chunk, "dense_below": trained, "window": 16, "every": 4}
+    settings = {"chunk": chunk, "local": local, "segment": chunk, "dense_below": trained, "window": 16, "every": 4, "mass": mass}
     return {
-        "sparse_one_look": Counting(mass=0.95, check=0, **settings), "sparse": Counting(mass=0.95, check=64, **settings),
-        "sparse_continuous": Counting(mass=0.95, check=64, is_continuous=True, **settings), "sparse_99": Counting(mass=0.99, check=64, **settings),
+        "sparse_one_look": Counting(check=0, **settings), "sparse": Counting(check=64, **settings),
+        "sparse_continuous": Counting(check=64, is_continuous=True, **settings),
     }  # fmt: skip
 
 
@@ -193,11 +193,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("trained", 128), ("steps", 1500), ("sequences", 200), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--mass", type=float, action="append", help="share of the attention that sparse prefill keeps")
+    parser.add_argument("--times", default="1,4,2", help="lengths, in trained lengths")
     args = parser.parse_args()
     net, seconds = train(args.trained, args.steps, args.seed)
     chunk, local = chunks_of(args.trained)
-    plan, sparse = DualChunk(chunk=chunk, local=local), sparse_plans(args.trained) if args.trained >= 256 else {}
-    for times in (1, 4, 2):
+    plan, sparse = DualChunk(chunk=chunk, local=local), {}
+    for mass in (args.mass or [0.95]) if args.trained >= 256 else []:
+        sparse |= {f"{name}_{100 * mass:.0f}": one for name, one in sparse_plans(args.trained, mass).items()}
+    for times in map(int, args.times.split(",")):
         length, generator = times * args.trained, torch.Generator().manual_seed(args.seed + 1000)
         tokens, wanted = pairs_among_filler(args.sequences, length, generator, asked=1)
         tokens, wanted = tokens[:, :-1], wanted[:, -2]

@@ -1,6 +1,7 @@
 """The sections "Predicted keys" and "Longer than the model was made for" of docs/cache.md, from results/kv_prediction.jsonl and attend.jsonl."""
 
 import math
+import re
 
 HEAD = """
 ## Predicted keys
@@ -20,6 +21,10 @@ reader before it), with maps in closed form, and trained; `no prompt`: the model
 
 | layers of the reader | trained on, tokens, s | held out, tokens | begun | closed form | trained | no prompt | first token, trained | file, MB |
 |---|---|---|---|---|---|---|---|---|"""
+SAID = """
+In the engine, greedy answers of 12 tokens behind {n} prompts of {prompt} tokens that were not trained on (`python benchmarks/kv_prediction.py answers
+--held-out {n} --predictor ...`), reader of {layers} layers: the first token is plain decoding's in {first} %, the first {tokens_same} in the mean.
+"""
 TIMED = """
 Time to the first token of a prompt of {tokens} tokens, CPU seconds of one thread, the best of {n} in turns; FLOPs and bytes are counts (FLOPs hold
 the output head for every token, on both sides) (`python benchmarks/kv_prediction.py prefill --tokens {tokens} --repeats {n} --predictor ...`):
@@ -31,16 +36,16 @@ LONGER = """
 
 `--attend dual_chunk` meets far keys from distances that the model was trained for; `dual_chunk_sparse` finds at those distances which columns and
 diagonals of a prompt hold enough of the attention, and leaves out the rest (Qwen2.5-1M). Needles, by a two-layer model trained at
-{trained_len} tokens (`python benchmarks/recall_model.py --trained {trained_len} --steps {steps} --sequences {n}`), % right of {n} questions
-[95 %], and how much of the keys before them the prompt's tokens met. `behind`: the question follows the prompt, and meets all keys. `within`: it
-is the prompt's last token, and meets what rows before it chose, which cannot know what it asks for. Refined: looks again every 64 rows.
+{trained_len} tokens (`python benchmarks/recall_model.py --trained {trained_len} --steps {steps} --sequences {n}`; other n: other runs of it), % right
+of n questions [95 %], and how much of the keys before them the prompt's tokens met. `behind`: the question follows the prompt, and meets all keys.
+`within`: it is the prompt's last token, and meets what rows before it chose, which cannot know what it asks for. Refined: looks again every 64
+rows. This model's attention is flat over filler, so that much mass is nearly all keys: the needles show that distances are right, and little of what
+a sparse prompt saves.
 
-| tokens | plan | behind | within | keys met, % |
-|---|---|---|---|---|"""
-NAMES = {
-    "sparse_one_look": "sparse, mass 0.95, one look a segment", "sparse": "sparse, mass 0.95, refined",
-    "sparse_continuous": "the same, found at distances not clamped", "sparse_99": "sparse, mass 0.99, refined",
-}  # fmt: skip
+| tokens | n | plan | behind | within | keys met, % |
+|---|---|---|---|---|---|"""
+SPARSE = re.compile(r"sparse_(one_look_|continuous_|)(\d+)")
+LOOKS = {"one_look_": "one look a segment", "": "refined", "continuous_": "refined, found at distances that are not clamped"}
 PREFILL = """
 A prompt of {tokens} tokens of source code, {model}, whose own context is 8192 (`python benchmarks/attend.py prefill {model} --plan
 {plan} --against {against} --tokens {tokens}`), CPU seconds of one thread: {plain_cpu_s} s with all keys by dual chunks, {plan_cpu_s} s with sparse
@@ -50,6 +55,7 @@ prefill, {times_faster} times as fast, {mass} % of the attention mass in the mea
 
 def section(rows: list[dict], attend: list[dict]) -> str:
     trained = list({(row["layers"], row["pick"]): row for row in rows if row["what"] == "train"}.values())
+    said = {row["layers"]: row for row in rows if row["what"] == "answers"}
     timed = list({row["layers"]: row for row in rows if row["what"] == "prefill"}.values())
     parts = [HEAD.rstrip("\n")]
     if trained:
@@ -62,6 +68,7 @@ def section(rows: list[dict], attend: list[dict]) -> str:
         parts.append(
             f"| {row['layers']}, {row['pick']} | {learned} | {row['held_out']} | {' | '.join(cells)} | {blind} | {first} | {row['file_mb']} |"
         )
+    parts += [SAID.format(**row, first=round(100 * row["first_same"])).rstrip("\n") for row in said.values()]
     if timed:
         parts.append(TIMED.format(**timed[0]))
     for row in timed:
@@ -72,21 +79,29 @@ def section(rows: list[dict], attend: list[dict]) -> str:
 
 
 def longer(rows: list[dict]) -> str:
-    recall = {row["len"]: row for row in rows if row["what"] == "recall" and "sparse" in row}
+    recall = sorted((row for row in rows if row["what"] == "recall" and any(map(SPARSE.fullmatch, row))), key=lambda row: (-row["n"], row["len"]))
     prefill = [row for row in rows if row["what"] == "prefill" and row["plan"].startswith("dual_chunk_sparse")]
-    parts = []
-    if recall:
-        parts.append(LONGER.format(**next(iter(recall.values()))))
-    for length, row in sorted(recall.items()):
-        for name in ("plain", "dual_chunk", *NAMES):
+    parts = [LONGER.format(**recall[0])] if recall else []
+    for row in recall:
+        for name in ("plain", "dual_chunk", *sorted((name for name in row if SPARSE.fullmatch(name)), key=lambda name: (-share_of(name), name))):
             within, met = (row.get(f"{name}_{kind}") for kind in ("within", "met"))
             cells = [cell(row[name], row["n"]), "the same" if within is None else cell(within, row["n"])]
-            parts.append(f"| {length} | {NAMES.get(name, name)} | {' | '.join(cells)} | {100 if met is None else 100 * met:.0f} |")
+            parts.append(f"| {row['len']} | {row['n']} | {title(name)} | {' | '.join(cells)} | {100 if met is None else 100 * met:.0f} |")
     if prefill:
         row = prefill[-1]
         mass, least = (round(100 * x, 1) for x in (row["mass_mean"], min(row["mass_by_layer"])))
         parts.append(PREFILL.format(**row, mass=mass, least=least).rstrip("\n"))
     return "\n".join(parts) + "\n" if parts else ""
+
+
+def share_of(name: str) -> int:
+    found = SPARSE.fullmatch(name)
+    return int(found[2]) if found else 100
+
+
+def title(name: str) -> str:
+    found = SPARSE.fullmatch(name)
+    return f"sparse, mass {share_of(name) / 100}, {LOOKS[found[1]]}" if found else name
 
 
 def cell(share: float, num: int) -> str:

@@ -9,7 +9,8 @@ Cost       of a prompt of n tokens, M layers and 2 L products [J, J] a token in 
            more in memory. Training: a pass of the model, one of the reader and one of the model behind predicted keys, two of these backwards.
 Choose     Long prompts with short answers, where a predictor was trained on enough text. Generating costs what it did.
 Differs    The reader's weights are the model's with corrections of low rank, so that the file is small; it speaks no tokens, so it has no loss
-           of its own; maps have biases; a prompt's last token passes the model with predicted keys of its own, so that prefixes can be shared.
+           of its own. What is learned is the model's distribution, not the text's next token. Maps have biases. A prompt's last token passes
+           the model with predicted keys of its own, so that prefixes can be shared.
 """
 
 from dataclasses import dataclass
