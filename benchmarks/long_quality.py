@@ -2,12 +2,12 @@
 
     --specs "cache=snapkv:0.1;cache=h2o:0.1;attend=vertical_slash;cache=/path/heads.safetensors:0.1,chunk=512"
 
-TASK is recall, dense, squad, qasper, coqa or code (lib/long_tasks). A spec is KIND=SPEC with a kind of core.accelerations (cache, attend, ...),
-`plain` is always there. Each first question stands in the prompt; the second comes as the next turn and could not be foreseen. One row per
-context, turn and spec goes to results/long_quality.jsonl as soon as it is known; what is there already is not computed again. Cache policies
-that read prompts as they are share one reading of each context (lib/forks); anything else runs as the engine runs it (`ponder.load`'s own door).
+TASK is recall, dense, squad, needle, coqa, code or qasper (lib/long_tasks). A spec is KIND=SPEC with a kind of core.accelerations (cache,
+attend, ...), `plain` is always there. Each first question stands in the prompt; the second comes as the next turn and could not be foreseen.
+One row per context, turn and spec goes to results/long_quality.jsonl as soon as it is known; what is there already is not computed again. Cache
+policies that read prompts as they are share one reading of each context (lib/forks); anything else runs as the engine runs it
+(`ponder.load`'s own door). --shard 0/4 takes every fourth context, for as many processes; --minutes begins no context or spec after so long.
 
---part I/N: every Nth context from the Ith on, so that N processes share a task; --minutes M: no context is begun after that.
 --timing writes, for each spec, CPU seconds to the first token and of each later one, and bytes of keys and values, for one context of that length.
 """
 
@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -44,10 +45,10 @@ def messages(context: Context, first: Question, second: Question | None = None) 
 
 
 def shared_policy(spec: str) -> Policy | None:
-    """The policy of a spec whose prompts are read as they are, and who sees nothing but them; None for anything else."""
+    """The policy of a spec whose prompts are read as they are; None for anything else."""
     kind, _, rest = spec.partition("=")
     policy = cache_policy(rest) if kind == "cache" else None
-    return None if policy is None or policy.chunk or policy.scorer.needs.num_ahead else policy
+    return None if policy is None or policy.chunk else policy
 
 
 def opened(model: str, weights: str | None, spec: str, kv_bytes: int) -> LocalProcess:
@@ -175,18 +176,19 @@ def specs_of(text: str) -> Iterator[str]:
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=("recall", "dense", "squad", "qasper", "coqa", "code"))
+    parser.add_argument("task", choices=(*long_tasks.MADE, *long_tasks.REAL))
     parser.add_argument("--model", default=None, help="a folder or a name; recall: what recall_train wrote")
     parser.add_argument("--weights", default=None)
     parser.add_argument("--length", type=int, default=4096)
     parser.add_argument("--contexts", type=int, default=8)
     parser.add_argument("--specs", default=DEFAULT)
-    parser.add_argument("--part", default="0/1")
-    parser.add_argument("--minutes", type=float, default=600.0)
+    parser.add_argument("--turns", type=int, default=0, help="most pairs of questions for each context; 0: all")
+    parser.add_argument("--shard", default="0/1", help="K/N: contexts K, K + N, ...")
+    parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--timing", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    model, is_made = args.model, args.task in ("recall", "dense")
+    model, is_made = args.model, args.task in long_tasks.MADE
     if model is None:
         model = str(default_folder()) if is_made else "qwen2.5-coder-0.5b"
     weights = args.weights or ("bf16" if is_made else None)
@@ -194,14 +196,15 @@ def main() -> None:
     facts = {"task": f"{args.task}-{args.length}", "model": Path(model).name}
     known, process = Rows(facts), opened(model, weights, "plain", kv_bytes)
     shared: dict[str, Policy | None] = {"plain": None} | {s: p for s in specs if (p := shared_policy(s)) is not None}
-    (part, num_parts), end = map(int, args.part.split("/")), time.time() + 60 * args.minutes
-    made = list(long_tasks.contexts(args.task, process.tokenizer, args.length, args.contexts))[part::num_parts]
+    which, _, of = args.shard.partition("/")
+    made = list(long_tasks.contexts(args.task, process.tokenizer, args.length, args.contexts))[int(which) :: int(of)]
+    made = [replace(context, turns=context.turns[: args.turns or None]) for context in made]
     if args.timing:
         timing(model, weights, made[0], specs, facts, kv_bytes)
         return
+    deadline = time.monotonic() + 60 * args.minutes
     for context in made:
-        is_known = all(known.has(context, turn, spec) for turn in range(len(context.turns)) for spec in shared)
-        if not is_known and time.time() < end:
+        if time.monotonic() < deadline and not all(known.has(context, turn, spec) for turn in range(len(context.turns)) for spec in shared):
             start = time.process_time()
             by_forks(process, context, shared, known)
             print(f"{context.name}: {time.process_time() - start:.0f} CPU s", flush=True)
@@ -210,7 +213,7 @@ def main() -> None:
         if spec not in shared:
             own = opened(model, weights, spec, kv_bytes)
             for context in made:
-                if time.time() < end:
+                if time.monotonic() < deadline:
                     by_engine(own, context, spec, known)
 
 

@@ -3,6 +3,7 @@
 import importlib
 import math
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -66,7 +67,9 @@ def log_p(made, fork) -> float:
     return total
 
 
-@pytest.mark.parametrize("spec", ["streaming:0.3", "h2o:0.3", "snapkv:0.3,window=8", "elastic:0.4", "knorm:0.3,evictor=int4"])
+@pytest.mark.parametrize(
+    "spec", ["streaming:0.3", "h2o:0.3", "snapkv:0.3,window=8", "elastic:0.4", "knorm:0.3,evictor=int4", "speckv:0.3,window=8,ahead=4"]
+)
 def test_a_fork_goes_on_as_the_engine_does(spec: str):
     """With what was gathered while a context was read for several questions; and not as plain decoding does."""
     policy, decoder, text = cache_policy(f"{spec},trigger=after_prompt"), tiny_decoder("qwen2"), "what was said before " * 12
@@ -100,3 +103,13 @@ def test_differences_are_paired_by_context():
     assert (mean, low, high) == (-0.25, -0.25, -0.25)  # every context loses one of four: nothing is uncertain
     mean, low, high = long_rows.paired([(f"c{i // 4}", -1.0 if i < 8 else 0.0) for i in range(24)])
     assert low < mean < high <= 0
+
+
+def test_contexts_of_code_hold_what_is_asked():
+    (context,) = long_tasks.contexts("code", ByteTokenizer(), 4000, 1)
+    asked = [question for turn in context.turns for question in turn]
+    assert len({q.text for q in asked}) == len(asked)
+    for question in asked:
+        name = question.text.split()[3].removesuffix("()")
+        (body,) = re.findall(rf"def {name}\(self\) -> int:\n.*\n    return (\d+)\n", context.text)
+        assert long_tasks.is_right(question, f"It returns {body}.") and not long_tasks.is_right(question, str(int(body) + 1))

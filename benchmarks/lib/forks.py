@@ -1,8 +1,8 @@
 """One context read once for all cache policies: each question and policy goes on from a fork of the same pages.
 
 What every policy must see is gathered while the context is read; a fork then does exactly what the engine does for an ask of its own
-(engine/keep). Only for policies that leave a prompt's computation as it is, and see nothing else: those with a `chunk`, or that look ahead, read it
-themselves.
+(engine/keep). Only for policies that leave a prompt's computation as it is: those with a `chunk` have to read it themselves.
+What a policy wants to see of a prompt's continuation is looked at once for each question, whatever its budget.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ponder.core.evidence import Needs
 from ponder.core.keeping import Policy
+from ponder.engine.ahead import ahead_of
 from ponder.engine.attend import NativePlan, Span
 from ponder.engine.keep import Keeper, Record
 from ponder.engine.pages import Sequence as Pages
@@ -47,8 +48,10 @@ class Forks:
     def __init__(self, process: LocalProcess, policies: Sequence[Policy]) -> None:
         self.process = process
         self.parts = (process.decoder.config, process.pool, process.attention.kernel)
-        assert not any(policy.chunk or policy.scorer.needs.num_ahead for policy in policies)
+        assert not any(policy.chunk for policy in policies)
         self.keepers: dict[Needs, Keeper] = {policy.scorer.needs: Keeper(policy, *self.parts) for policy in policies}
+        self.aheads = {need: ahead_of(keeper, process.lender) for need, keeper in self.keepers.items()}
+        self.context: list[int] = []  # what the last reading read
         assert all(need.decay == 1 and (need.num_rows or 1) <= TAIL for need in self.keepers)
 
     def forward(
@@ -79,7 +82,7 @@ class Forks:
         """Everything but the last TAIL tokens of a context."""
         pages = Pages(self.process.pool)
         records = {need: replace(keeper.begin(FAR), due=FAR) for need, keeper in self.keepers.items()}
-        shared = context[:-TAIL]
+        shared = self.context = list(context[:-TAIL])
         for at in range(0, len(shared), CHUNK):
             self.forward(pages, shared[at : at + CHUNK], FAR, records)
         return pages, records
@@ -91,6 +94,9 @@ class Forks:
         hidden = torch.empty(0)
         for at in range(0, len(rest), CHUNK):
             hidden = self.forward(pages, rest[at : at + CHUNK], num, mine)
+        for need, ahead in self.aheads.items():
+            if ahead is not None:
+                assert ahead.look(pages, mine[need], [*self.context, *rest], hidden[-1]) is not None, "kv_bytes is too small"
         return Fork(pages, hidden[-1:], num), mine
 
     def under(self, policy: Policy | None, whole: Fork, records: dict[Needs, Record]) -> Fork:

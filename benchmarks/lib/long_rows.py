@@ -43,9 +43,9 @@ def name_of(spec: str) -> tuple[str, float | None]:
     return " ".join([name if kind == "cache" else f"{kind} {name}", *others]), share
 
 
-def cells(rows: Sequence[Row], task: str) -> list[Cell]:
-    """Of one task, specs in the order in which they came; only questions that every spec of the task has answered count."""
-    mine = [row for row in rows if row["task"] == task and row["what"] == "answer"]
+def cells(rows: Sequence[Row], task: str, model: str) -> list[Cell]:
+    """Of one task and model, specs in the order in which they came; each is compared where plain decoding has answered, too."""
+    mine = [row for row in rows if row["task"] == task and row["model"] == model and row["what"] == "answer"]
     if not mine:
         return []
     by_spec: dict[str, dict[tuple[str, int], Row]] = {}
@@ -53,6 +53,21 @@ def cells(rows: Sequence[Row], task: str) -> list[Cell]:
         by_spec.setdefault(row["spec"], {})[row["context"], row["turn"]] = row
     plain = by_spec["plain"]
     return [_cell(task, spec, found, plain) for spec, found in by_spec.items()]
+
+
+def versus(rows: Sequence[Row], task: str, model: str, one: str, other: str) -> tuple[int, int, tuple[float, float, float]] | None:
+    """How much more often first questions are right under one technique than under another, mean over the budgets that both had: (questions,
+    budgets, difference with its paired interval); None where they never met."""
+    found: dict[tuple[str, float | None], dict[tuple[str, int], int]] = {}
+    for row in rows:
+        if row["task"] == task and row["model"] == model and row["what"] == "answer":
+            name, share = name_of(row["spec"])
+            found.setdefault((name.split(" model=")[0], share), {})[row["context"], row["turn"]] = row["first"]
+    shares = [share for name, share in found if name == one and (other, share) in found]
+    pairs = [(key, found[one, share], found[other, share]) for share in shares for key in found[one, share] if key in found[other, share]]
+    if not pairs:
+        return None
+    return len({key for key, _, _ in pairs}), len(shares), paired([(key[0], mine[key] - theirs[key]) for key, mine, theirs in pairs])
 
 
 def _cell(task: str, spec: str, found: dict[tuple[str, int], Row], plain: dict[tuple[str, int], Row]) -> Cell:

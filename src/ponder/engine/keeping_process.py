@@ -19,7 +19,6 @@ from ponder.engine.jobs import Track
 from ponder.engine.keep import Keeper, Kept, Record
 from ponder.engine.pages import Sequence as Pages
 from ponder.engine.process import Settings
-from ponder.engine.runners import Lender
 from ponder.engine.shelving_process import ShelvingProcess
 from ponder.models.decoder import Decoder
 
@@ -34,8 +33,7 @@ class KeepingProcess(ShelvingProcess):
         self.policy, self.is_full_kept = policy, policy.is_full_kept
         self.guessed: dict[Pages, Record] = {}  # of this step's guesses, by the pages of each span
         self.keeper = Keeper(policy, decoder.config, self.pool, self.attention.kernel)
-        lender = Lender(decoder, tokenizer, self.attention, take=self._take, pages_of=self._pages_of, twins=settings.twins)
-        self.ahead = ahead_of(self.keeper, lender)
+        self.ahead = ahead_of(self.keeper, self.lender)
         self.model_id += f"/cache-{policy.label}"
 
     @property

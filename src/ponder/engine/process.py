@@ -65,9 +65,9 @@ class LocalProcess:
         self.running: list[tuple[Job, Track]] = []
         self.num_added = 0
         self.rendered: OrderedDict[object, list[int]] = OrderedDict()
-        lender = Lender(decoder, tokenizer, self.attention, take=self._take, pages_of=self._pages_of, twins=settings.twins)
-        self.rounds = Rounds(settings.speculation, lender.host(), self._take, self._ahead, max_rows=self.max_rows, meter=Meter(self))
-        self.prompts = Prompts(settings.prompt, lender)
+        self.lender = Lender(decoder, tokenizer, self.attention, take=self._take, pages_of=self._pages_of, twins=settings.twins)
+        self.rounds = Rounds(settings.speculation, self.lender.host(), self._take, self._ahead, max_rows=self.max_rows, meter=Meter(self))
+        self.prompts = Prompts(settings.prompt, self.lender)
         self.model_id += self.rounds.name + self.prompts.name
 
     @property
