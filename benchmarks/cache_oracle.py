@@ -16,7 +16,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -129,7 +129,8 @@ def measured(wanted: Wanted, number: int) -> list[Found]:
     torch.set_num_threads(1)
     process = wanted.opened()
     tokenizer = process.tokenizer
-    context = next(itertools.islice(long_tasks.contexts(wanted.task, tokenizer, wanted.length, number + 1, num_turns=1), number, None))
+    one_turn = long_tasks.recall_contexts if wanted.task == "recall" else partial(long_tasks.squad_contexts, tokenizer)
+    context = next(itertools.islice(one_turn(wanted.length, number + 1, 1), number, None))
     first, second = context.turns[0]
     one: Messages = (("user", context.text + first.text),)
     whole = tokenizer.render((*one, ("assistant", first.answer), ("user", second.text))) + tokenizer.encode(second.answer)
