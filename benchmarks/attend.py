@@ -68,9 +68,10 @@ class MassAttention(PlannedAttention):
             lses = []
             meet = step._meet
 
-            def noted(meeting: Meeting) -> None:
-                meet(meeting)
+            def noted(meeting: Meeting, **settings) -> int:
+                num = meet(meeting, **settings)
                 lses.append(meeting.read[1])
+                return num
 
             step._meet = noted  # type: ignore[method-assign]
             out = inner_read(layer, part, q_NHE)

@@ -47,11 +47,8 @@ FUTURE = """
 Of the attention that a second question and its answer give to the context, how much falls on keys that a policy keeps, and how far what is read then
 is from what would have been read, |o - o'| / |o| (`python benchmarks/cache_oracle.py`; means over layers, heads, rows and {n} contexts of about
 {length} tokens, {model}). The policy saw a prompt that ends with that very question (asked), or one that ends with another question (later).
-`oracle` keeps what the future will give most attention: no policy can have more mass at an equal budget for each head.
-
-![mass and error](cache_future.svg)
-
-| policy | keys kept | mass, asked | mass, later | error, asked | error, later |
+`oracle` keeps what the future will give most attention: no policy can have more mass at an equal budget for each head."""
+TABLE = """| policy | keys kept | mass, asked | mass, later | error, asked | error, later |
 |---|---|---|---|---|---|"""
 RIVAL = """
 ### Techniques that look ahead beside those that do not
@@ -107,13 +104,13 @@ READING = """
 - Locret's heads tell a pair from filler by the token alone, which a made-up language makes easy. They never saw a question.
 - Small models: trends, not a ranking. Intervals overlap wherever they look as if they might.
 - Policies drop keys once here, when the prompt has been read.
-- Not there: SpecKV (its figures would need the draft).
+- Mass and error of SpecKV are with the model itself as the draft, the best that there could be.
 """
 LEAST = 20  # questions of a task that is drawn
 ORDER = ("dense", "recall", "needle", "squad", "coqa", "qasper", "code")
 TITLES = {
     "recall": "recall, 32 pairs", "dense": "recall, 64 pairs", "squad": "SQuAD, many passages", "qasper": "QASPER, yes or no",
-    "needle": "16 codes among passages", "coqa": "CoQA, many stories", "code": "modules of small functions",
+    "needle": "16 codes among passages", "coqa": "CoQA, many stories", "code": "modules of code",
 }  # fmt: skip
 RIVALS = (("speckv", "snapkv"), ("prompt specpc", "prompt gemfilter"), ("prompt specpc", "layers lazyllm"))
 Key = tuple[str, str]  # task, model
@@ -181,31 +178,26 @@ def right_of(cell: Cell, which: str) -> str:
 
 
 def future_lines(rows: list[dict]) -> list[str]:
+    """A table and two pictures for each model, the trained ones first: real text tells more than made-up pairs."""
     rows = newest([row for row in rows if row.get("when")], "task", "model", "when", "policy", "share")
-    if not rows:
-        return []
-    lines = []
+    lines: list[str] = []
     for model in sorted({row["model"] for row in rows}, key=lambda name: (name.startswith("recall"), name)):
-        mine = [row for row in rows if row["model"] == model]
-        first = not lines
-        if first:
-            cache_charts.future(mine, ROOT / "docs/cache_future.svg")
-            shown = [row for row in mine if row["when"] == "after first" and row["share"] == 0.2]
-            cache_charts.heads(shown, ROOT / "docs/cache_heads.svg")
-            lines.append(FUTURE.format(n=mine[0]["n"], length=mine[0]["length"], model=model))
+        last = [row for row in rows if row["model"] == model][-1]
+        mine = [row for row in rows if all(row[key] == last[key] for key in ("model", "task", "n", "length"))]
+        if lines:
+            lines += ["", f"### The same for {model}, {last['n']} contexts of about {last['length']} tokens"]
         else:
-            lines += ["", f"The same for {model}, {mine[0]['n']} contexts of about {mine[0]['length']} tokens:", "", *FUTURE.splitlines()[-2:]]
+            lines.append(FUTURE.format(n=last["n"], length=last["length"], model=model))
+        lines += ["", f"![mass and error](cache_future-{model}.svg)", "", *TABLE.splitlines()]
+        cache_charts.future(mine, ROOT / f"docs/cache_future-{model}.svg")
         for asked in (row for row in mine if row["when"] == "asked"):
             later = next(r for r in mine if r["when"] == "after first" and (r["policy"], r["share"]) == (asked["policy"], asked["share"]))
             numbers = " | ".join(f"{100 * row[field]:.1f}" for field in ("mass", "error") for row in (asked, later))
             lines.append(f"| {asked['policy'].partition('-')[0]} | {100 * asked['share']:g} % | {numbers} |")
-        if first:
-            lines += [
-                "",
-                "By layer and key head at a fifth of the keys, the question coming later:",
-                "",
-                "![mass by layer and head](cache_heads.svg)",
-            ]
+        shown = [row for row in mine if row["when"] == "after first" and row["share"] == 0.2]
+        cache_charts.heads(shown, ROOT / f"docs/cache_heads-{model}.svg")
+        lines += ["", "By layer and key head at a fifth of the keys, the question coming later:", ""]
+        lines += [f"![mass by layer and head](cache_heads-{model}.svg)"]
     return lines
 
 

@@ -1,17 +1,24 @@
 """Runs laws on every cache policy and attention plan beside the rest of the engine: `python benchmarks/pairs.py [--strategies] [NAME ...]`.
 
-Rows in results/pairs.jsonl, one for each technique; `python scripts/gen_cache.py` makes docs/cache.md's matrix of the newest. On a random model
-of three layers (tests/engine/tiny_models.py), bit for bit: "same" where answers are those of the technique by itself, "refused" where the
-two are not opened together, else what was wrong. Strategies, where asked for (a minute or two each): how
-many gave the same answer in a roomy process and in a narrow one.
+With `--known` the other cells are those of the newest rows. With `--jobs 16` in so many processes, each taking the next cell or strategy;
+with `--minutes M` no row for a technique that is not through by then. Rows in results/pairs.jsonl, one for each technique; `python
+scripts/gen_cache.py` makes docs/cache.md's matrix of the newest. On a random model of three layers (tests/engine/tiny_models.py), bit for bit:
+"same" where answers are those of the technique by itself, "refused" where the two are not opened together, else what was wrong.
+Strategies, where asked for (a minute or two a technique): how many gave the same answer in a roomy process and in a narrow one.
 """
 
+import argparse
+import concurrent.futures
+import json
+import multiprocessing
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lib.rows import append
+import torch
+from lib.rows import RESULTS, append
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -91,28 +98,68 @@ def outcome(process: LocalProcess, name: str) -> tuple:
     return result.stop_reason == "failed", result.answer
 
 
-def strategies(settings: Settings) -> str:
-    wrong = []
-    for name in STRATEGIES:
-        roomy, narrow = (outcome(opened(one), name) for one in (settings, replace(settings, chunk=64 if settings.attend else 11, max_rows=3)))
-        if roomy != narrow or roomy[0]:
-            wrong.append(name)
-    return f"all {len(STRATEGIES)}" if not wrong else f"{len(STRATEGIES) - len(wrong)}, without {', '.join(wrong)}"
+def is_same_anywhere(settings: Settings, name: str) -> bool:
+    """Whether a strategy comes to its end, and to one answer in a roomy process and in a narrow one."""
+    roomy, narrow = (outcome(opened(one), name) for one in (settings, replace(settings, chunk=64 if settings.attend else 11, max_rows=3)))
+    return roomy == narrow and not roomy[0]
+
+
+COLUMNS: dict[str, Callable[[Settings], str]] = {
+    "speculation": lambda s: guessed(s, asks_of(16)),
+    "sharing": lambda s: same(s, s, asks_of(16), again=True),
+    "chunks": lambda s: same(s, replace(s, chunk=64 if s.attend else 9), asks_of(16)),
+    "batching": lambda s: same(s, replace(s, max_rows=3, kv_bytes=150_000), asks_of(16)),
+}
+
+
+def cell(technique: str, name: str) -> str | bool:
+    """What a law of COLUMNS, or a strategy, found."""
+    settings = techniques()[technique]
+    return COLUMNS[name](settings) if name in COLUMNS else is_same_anywhere(settings, name)
+
+
+def alone() -> None:
+    torch.set_num_threads(1)
+
+
+def row_of(technique: str, found: dict[str, str | bool], names: Sequence[str]) -> dict[str, object]:
+    wrong = [name for name in names if not found[name]]
+    said = "not run" if not names else f"all {len(names)}" if not wrong else f"{len(names) - len(wrong)}, without {', '.join(wrong)}"
+    return {"technique": technique, **{name: found[name] for name in COLUMNS}, "strategies": said}
+
+
+def known_cells(technique: str) -> dict[str, str | bool]:
+    rows = [json.loads(line) for line in (RESULTS / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    last = [row for row in rows if row["technique"] == technique][-1]
+    return {name: last[name] for name in COLUMNS}
 
 
 def main() -> None:
-    wanted, is_whole = [name for name in sys.argv[1:] if name != "--strategies"], "--strategies" in sys.argv
-    asks = asks_of(16)
-    columns: dict[str, Callable[[Settings], str]] = {
-        "speculation": lambda s: guessed(s, asks),
-        "sharing": lambda s: same(s, s, asks, again=True),
-        "chunks": lambda s: same(s, replace(s, chunk=64 if s.attend else 9), asks),
-        "batching": lambda s: same(s, replace(s, max_rows=3, kv_bytes=150_000), asks),
-        "strategies": strategies if is_whole else lambda _: "not run",
-    }
-    for name, settings in techniques().items():
-        if not wanted or name in wanted:
-            append("pairs", {"technique": name, **{column: run(settings) for column, run in columns.items()}})
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="techniques, as the page names them: 'cache h2o', 'attend quest'; all if none is given")
+    parser.add_argument("--strategies", action="store_true")
+    parser.add_argument("--known", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=600.0)
+    args = parser.parse_args()
+    wanted, names, end = args.names or list(techniques()), list(STRATEGIES) if args.strategies else [], time.time() + 60 * args.minutes
+    found = {technique: known_cells(technique) if args.known else {} for technique in wanted}
+    with concurrent.futures.ProcessPoolExecutor(args.jobs, mp_context=multiprocessing.get_context("spawn"), initializer=alone) as pool:
+        todo = {
+            pool.submit(cell, technique, name): (technique, name)
+            for technique in wanted
+            for name in (*COLUMNS, *names)
+            if name not in found[technique]
+        }
+        try:
+            for done in concurrent.futures.as_completed(todo, timeout=end - time.time()):
+                technique, name = todo[done]
+                found[technique][name] = done.result()
+                if len(found[technique]) == len(COLUMNS) + len(names):
+                    append("pairs", row_of(technique, found[technique], names))
+        except TimeoutError:
+            print("not through:", ", ".join(name for name in wanted if len(found[name]) < len(COLUMNS) + len(names)), file=sys.stderr)
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 if __name__ == "__main__":

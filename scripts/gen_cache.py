@@ -28,11 +28,11 @@ sequences. With `recycled:every=2` each question is itself a token that meets ev
 |---|---|---|
 """
 TIMES = """
-Time: CPU milliseconds of one thread a token, {model} behind {tokens} tokens, the faster quarter of {n} in turns
-(`python benchmarks/looked_up.py decode`), on a machine in use.
+Time: CPU milliseconds of one thread a token, the median of rounds of eight tokens that take turns (`python benchmarks/looked_up.py decode`);
+`recycled` meets everything once in each. What a plan keeps is made at the first token of an answer, once for a prompt.
 
-| plan | ms a token | times plain | keys met, % | kept beside the keys, MB (keys and values: {kv_mb:.0f}) |
-|---|---|---|---|---|
+| model, tokens before | plan | ms a token | times plain | keys met, % | kept beside the keys, MB (keys and values) | first token, s |
+|---|---|---|---|---|---|---|
 """
 PAIRS = """
 ## Together with others
@@ -51,7 +51,8 @@ Row = Mapping[str, object]
 def read(path: Path, key: str) -> dict[str, Row]:
     """The newest row of each."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-    return {f"{row.get('what', '')} {row[key]}" if "what" in row else row[key]: row for row in rows if key in row}
+    names = ("what", "model", "tokens", key)
+    return {" ".join(str(row[name]) for name in names if name in row): row for row in rows if key in row}
 
 
 def mistakes(pairs: Mapping[str, Row]) -> list[str]:
@@ -69,11 +70,13 @@ def mistakes(pairs: Mapping[str, Row]) -> list[str]:
 
 def sections(looked_up: Mapping[str, Row], pairs: Mapping[str, Row]) -> str:
     needles = [row for row in looked_up.values() if row["what"] == "recall"]
-    times = [row for row in looked_up.values() if row["what"] == "decode"]
+    times = [row for row in looked_up.values() if row["what"] == "decode" and "first_token_s" in row]  # older rows timed other parts
     text = MARK + LOOKED_UP.format(**needles[0]) + "".join(f"| {row['plan']} | {percent(row)} | {share(row)} |\n" for row in needles)
     if times:
-        text += TIMES.format(**times[0]) + "".join(
-            f"| {row['plan']} | {row['ms_per_token']} | {row['gain']} | {share(row)} | {row['memory_mb']} |\n" for row in times
+        text += TIMES + "".join(
+            f"| {row['model']}, {row['tokens']:,} | {row['plan']} | {row['ms_per_token']} | {row['gain']} | {share(row)} | "
+            f"{row['memory_mb']} ({row['kv_mb']:.0f}) | {row['first_token_s']} |\n"
+            for row in times
         )
     cells = ("technique", "speculation", "sharing", "chunks", "batching", "strategies")
     return text + PAIRS + "".join("| " + " | ".join(str(row[cell]) for cell in cells) + " |\n" for _, row in sorted(pairs.items()))

@@ -1,7 +1,7 @@
 """Plans for answers, whose keys are looked up: Quest, Squeezed and Recycled against their cards computed once more in float64, token by
 token; every law with a wrong plan that it must fail."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from accelerate.attend_meet import config_of, meet_together, open_attention, pla
 from ponder.accelerate.attend.quest import Quest
 from ponder.accelerate.attend.recycled import Recycled
 from ponder.accelerate.attend.squeezed import Squeezed, k_means
-from ponder.core.attention_plan import Piece, View
+from ponder.core.attention_plan import View
 from ponder.core.errors import BadField
 from ponder.engine.pages import Sequence as Pages
 from ponder.engine.planned import Memories, PlannedAttention
@@ -87,7 +87,7 @@ def seen_by_recycled(plan: Recycled, q_NHE, k_NKE) -> torch.Tensor:
     return seen
 
 
-def seen_by_squeezed(plan: Squeezed, q_NHE, k_NKE) -> torch.Tensor:
+def seen_by_squeezed(plan: Squeezed, q_NHE, k_NKE, dtype: torch.dtype) -> torch.Tensor:
     num, num_heads, width = q_NHE.shape
     cut = NUM_PROMPT // 16 * 16
     seen = torch.zeros(num_heads, num, num, dtype=torch.bool)
@@ -99,11 +99,12 @@ def seen_by_squeezed(plan: Squeezed, q_NHE, k_NKE) -> torch.Tensor:
         members = {i: [j for j, label in enumerate(labels) if label == i] for i in set(labels)}
         means = {i: keys[some].mean(0) for i, some in members.items()}
         every = torch.stack([means.get(i, torch.zeros(width, dtype=keys.dtype)) for i in range(round(plan.clusters * cut))])
+        means = {i: mean.to(dtype).double() for i, mean in means.items()}
         groups = k_means(every.float(), max(1, round(plan.coarse * cut)), plan.rounds).tolist()
         above = {}
         for g in {groups[i] for i in means}:
             inside = [j for i, some in members.items() if groups[i] == g for j in some]
-            above[g] = keys[inside].mean(0), len(inside)
+            above[g] = keys[inside].mean(0).to(dtype).double(), len(inside)
         names, counts = list(means), torch.tensor([len(members[i]) for i in means])
         weights = (q_NHE @ torch.stack([means[i] for i in names]).T / width**0.5).exp()  # [N, H, groups]
         tops = list(above)
@@ -124,7 +125,9 @@ def seen_by_squeezed(plan: Squeezed, q_NHE, k_NKE) -> torch.Tensor:
 
 def seen_by(plan, rows: Rows, dtype: torch.dtype) -> torch.Tensor:
     q, k = (x.double() for x in placed(rows, dtype)[:2])
-    return (seen_by_quest if isinstance(plan, Quest) else seen_by_recycled if isinstance(plan, Recycled) else seen_by_squeezed)(plan, q, k)
+    if isinstance(plan, Squeezed):
+        return seen_by_squeezed(plan, q, k, dtype)
+    return (seen_by_quest if isinstance(plan, Quest) else seen_by_recycled)(plan, q, k)
 
 
 @pytest.mark.parametrize("is_native", KERNELS)
@@ -221,15 +224,15 @@ def test_prompts_that_share_whole_pages_share_what_is_remembered_of_them():
 class NextPage(Quest):
     """Meets the page behind each of the best ones."""
 
-    def pages(self, view, place, parts):
-        return [np.unique(np.minimum(some + 1, place // 16)) for some in super().pages(view, place, parts)]
+    def pages(self, view, place, panels):
+        return [np.unique(np.minimum(some + 1, place // 16)) for some in super().pages(view, place, panels)]
 
 
 class OwnPageForgotten(Quest):
     """Leaves its own page to chance: one more of the best others instead."""
 
-    def pages(self, view, place, parts):
-        return [some[:-1] for some in replace(Quest(keep=self.keep + 16, dense_layers=self.dense_layers)).pages(view, place, parts)]
+    def pages(self, view, place, panels):
+        return [some[:-1] for some in replace(Quest(keep=self.keep + 16, dense_layers=self.dense_layers)).pages(view, place, panels)]
 
 
 class LateList(Recycled):
@@ -242,11 +245,8 @@ class LateList(Recycled):
 class NoNewKeys(Recycled):
     """The recycled list without what came since."""
 
-    def pieces(self, view: View) -> list[Piece]:
-        whole, some = super().pieces(view)
-        starts = np.concatenate([[0], some.key_ends[:-1]])
-        keys = [some.keys[a : a + self.keep] for a in starts]
-        return [whole, replace(some, keys=np.concatenate(keys), key_ends=np.cumsum([len(x) for x in keys]).astype(np.int32))]
+    def met_again(self, kept_KN, place, since):
+        return super().met_again(kept_KN, place, since)[:, : self.keep]
 
 
 class NextGroup(Squeezed):
@@ -257,18 +257,11 @@ class NextGroup(Squeezed):
         return found | {"labels": found["labels"].roll(1, 1)}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Hoarder(Quest):
-    """Bounds that it keeps of its last, not full page are not brought up to date."""
+    """Remembers the bounds of its last page before that is full."""
 
     def bounds(self, view: View):
-        own = view.memory.own
-        if "pages" not in own:
-            own["pages"] = super().bounds(replace(view, start=view.stop - 1))[1]
-        prompt = super().bounds(view)[0]
-        num = (view.stop - 1) // 16 - prompt.shape[1]
-        kept = torch.cat([own["pages"], torch.full((2, max(0, num - own["pages"].shape[1]), 32), -1e9)], 1)
-        return prompt, kept[:, : max(0, num)]
+        return super().bounds(replace(view, stop=view.stop + 16))
 
 
 @pytest.mark.parametrize(

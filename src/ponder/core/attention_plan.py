@@ -8,6 +8,8 @@ costs nothing. Causality is the engine's: a query sees no key behind its own pla
 Shapes: N new queries at places start..stop, H query heads, K key heads, E head width, U lists of a piece.
 """
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -53,6 +55,8 @@ class View:
     num_prompt: int
     turned: Callable[[Tensor, Tensor], Tensor]  # (rows [R], positions [R]) -> those queries [R, H, E], turned so far forward
     memory: Memory = field(default_factory=Memory)  # empty while a prompt is read
+    # (place) -> float32 [K, place + 1]: the weights that the query at `place` gives each key up to itself, of a key head's query heads together
+    weights: Callable[[int], Tensor] | None = None
 
     @property
     def num_heads(self) -> int:
@@ -162,12 +166,31 @@ def gathered(heads: Sequence[int], rows: Sequence[np.ndarray], keys: Sequence[np
     return _piece(heads, rows, keys, are_pages=False, log_weight=log_weight)
 
 
-def of_answer(view: View, keys: Sequence[Sequence[np.ndarray]], *, are_pages: bool) -> Piece:
-    """keys[n][k], ascending: numbers of pages, or places of single keys up to its own, that query n meets of key head k."""
-    heads = list(range(view.num_kv_heads)) * len(keys)
-    each = np.arange(view.group)
-    rows = [each + view.group * i for i in range(view.num_kv_heads * len(keys))]
-    return _piece(heads, rows, [some for of_query in keys for some in of_query], are_pages=are_pages)
+def of_answer(view: View, keys: Sequence[np.ndarray], *, are_pages: bool) -> Piece:
+    """Lists of the first query by key head, then of the second, and so on: numbers of pages, or places of single keys up to its own, ascending."""
+    if len(keys) == 1:
+        return of_answer_flat(view, keys[0], np.array([len(keys[0])], np.int32), are_pages=are_pages)
+    joined = np.concatenate(keys, dtype=np.int32, casting="same_kind")
+    return of_answer_flat(view, joined, np.fromiter(itertools.accumulate(map(len, keys)), np.int32, len(keys)), are_pages=are_pages)
+
+
+def of_answer_flat(view: View, keys: np.ndarray, key_ends: np.ndarray, *, are_pages: bool) -> Piece:
+    """The same, int32 and one list after the other, with where each ends."""
+    heads, rows, row_ends = _rows_of_answer(len(key_ends), view.num_kv_heads, view.group)
+    return Piece(heads=heads, rows=rows, row_ends=row_ends, keys=keys, key_ends=key_ends, are_pages=are_pages)
+
+
+def of_answer_even(view: View, keys_UN: np.ndarray, *, are_pages: bool) -> Piece:
+    """The same, int32 lists of N keys each."""
+    num, size = keys_UN.shape
+    return of_answer_flat(view, keys_UN.ravel(), np.arange(size, num * size + 1, size, dtype=np.int32), are_pages=are_pages)
+
+
+@functools.lru_cache(64)
+def _rows_of_answer(num: int, num_kv_heads: int, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Key heads, rows and ends of rows of `num` lists, one for each query and key head: they tell nothing of keys. Nobody may write there."""
+    heads = np.arange(num, dtype=np.int32) % num_kv_heads
+    return heads, np.arange(num * group, dtype=np.int32), (np.arange(num, dtype=np.int32) + 1) * np.int32(group)
 
 
 def _piece(

@@ -11,9 +11,10 @@ Shapes: T flat tokens, N new tokens of a sequence, H query heads, K key heads, E
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -26,8 +27,8 @@ from ponder.core.formats import ModelConfig
 from ponder.engine.attend import Attention, Span, StepPlan, attention_reference, merge, slots_of
 from ponder.engine.pages import PAGE, Pool, Sequence
 from ponder.models.rotary import frequencies, rotary_kind, turned
-from ponder.native.attention import Kernel
-from ponder.native.lists import Lists, pool_of, run_lists, write_rows
+from ponder.native.lists import Lists, Reading, run_lists, write_rows
+from ponder.native.row_weights import row_weights
 
 assert PAGE == KEY_BLOCK
 NUM_REMEMBERED = 32  # prompts of which a plan's memory is kept after their last sequence
@@ -35,21 +36,14 @@ NUM_REMEMBERED = 32  # prompts of which a plan's memory is kept after their last
 
 @dataclass
 class Met:
-    """What answers' tokens met, by a plan, of the keys that were there: counted by (row, key)."""
+    """What answers' tokens met, by a plan, of the keys that were there: pairs of a row and a key."""
 
     keys: int = 0
     of: int = 0
 
-    def add(self, pieces: Seq[Piece], view: View) -> None:
-        for piece in pieces:
-            if not len(piece.heads):
-                continue
-            num_rows, keys = (np.diff(ends, prepend=0).astype(np.int64) for ends in (piece.row_ends, piece.key_ends))
-            self.keys += int((num_rows * keys).sum()) * (KEY_BLOCK if piece.are_pages else 1)
-            if piece.are_pages:  # of the last page a row sees what is not behind it
-                last = np.repeat(piece.keys[piece.key_ends - 1] * KEY_BLOCK + KEY_BLOCK - 1, num_rows)
-                self.keys -= int((last - view.start - piece.rows // view.num_heads).clip(0).sum())
-        self.of += sum(range(view.start + 1, view.stop + 1)) * view.num_heads
+    def add(self, num: int, view: View) -> None:
+        self.keys += num
+        self.of += (view.stop - view.start) * (view.start + 1 + view.stop) // 2 * view.num_heads
 
     def __str__(self) -> str:
         return f"answers met {100 * self.keys / self.of:.1f} % of the keys before them" if self.of else "answers met all keys"
@@ -129,7 +123,9 @@ class Part:
     lo: int
     hi: int
     slots: np.ndarray  # [L, N, K]
+    places: np.ndarray  # int32 [N]
     memories: Seq[Memory]  # of each layer
+    read: tuple[Tensor, Tensor]  # where what its queries have read so far lies: of one layer after the other
 
 
 @dataclass(frozen=True)
@@ -161,7 +157,7 @@ class PlannedStep(StepPlan):
             if is_planned:
                 is_answer = span.start >= span.num_prompt
                 memories = attention.memories.of(span.sequence, span.num_prompt) if is_answer else [Memory()] * self.config.num_layers
-                self.parts.append(Part(span, at, stop, slots_of(span), memories))
+                self.parts.append(self._part(span, at, memories))
             else:
                 rest.append(span)
                 rows.append(torch.arange(at, stop))
@@ -169,10 +165,22 @@ class PlannedStep(StepPlan):
         self.rows = torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64)
         self.rest = attention.plain(rest) if rest else None
         self.whole = attention.plain(spans) if self.config.windows else None
-        self.frequencies = {kind: frequencies(self.config, kind) for kind in ("global", "local", "none")}
+
+    @cached_property
+    def frequencies(self) -> dict[str, Tensor]:
+        return {kind: frequencies(self.config, kind) for kind in ("global", "local", "none")}
+
+    def _part(self, span: Span, at: int, memories: Seq[Memory]) -> Part:
+        num, config = span.stop - span.start, self.config
+        read = torch.empty(num, config.num_heads, config.head_dim), torch.empty(num, config.num_heads)
+        places = np.arange(span.start, span.stop, dtype=np.int32)
+        return Part(span, at, at + num, np.ascontiguousarray(slots_of(span)), places, memories, read)
 
     def attend(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
-        return self.attend_with_lse(layer, q_THE, k_TKE, v_TKE)[0]
+        if len(self.parts) != 1 or self.rest is not None or self.whole is not None:
+            return self.attend_with_lse(layer, q_THE, k_TKE, v_TKE)[0]
+        self._write(layer, self.parts[0], k_TKE, v_TKE)
+        return self._read(layer, self.parts[0], q_THE)
 
     def attend_with_lse(self, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.whole is not None and self.config.window(layer) is not None:
@@ -189,12 +197,11 @@ class PlannedStep(StepPlan):
         return out, lse
 
     def _write(self, layer: int, part: Part, k_NKE: Tensor, v_NKE: Tensor) -> None:
-        places = np.arange(part.span.start, part.span.stop, dtype=np.int32)
         if self.kernel is not None:
-            write_rows(self.kernel, np.ascontiguousarray(part.slots[layer]), places, (k_NKE, v_NKE))
+            write_rows(self.kernel, part.slots[layer], part.places, (k_NKE, v_NKE))
             return
         width, slots = self.config.head_dim, torch.from_numpy(part.slots[layer]).reshape(-1)
-        positions = torch.from_numpy(places)[:, None].expand(-1, self.config.num_kv_heads).reshape(-1)
+        positions = torch.from_numpy(part.places)[:, None].expand(-1, self.config.num_kv_heads).reshape(-1)
         self.pool.write(slots, k_NKE.reshape(-1, width), v_NKE.reshape(-1, width), positions)
 
     def _read(self, layer: int, part: Part, q_NHE: Tensor) -> Tensor:
@@ -205,6 +212,9 @@ class PlannedStep(StepPlan):
             pages = torch.from_numpy(table[:, first // PAGE : -(-last // PAGE)].astype(np.int64))
             return self.pool.read_keys(pages)[:, first % PAGE : first % PAGE + last - first].transpose(0, 1)
 
+        def weights(place: int) -> Tensor:
+            return self._weights(table, place + 1, q_NHE[place - span.start], keys)
+
         kind = rotary_kind(self.config, layer)
 
         def forward(rows: Tensor, positions: Tensor) -> Tensor:
@@ -212,55 +222,45 @@ class PlannedStep(StepPlan):
 
         view = View(
             layer=layer, num_layers=self.config.num_layers, start=span.start, stop=span.stop, num_kv_heads=self.config.num_kv_heads,
-            is_rotary=kind != "none", q_NHE=q_NHE, keys=keys, num_prompt=span.num_prompt, turned=forward,
-            memory=part.memories[layer],
+            is_rotary=kind != "none", q_NHE=q_NHE, keys=keys, num_prompt=span.num_prompt, turned=forward, memory=part.memories[layer],
+            weights=weights,
         )  # fmt: skip
-        read = torch.zeros(q_NHE.shape, dtype=torch.float32), torch.full(q_NHE.shape[:2], -math.inf)
-        pieces = self.planned.pieces(view)
-        if span.start >= span.num_prompt:
-            self.met.add(pieces, view)
-        for piece in pieces:
+        out, num_met = q_NHE.new_empty(len(q_NHE), q_NHE.shape[1] * q_NHE.shape[2]), 0
+        pieces = [piece for piece in self.planned.pieces(view) if len(piece.keys)]
+        for i, piece in enumerate(pieces):
             q = q_NHE if piece.turn is None else turned(q_NHE, self.frequencies[kind], piece.turn)
-            if len(piece.heads):
-                self._meet(Meeting(piece, table, span.start, q, read))
-        return read[0].to(q_NHE.dtype).flatten(1)
+            meeting = Meeting(piece, table, span.start, q, part.read)
+            num_met += self._meet(meeting, is_first=i == 0, into=out if i == len(pieces) - 1 else None)
+        if span.start >= span.num_prompt:
+            self.met.add(num_met, view)
+        return out if pieces else out.zero_()
 
-    def _meet(self, meeting: Meeting) -> None:
-        if self.kernel is None:
-            self._meet_slowly(meeting)
-        elif meeting.piece.are_pages:
-            piece, cap = meeting.piece, self.config.attn_softcap or 0.0
-            nums = np.diff(piece.key_ends, prepend=0)
-            lists = Lists(
-                rows=piece.rows, limits=meeting.row_places + 1, row_ends=piece.row_ends, page_ends=piece.key_ends, log_weight=piece.log_weight,
-                pages=meeting.table[np.repeat(piece.heads, nums), piece.keys], places=piece.keys * PAGE,
-            )  # fmt: skip
-            run_lists(self.kernel, lists, meeting.q_NHE, meeting.read, softcap=cap)
-        else:
-            self._meet_copies(self.kernel, meeting)
-
-    def _meet_copies(self, kernel: Kernel, meeting: Meeting) -> None:
-        """Single keys, copied side by side first."""
-        piece = meeting.piece
-        nums = np.diff(piece.key_ends, prepend=0)
-        num_pages = -(-nums // PAGE)
-        ends = np.cumsum(num_pages)
-        pages = np.arange(ends[-1])
-        lists = Lists(
-            rows=piece.rows, limits=np.repeat(nums, np.diff(piece.row_ends, prepend=0)), row_ends=piece.row_ends, pages=pages,
-            places=(pages - np.repeat(ends - num_pages, num_pages)) * PAGE, page_ends=ends, log_weight=piece.log_weight,
-        )  # fmt: skip
-        at = torch.from_numpy(np.arange(len(piece.keys)) + np.repeat((ends - num_pages) * PAGE - piece.key_ends + nums, nums))
-        heads = np.repeat(piece.heads, nums)
-        slots = torch.from_numpy(meeting.table[heads, piece.keys // PAGE].astype(np.int64) * PAGE + piece.keys % PAGE)
-        keys, values = (torch.zeros(len(pages) * PAGE, self.config.head_dim, dtype=self.pool.dtype) for _ in range(2))
-        for which, side in enumerate((keys, values)):
-            side[at] = self.pool.rows(which, slots)
+    def _weights(self, table: np.ndarray, num: int, q_HE: Tensor, keys: Callable[[int, int], Tensor]) -> Tensor:
+        """float32 [K, num]: what a query gives the first `num` keys."""
         cap = self.config.attn_softcap or 0.0
-        run_lists(kernel, lists, meeting.q_NHE, meeting.read, softcap=cap, pool=pool_of(keys, values))
+        if self.kernel is not None:
+            return row_weights(self.kernel, table, num, q_HE, softcap=cap)
+        q_KGE = q_HE.float().unflatten(0, (self.config.num_kv_heads, -1))
+        scores = q_KGE @ keys(0, num).float().permute(1, 2, 0) * q_HE.shape[1] ** -0.5
+        return (cap * torch.tanh(scores / cap) if cap else scores).softmax(-1).sum(1)
 
-    def _meet_slowly(self, meeting: Meeting) -> None:
-        piece, num_keys = meeting.piece, meeting.start + len(meeting.q_NHE)
+    def _meet(self, meeting: Meeting, *, is_first: bool, into: Tensor | None) -> int:
+        """How many pairs of a row and a key met. into: where what all rows have read goes, [N, H * E]."""
+        if self.kernel is None:
+            return self._meet_slowly(meeting, is_first=is_first, into=into)
+        piece = meeting.piece
+        lists = Lists(
+            heads=piece.heads, rows=piece.rows, row_ends=piece.row_ends, keys=piece.keys, key_ends=piece.key_ends, are_pages=piece.are_pages,
+            table=meeting.table, start=meeting.start, log_weight=piece.log_weight,
+        )  # fmt: skip
+        reading = Reading(q_THE=meeting.q_NHE, out=meeting.read[0], lse=meeting.read[1], softcap=self.config.attn_softcap or 0.0)
+        return run_lists(self.kernel, lists, reading, is_first=is_first, into=into)
+
+    def _meet_slowly(self, meeting: Meeting, *, is_first: bool, into: Tensor | None) -> int:
+        piece, num_keys, num_met = meeting.piece, meeting.start + len(meeting.q_NHE), 0
+        if is_first:
+            meeting.read[0].zero_()
+            meeting.read[1].fill_(-math.inf)
         q, out, lse = meeting.q_NHE.flatten(0, 1), meeting.read[0].flatten(0, 1), meeting.read[1].flatten()  # views of what is read
         row_starts, key_starts = (np.concatenate([[0], ends]) for ends in (piece.row_ends, piece.key_ends))
         row_places = torch.from_numpy(meeting.row_places)
@@ -272,6 +272,12 @@ class PlannedStep(StepPlan):
                 places = (places[:, None] * PAGE + torch.arange(PAGE)).flatten()
                 places = places[places < num_keys]
             slots = torch.from_numpy(meeting.table[head].astype(np.int64))[places // PAGE] * PAGE + places % PAGE
+            if not len(places):
+                continue
             mask = torch.where(places <= row_places[mine, None], 0.0, -math.inf)
+            num_met += int((mask == 0).sum())
             some, total = attention_reference(q[rows], self.pool.rows(0, slots), self.pool.rows(1, slots), mask, softcap=self.config.attn_softcap)
             out[rows], lse[rows] = merge([(out[rows], lse[rows]), (some.float(), total + piece.log_weight)])
+        if into is not None:
+            into.copy_(meeting.read[0].flatten(1))
+        return num_met

@@ -1,77 +1,95 @@
-"""Attention by lists of pages (lists.cpp), seen from Python: each unit's rows meet its pages, and nothing else is read.
+"""Attention by lists of keys (lists.cpp), seen from Python: each list's rows meet its keys, and nothing else is read.
 
-Shapes: U units, R rows of all units, P pages of all units.
+Shapes: U lists, R rows of all lists, P pages or keys of all lists, K key heads.
 """
 
 import ctypes
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ponder.native.attention import MAX_ROWS, Kernel, PoolStruct
+from ponder.native.attention import Kernel
 
-pointer, i32 = ctypes.c_void_p, ctypes.c_int32
+pointer, i32, i64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 
 
 class ListsStruct(ctypes.Structure):
-    _fields_ = [("num_units", i32), ("num_threads", i32)] + [(name, pointer) for name in ("units", "rows", "limits", "pages", "places")] + [
-        ("log_weight", ctypes.c_float)
+    _fields_ = [(name, i32) for name in ("num_lists", "num_threads", "are_pages", "start", "num_heads")] + [
+        *((name, pointer) for name in ("heads", "rows", "row_ends", "keys", "key_ends", "table")),
+        ("capacity", i64), ("log_weight", ctypes.c_float),
     ]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lists:
-    """int32 arrays. Unit u: rows row_ends[u - 1]..row_ends[u], each token * H + head, meet pages page_ends[u - 1]..page_ends[u]."""
+    """int32 arrays. List u, of a key head: rows row_ends[u - 1]..row_ends[u], each token * H + head, meet keys key_ends[u - 1]..key_ends[u].
 
+    Keys are numbers of pages of the sequence's table, of which a row sees what is not behind its own place, or places of single keys, all of
+    which it sees.
+    """
+
+    heads: np.ndarray  # [U]
     rows: np.ndarray  # [R]
-    limits: np.ndarray  # [R] a row sees keys at places below this
     row_ends: np.ndarray  # [U]
-    pages: np.ndarray  # [P]
-    places: np.ndarray  # [P] of each page's first key, ascending in a unit
-    page_ends: np.ndarray  # [U]
+    keys: np.ndarray  # [P] ascending in a list
+    key_ends: np.ndarray  # [U]
+    are_pages: bool
+    table: np.ndarray  # [K, capacity] pages of the sequence
+    start: int  # place of token 0
     log_weight: float = 0.0
 
 
-def run_lists(
-    kernel: Kernel, lists: Lists, q_THE: Tensor, read: tuple[Tensor, Tensor], *, softcap: float = 0.0, pool: PoolStruct | None = None
-) -> None:
-    """Joins what rows read of their lists with `read`: out float32 [T, H, E], lse [T, H]. pool: where the pages lie if not the kernel's own."""
-    out, lse = read
-    units = cut_units(lists)
-    arrays = [np.ascontiguousarray(x, np.int32) for x in (units, lists.rows, lists.limits, lists.pages, lists.places)]
-    struct = ListsStruct(len(units), torch.get_num_threads(), *(x.ctypes.data for x in arrays), lists.log_weight)
-    run = kernel.lib.lists_run
-    run.argtypes = [pointer, pointer, ctypes.c_float, pointer, ctypes.c_int64, ctypes.c_int, pointer, pointer]
-    run(
-        ctypes.byref(struct), ctypes.byref(pool or kernel.pool), softcap, q_THE.data_ptr(), q_THE.stride(0), q_THE.shape[1], out.data_ptr(),
-        lse.data_ptr(),
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Query rows of a step's tokens in one layer, and what they have read so far: out float32 [T, H, E] and lse [T, H], overwritten by each
+    layer's first lists."""
+
+    q_THE: Tensor  # bfloat16; each token's heads lie side by side
+    out: Tensor
+    lse: Tensor
+    softcap: float = 0.0
+
+
+def run_lists(kernel: Kernel, lists: Lists, reading: Reading, *, is_first: bool = True, into: Tensor | None = None) -> int:
+    """Joins what rows read of their lists with what they read before, unless these are the first; into: bfloat16 [T, H * E], where the sums then
+    go. Returns how many pairs of a row and a key met."""
+    q_THE = reading.q_THE
+    arrays = [_int32(x) for x in (lists.heads, lists.rows, lists.row_ends, lists.keys, lists.key_ends, lists.table)]
+    struct = ListsStruct(
+        len(lists.heads), torch.get_num_threads(), lists.are_pages, lists.start, q_THE.shape[1], *map(address, arrays), lists.table.shape[1],
+        lists.log_weight,
+    )  # fmt: skip
+    return _functions(kernel.lib)[0](  # type: ignore[no-any-return]
+        ctypes.byref(struct), ctypes.byref(kernel.pool), reading.softcap, q_THE.data_ptr(), q_THE.stride(0), len(q_THE), is_first,
+        reading.out.data_ptr(), reading.lse.data_ptr(), None if into is None else into.data_ptr(),
     )  # fmt: skip
 
 
 def write_rows(kernel: Kernel, slots: np.ndarray, positions: np.ndarray, kv: tuple[Tensor, Tensor]) -> None:
     """Rows `kv` [T, K, E] each bfloat16, each token's heads side by side, into slots int64 [T, K], at positions int32 [T]."""
     k_TKE, v_TKE = kv
-    write = kernel.lib.lists_write
-    write.argtypes = [pointer, ctypes.c_int, ctypes.c_int, pointer, pointer, pointer, ctypes.c_int64, pointer, ctypes.c_int64]
-    write(
-        ctypes.byref(kernel.pool), *slots.shape, slots.ctypes.data, positions.ctypes.data, k_TKE.data_ptr(), k_TKE.stride(0), v_TKE.data_ptr(),
+    _functions(kernel.lib)[1](
+        ctypes.byref(kernel.pool), *slots.shape, address(slots), address(positions), k_TKE.data_ptr(), k_TKE.stride(0), v_TKE.data_ptr(),
         v_TKE.stride(0),
     )  # fmt: skip
 
 
-def cut_units(lists: Lists) -> np.ndarray:
-    """int32 [n, 4] first row, last row, first page, last page: units of at most MAX_ROWS rows, nearly equal ones where one is cut."""
-    starts, page_starts = (np.concatenate([[0], ends[:-1]]) for ends in (lists.row_ends, lists.page_ends))
-    nums = -(-(lists.row_ends - starts) // MAX_ROWS)
-    of = np.repeat(np.arange(len(nums)), nums)
-    part = np.arange(len(of)) - np.repeat(np.cumsum(nums) - nums, nums)
-    size = (lists.row_ends - starts)[of]
-    first, last = (starts[of] + size * i // nums[of] for i in (part, part + 1))
-    return np.stack([first, last, page_starts[of], lists.page_ends[of]], 1)
+def address(array: np.ndarray) -> int:
+    """Where a writable array begins: what `array.ctypes.data` says, in half of the time."""
+    return torch.from_numpy(array).data_ptr()
 
 
-def pool_of(keys: Tensor, values: Tensor) -> PoolStruct:
-    """Loose pages [n, PAGE, E] of bfloat16, which must stay where they are while they are read."""
-    return PoolStruct(keys.data_ptr(), values.data_ptr(), None, None, None, 0, keys.shape[-1])
+@functools.cache
+def _functions(lib: ctypes.CDLL) -> tuple[ctypes._CFuncPtr, ctypes._CFuncPtr]:
+    """What runs lists, and what writes rows."""
+    run, write = lib.lists_run, lib.lists_write
+    run.argtypes, run.restype = [pointer, pointer, ctypes.c_float, pointer, i64, i32, i32, pointer, pointer, pointer], i64
+    write.argtypes, write.restype = [pointer, i32, i32, pointer, pointer, pointer, i64, pointer, i64], None
+    return run, write
+
+
+def _int32(x: np.ndarray) -> np.ndarray:
+    return x if x.dtype == np.int32 and x.flags.c_contiguous else np.ascontiguousarray(x, np.int32)

@@ -5,9 +5,9 @@ Equation   Page p of key head k has bounds lo, hi [E], the least and the largest
                u = sum_e max(q_e lo_e, q_e hi_e)  >=  q . key for every key of it.
            A key head meets its query's own page and the keep / 16 - 1 full pages before it with the largest u, of its query heads' the
            largest; of equal ones the earlier.
-Shapes     bounds float32 [K, P, 2 E] of full pages; lists per key head and query.
+Shapes     bounds [K, P, 2 E] of full pages, in the keys' own type, which holds them exactly, as a panel; lists per key head and query.
 Guarantee  approximate: what is left out may have had attention; never a key whose score is above all bounds of what is met.
-Cost       keep keys a query and head, and the bounds: an eighth of the keys' and values' numbers in memory and read for each token.
+Cost       keep keys a query and head, and the bounds: a sixteenth of the keys' and values' bytes in memory and read for each token.
 Choose     for answers behind long prompts, also ones that are asked about again: nothing is dropped. keep >= context is plain attention, bit
            for bit.
 Differs    pages of 16 keys as in the paper; query heads that share a key head share a list; prompts are read whole.
@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ponder.core.attention_plan import KEY_BLOCK, Piece, View, everything, of_answer
+from ponder.core.attention_plan import KEY_BLOCK, Piece, View, everything, of_answer, of_answer_even
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
+from ponder.native.panels import Panel, appended, best, packed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,35 +50,38 @@ class Quest:
     def pieces(self, view: View) -> Sequence[Piece]:
         if view.layer < self.dense_layers or view.stop <= self.keep:
             return [everything(view)]
-        parts = self.bounds(view)
-        return [of_answer(view, [self.pages(view, place, parts) for place in range(view.start, view.stop)], are_pages=True)]
+        panels = self.bounds(view)
+        lists = [self.pages(view, place, panels) for place in range(view.start, view.stop)]
+        if len(lists) == 1:
+            return [of_answer_even(view, lists[0], are_pages=True)]
+        return [of_answer(view, [some for of_heads in lists for some in of_heads], are_pages=True)]
 
-    def bounds(self, view: View) -> tuple[Tensor, Tensor]:
+    def bounds(self, view: View) -> list[Panel]:
         """Of the prompt's full pages, and of those behind them, up to the page of the last query; remembered."""
         cut, end = view.num_prompt // KEY_BLOCK, (view.stop - 1) // KEY_BLOCK
         prompt, own = view.memory.prompt, view.memory.own
         if "bounds" not in prompt:
-            prompt["bounds"] = bounds_of(view.keys(0, cut * KEY_BLOCK))
-        known = own.get("bounds", prompt["bounds"][:, :0])
-        first = cut + known.shape[1]
-        if first < end:
-            own["bounds"] = known = torch.cat([known, bounds_of(view.keys(first * KEY_BLOCK, end * KEY_BLOCK))], 1)
-        return prompt["bounds"], known
+            prompt["bounds"] = packed(bounds_of(view.keys(0, cut * KEY_BLOCK)))
+        num = int(own["num"]) if own else 0
+        if cut + num < end:
+            fresh = bounds_of(view.keys((cut + num) * KEY_BLOCK, end * KEY_BLOCK))
+            own["bounds"], num = appended((own["bounds"], num), fresh) if own else (packed(fresh), fresh.shape[1])
+            own["num"] = torch.tensor(num)
+        return [(prompt["bounds"], cut), *([(own["bounds"], num)] if own else [])]
 
-    def pages(self, view: View, place: int, parts: tuple[Tensor, Tensor]) -> list[np.ndarray]:
-        """What each key head meets for the query at `place`. Every call's shapes depend on the place alone, so that its bits do."""
+    def pages(self, view: View, place: int, panels: Sequence[Panel]) -> np.ndarray:
+        """int32 [K, keep / 16 or all]: what each key head meets for the query at `place`, of what lies before its own page, and that."""
         own_page, num = place // KEY_BLOCK, self.keep // KEY_BLOCK - 1
         if own_page <= num:
-            return [np.arange(own_page + 1)] * view.num_kv_heads
-        q_KEG = view.q_NHE[place - view.start].float().unflatten(0, (view.num_kv_heads, -1)).transpose(1, 2)
-        asked = torch.cat([q_KEG.clamp(min=0), q_KEG.clamp(max=0)], 1)
-        left = own_page - parts[0].shape[1]
-        promised = [(part.contiguous() @ asked).amax(2) for part in (parts[0][:, :own_page], parts[1][:, : max(0, left)])]
-        best = torch.cat(promised, 1).sort(dim=1, descending=True, stable=True).indices[:, :num].sort(dim=1).values.numpy()
-        return [np.append(some, own_page) for some in best]
+            return np.broadcast_to(np.arange(own_page + 1, dtype=np.int32), (view.num_kv_heads, own_page + 1))
+        q_KGE, seen, before = view.q_NHE[place - view.start].unflatten(0, (view.num_kv_heads, -1)), [], own_page
+        for pairs, known in panels:
+            seen.append((pairs, min(known, before)))
+            before -= seen[-1][1]
+        return best(q_KGE, seen, num, are_boxes=True, then=(own_page,))
 
 
 def bounds_of(keys_CKE: Tensor) -> Tensor:
-    """float32 [K, P, 2 E]: the largest, then the least of each dimension, of pages of keys."""
-    pages = keys_CKE.float().unflatten(0, (-1, KEY_BLOCK)) if len(keys_CKE) else keys_CKE.float().new_zeros(0, 1, *keys_CKE.shape[1:])
+    """[K, P, 2 E]: the largest, then the least of each dimension, of pages of keys."""
+    pages = keys_CKE.unflatten(0, (-1, KEY_BLOCK)) if len(keys_CKE) else keys_CKE.new_zeros(0, 1, *keys_CKE.shape[1:])
     return torch.cat([pages.amax(1), pages.amin(1)], 2).transpose(0, 1).contiguous()

@@ -4,7 +4,7 @@ Paper      Recycled Attention (Xu et al. 2024), RefreshKV in its second version.
 Equation   Token t of an answer, counted from 0, meets everything where t mod every = 0. Then a_j = sum over the query heads of a key head
            of softmax(q . k)_j, and its `keep` keys with the largest a_j (of equal ones the earlier) are what the every - 1 tokens behind
            it meet, with the keys since: those of the tokens behind it up to their own.
-Shapes     places int64 [K, keep], kept until the next such token.
+Shapes     places int32 [K, keep], kept until the next such token.
 Guarantee  approximate: what the full token did not attend to is not seen until the next.
 Cost       a full attention and one more reading of all keys every so many tokens; keep + every keys for the others.
 Choose     for long answers whose attention moves slowly. every=1 or keep >= context is plain attention, bit for bit.
@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from ponder.core.attention_plan import KEY_BLOCK, Piece, View, everything, of_answer
+from ponder.core.attention_plan import KEY_BLOCK, Piece, View, everything, of_answer, of_answer_even
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
+from ponder.native.panels import largest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,21 +52,24 @@ class Recycled:
     def pieces(self, view: View) -> Sequence[Piece]:
         if self.every == 1 or view.stop <= self.keep:
             return [everything(view)]
-        nothing, own = [np.zeros(0, int)] * view.num_kv_heads, view.memory.own
-        whole, some = [], []
+        own, whole, some = view.memory.own, [], []
         for place in range(view.start, view.stop):
             since = (place - view.num_prompt) % self.every
             if since == 0 and place >= self.keep:
                 own["kept"] = self.most_met(view, place)
             is_whole = since == 0 or place - since < self.keep
-            whole.append([np.arange(place // KEY_BLOCK + 1)] * view.num_kv_heads if is_whole else nothing)
-            fresh = np.arange(place - since + 1, place + 1)
-            some.append(nothing if is_whole else [np.append(kept, fresh) for kept in own["kept"].numpy()])
-        return [of_answer(view, whole, are_pages=True), of_answer(view, some, are_pages=False)]
+            whole.append(np.arange(is_whole and place // KEY_BLOCK + 1, dtype=np.int32)[None].repeat(view.num_kv_heads, 0))
+            some.append(whole[-1][:, :0] if is_whole else self.met_again(own["kept"], place, since))
+        if len(some) == 1:
+            return [of_answer_even(view, whole[0] if some[0].size == 0 else some[0], are_pages=some[0].size == 0)]
+        return [of_answer(view, [x for of_heads in lists for x in of_heads], are_pages=lists is whole) for lists in (whole, some)]
+
+    def met_again(self, kept_KN: Tensor, place: int, since: int) -> np.ndarray:
+        """int32 [K, keep + since]: what the token at `place`, `since` tokens behind a full one, meets."""
+        fresh = np.arange(place - since + 1, place + 1, dtype=np.int32)
+        return np.concatenate([kept_KN.numpy(), np.broadcast_to(fresh, (len(kept_KN), since))], 1)
 
     def most_met(self, view: View, place: int) -> Tensor:
-        """int64 [K, keep], ascending: places of the keys that the query at `place` attends to most."""
-        q_KGE = view.q_NHE[place - view.start].float().unflatten(0, (view.num_kv_heads, -1))
-        keys_KEC = view.keys(0, place + 1).float().permute(1, 2, 0).contiguous()
-        mass = (q_KGE @ keys_KEC * q_KGE.shape[-1] ** -0.5).softmax(-1).sum(1)
-        return mass.sort(dim=1, descending=True, stable=True).indices[:, : self.keep].sort(dim=1).values
+        """int32 [K, keep], ascending: places of the keys that the query at `place` attends to most."""
+        assert view.weights is not None
+        return torch.from_numpy(largest(view.weights(place), self.keep))

@@ -2,13 +2,13 @@
 
 Paper      Squeezed Attention (Hooper et al. 2024), with one level of centroids or two.
 Equation   Per key head, k-means on the directions of the n keys of the prompt's full pages gives C = clusters n groups of N_i keys, with
-           mean c_i. To query q a key of group i promises the share
+           mean c_i, rounded to the keys' type. To query q a key of group i promises the share
                p_i = exp(q . c_i) / sum_j N_j exp(q . c_j)
            and group i is met if n p_i >= threshold for one of the head's query heads: its promise against that of even attention.
            Two levels (coarse > 0): k-means on the means gives coarse n groups of groups with means of all their keys; only in those that
            pass the same test, with `coarse_threshold`, are the c_i looked at, and the sum is over what was looked at: groups passed
            over count as one, at their coarse mean.
-Shapes     means float32 [K, C, E], labels int64 [K, n]; lists of single keys per key head and query.
+Shapes     means [K, C, E] as a panel, labels int32 [K, n]; lists of single keys per key head and query.
 Guarantee  approximate: a group is left out by its mean, and one key of it may have mattered.
 Cost       n C E products a round of k-means, once per prompt; C centroids and the keys of the groups that are met for each token.
 Choose     for a prompt that many questions are asked about. threshold=0 is plain attention, bit for bit. What share of keys a threshold
@@ -17,7 +17,7 @@ Differs    one number for all heads and layers, as in the paper, but against eve
            lengths; the prompt's last, not full page and all that follows it is always met; query heads that share a key head share a list.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,9 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ponder.core.attention_plan import KEY_BLOCK, Piece, View, everything, of_answer
+from ponder.core.attention_plan import KEY_BLOCK, Piece, View, everything, of_answer, of_answer_flat
 from ponder.core.errors import BadField
 from ponder.core.guarantee import Guarantee
+from ponder.native.panels import Level, packed, passing
 
 EACH = 2048  # rows that meet all means at a time
 
@@ -64,43 +65,37 @@ class Squeezed:
         known = view.memory.prompt
         if "means" not in known:
             known.update(self.clustered(view.keys(0, num)))
-        labels, lists = known["labels"].numpy(), []
+        fine, coarse, lists = self.level(known, "", self.threshold / num), None, []
+        if self.coarse:
+            coarse = self.level(known, "coarse_", self.coarse_threshold / num)
         for place in range(view.start, view.stop):
-            q_KGE = view.q_NHE[place - view.start].float().unflatten(0, (view.num_kv_heads, -1))
-            met, behind = self.met(q_KGE, known).numpy(), np.arange(num, place + 1)
-            lists.append([np.append(np.flatnonzero(some[of]), behind) for some, of in zip(met, labels, strict=True)])
-        return [of_answer(view, lists, are_pages=False)]
+            q_KGE = view.q_NHE[place - view.start].unflatten(0, (view.num_kv_heads, -1))
+            lists.append(passing(q_KGE, known["labels"], fine, coarse, then=range(num, place + 1)))
+        if len(lists) == 1:
+            return [of_answer_flat(view, *lists[0], are_pages=False)]
+        return [of_answer(view, [some for keys, ends in lists for some in np.split(keys, ends[:-1])], are_pages=False)]
+
+    def level(self, known: Mapping[str, Tensor], name: str, least: float) -> Level:
+        sizes = known[f"{name}sizes"]
+        panel = known[f"{name}means"], sizes.shape[1]
+        return Level(panel=panel, sizes=sizes, log_sizes=known[f"{name}log_sizes"], above=None if name else known.get("groups"), least=least)
 
     def clustered(self, keys_CKE: Tensor) -> dict[str, Tensor]:
         """What is remembered of a prompt's keys."""
         keys = keys_CKE.float().transpose(0, 1).contiguous()
         num = keys.shape[1]
         labels = torch.stack([k_means(some, max(1, round(self.clusters * num)), self.rounds) for some in keys])
-        means, counts = means_of(keys, labels, max(1, round(self.clusters * num)))
-        found = {"labels": labels, "means": means, "counts": counts}
+        means, sizes = means_of(keys, labels, max(1, round(self.clusters * num)))
+        found = {"labels": labels.int()} | remembered("", means, sizes, keys_CKE.dtype)
         if self.coarse:
             groups = torch.stack([k_means(some, max(1, round(self.coarse * num)), self.rounds) for some in means])
-            coarse, sizes = means_of(means, groups, max(1, round(self.coarse * num)), counts)
-            found |= {"groups": groups, "coarse": coarse, "sizes": sizes}
+            found |= {"groups": groups.int()}
+            found |= remembered("coarse_", *means_of(means, groups, max(1, round(self.coarse * num)), sizes), keys_CKE.dtype)
         return found
 
-    def met(self, q_KGE: Tensor, known: dict[str, Tensor]) -> Tensor:
-        """bool [K, C]: groups that one of a key head's queries meets."""
-        scale, total = q_KGE.shape[-1] ** -0.5, float(known["labels"].shape[1])
-        scores = q_KGE @ known["means"].mT * scale + known["counts"].log()[:, None]  # of all keys of a group together
-        if not self.coarse:
-            return (promise(scores, known["counts"]) * total >= self.threshold).any(1)
-        above = q_KGE @ known["coarse"].mT * scale + known["sizes"].log()[:, None]
-        is_open = promise(above, known["sizes"]) * total >= self.coarse_threshold  # [K, G, coarse]
-        is_seen = is_open.gather(2, known["groups"][:, None].expand(-1, q_KGE.shape[1], -1))
-        looked = torch.cat([scores.masked_fill(~is_seen, -torch.inf), above.masked_fill(is_open, -torch.inf)], 2)
-        shares = looked.softmax(-1)[..., : scores.shape[2]] / known["counts"].clamp(min=1)[:, None]
-        return (shares * total >= self.threshold).any(1)
 
-
-def promise(scores: Tensor, counts: Tensor) -> Tensor:
-    """The share of each key of a group: of scores [K, G, C], logs of what all keys of a group have together."""
-    return scores.softmax(-1) / counts.clamp(min=1)[:, None]
+def remembered(name: str, means: Tensor, sizes: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    return {f"{name}means": packed(means.to(dtype)), f"{name}sizes": sizes, f"{name}log_sizes": sizes.log()}
 
 
 def k_means(points: Tensor, num: int, rounds: int) -> Tensor:
