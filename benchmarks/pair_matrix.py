@@ -4,7 +4,8 @@ The law of a pair: requests that are answered with a draft give, token by token,
 acceptor that does not promise that, greedy ones do where it is exact, and all are answered where it is not. What neither of the pair
 says is ngram, coupled, native. Cells go to benchmarks/results/pair_matrix.json, of which scripts/gen_pairs.py writes docs/pairs.md.
 
-`python benchmarks/pair_matrix.py [--only ROWS/COLUMNS]`, as in drafter/acceptor: other tables are kept.
+`python benchmarks/pair_matrix.py [--only ROWS/COLUMNS] [--missing]`, as in drafter/acceptor: other tables are kept; with --missing
+cells that are known, too.
 """
 
 import argparse
@@ -13,13 +14,14 @@ import functools
 import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from lib.rows import RESULTS, commit
 from lib.tiny import RandomCheckpoint
 
 from ponder.accelerate.draft.heads import Heads
+from ponder.accelerate.draft.hydra_heads import HydraHeads
 from ponder.catalogue import ACCEPTORS, DRAFTERS, LENGTHS, SCHEDULERS, STRATEGIES, TRAINED_DRAFTERS, WEIGHTS, formats_of
 from ponder.core.asks import GREEDY, Candidate, Extend, Prefix, Prompt, Sampling, chat
 from ponder.core.budget import Budget
@@ -38,7 +40,12 @@ from ponder.testing.run import answer_turn
 ROUNDING = 1e-3  # nats an answer
 FILE = RESULTS / "pair_matrix.json"
 USUAL = {"drafter": "ngram", "acceptor": "coupled", "weights": "native", "strategy": None}
-NAMES = {"drafter": [*DRAFTERS, *TRAINED_DRAFTERS], "acceptor": list(ACCEPTORS), "weights": list(WEIGHTS), "strategy": list(STRATEGIES)}
+NAMES = {
+    "drafter": list(dict.fromkeys((*DRAFTERS, *TRAINED_DRAFTERS))),
+    "acceptor": list(ACCEPTORS),
+    "weights": list(WEIGHTS),
+    "strategy": list(STRATEGIES),
+}
 QUESTION = Prompt(messages=(("user", "abcabc"),), max_tokens=6)
 
 
@@ -47,6 +54,12 @@ def drafter_of(name: str) -> Drafter:
     if name in DRAFTERS:
         return DRAFTERS[name]
     draw, dim = torch.Generator().manual_seed(1), RandomCheckpoint().config.dim
+    if name == "hydra":
+        inner, outer = torch.randn(1, 2 * dim + dim, 2 * dim, generator=draw) / dim, torch.randn(1, dim, dim, generator=draw) / dim
+        chain = HydraHeads(
+            model_id="random", num=3, num_scored=VOCAB, inner=inner.bfloat16(), outer=outer.bfloat16(), ids=torch.arange(VOCAB), facts={}
+        )
+        return TRAINED_DRAFTERS[name](heads=chain)
     heads = Heads(
         model_id="random", residual=torch.randn(2, dim, 2 * dim, generator=draw).bfloat16() / dim,
         rows=torch.randn(VOCAB, dim, generator=draw).bfloat16(), ids=torch.arange(VOCAB), facts={},
@@ -126,11 +139,14 @@ def compared(found: Sequence[Prefix | Candidate], wanted: Sequence[Prefix | Cand
     return "rounding" if all(abs(a.log_p - b.log_p) < ROUNDING for a, b in zip(found, wanted, strict=True)) else "differs"
 
 
-def table(rows: str, columns: str) -> dict[str, dict[str, str]]:
+def table(rows: str, columns: str, known: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for row in NAMES[rows]:
         begun = time.process_time()
-        found[row] = {column: cell(**(USUAL | {rows: row, columns: column})) for column in NAMES[columns]}  # type: ignore[arg-type]
+        found[row] = {
+            column: known.get(row, {}).get(column) or cell(**(USUAL | {rows: row, columns: column}))  # type: ignore[arg-type]
+            for column in NAMES[columns]
+        }
         print(f"{rows} {row} x {columns}: {sorted(set(found[row].values()))} ({time.process_time() - begun:.1f} s)", flush=True)
     return found
 
@@ -138,13 +154,15 @@ def table(rows: str, columns: str) -> dict[str, dict[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", action="append", default=[], metavar="ROWS/COLUMNS")
+    parser.add_argument("--missing", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    tables: dict[str, object] = json.loads(FILE.read_text(encoding="utf-8"))["tables"] if FILE.is_file() and args.only else {}
+    is_kept = FILE.is_file() and (args.only or args.missing)
+    tables: dict[str, dict[str, dict[str, str]]] = json.loads(FILE.read_text(encoding="utf-8"))["tables"] if is_kept else {}
     kinds = ("drafter/acceptor", "drafter/weights", "acceptor/weights", "strategy/drafter", "strategy/acceptor", "strategy/weights")
     for name in args.only or kinds:
         rows, columns = name.split("/")
-        tables[name] = table(rows, columns)
+        tables[name] = table(rows, columns, tables.get(name, {}) if args.missing else {})
         facts = {"date": datetime.date.today().isoformat(), "commit": commit()}
         FILE.write_text(json.dumps({"facts": facts, "tables": tables}, indent=1) + "\n", encoding="utf-8")
 

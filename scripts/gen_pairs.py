@@ -47,7 +47,7 @@ Cells = Mapping[str, Mapping[str, Mapping[str, str]]]
 def names_of(house: House) -> dict[str, list[str]]:
     """The catalogue's names by kind, in its order."""
     trees = catalogue_of(house)
-    return {kind: [name for table in tables for name in rows_of(trees, table)] for kind, tables in TABLES.items()}
+    return {kind: list(dict.fromkeys(name for table in tables for name in rows_of(trees, table))) for kind, tables in TABLES.items()}
 
 
 def cell_of(cells: Cells, table: str, row: str, column: str) -> str:
