@@ -1,10 +1,12 @@
 """Attention plans on a long prompt of source code: CPU seconds of the whole prefill against plain attention, and the attention mass recalled.
 
     OMP_NUM_THREADS=1 python benchmarks/attend.py prefill [MODEL] [--plan vertical_slash] [--tokens 16384]
+    OMP_NUM_THREADS=1 python benchmarks/attend.py prefill smollm2-135m --plan dual_chunk_sparse --against dual_chunk:chunk=5120 --tokens 16384
     OMP_NUM_THREADS=1 python benchmarks/attend.py layer [MODEL] [--plan vertical_slash] [--tokens 32768] [--layers 2,8,13,18,22]
 
 `prefill` runs the prompt through the engine as it is, once each way, in turn. Mass: over every query and head, the sum of the softmax
-over the keys that the plan let it meet, exp(lse of those - lse of all), in a run of its own. `layer` takes queries, keys and values of
+over the keys that the plan let it meet, exp(lse of those - lse of all), in a run of its own. `--against` names the plan that meets all, in place
+of plain attention. `layer` takes queries, keys and values of
 single layers from a prefill by vertical_slash:mass=0.97 (kept in --keep, so that it runs once) and reads them both ways, with nothing
 else around: seconds of attention alone, estimates and sorts included; the output's error, relative, and the mass.
 """
@@ -53,13 +55,14 @@ class MassAttention(PlannedAttention):
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.masses: dict[int, list[Tensor]] = {}
+        self.whole: AttentionPlan = Everything(self.planned.guarantee)  # type: ignore[assignment]
 
     def plan(self, spans) -> StepPlan:
         step = super().plan(spans)
         if not isinstance(step, PlannedStep):
             return step
         inner_read = step._read
-        whole = Everything(self.planned.guarantee)
+        whole = self.whole
 
         def read(layer, part, q_NHE):
             lses = []
@@ -90,8 +93,8 @@ def tokens_of(process: LocalProcess, num: int) -> list[int]:
     return process.tokenizer.encode(text[: 6 * num])[:num]
 
 
-def open_with(model: str, plan: AttentionPlan | None) -> LocalProcess:
-    settings = Settings(chunk=CHUNK, attend=plan)
+def open_with(model: str, plan: AttentionPlan | None, context_len: int | None = None) -> LocalProcess:
+    settings = Settings(chunk=CHUNK, attend=plan, context_len=context_len)
     return open_model(resolve(model), settings=settings)
 
 
@@ -110,9 +113,10 @@ def prefill(process: LocalProcess, tokens: list[int]) -> float:
     return seconds
 
 
-def mass_of(process: LocalProcess, plan: AttentionPlan, tokens: list[int]) -> list[float]:
-    """Mean mass by layer."""
+def mass_of(process: LocalProcess, plan: AttentionPlan, tokens: list[int], whole: AttentionPlan | None = None) -> list[float]:
+    """Mean mass by layer, of what `whole` meets; None: of all."""
     before, seen = process.attention, MassAttention(process.decoder.config, process.pool, plan)
+    seen.whole = whole or seen.whole
     process.attention = seen
     prefill(process, tokens)
     process.attention = before
@@ -121,9 +125,11 @@ def mass_of(process: LocalProcess, plan: AttentionPlan, tokens: list[int]) -> li
 
 def run_prefill(args: argparse.Namespace) -> None:
     plan = attention_plan(args.plan)
-    process = open_with(args.model, plan)
+    whole = None if args.against is None else attention_plan(args.against)
+    process = open_with(args.model, plan, None if whole is None else args.tokens)
     tokens = tokens_of(process, args.tokens)
-    planned, plain = process.attention, open_plain(process)
+    planned = process.attention
+    plain = open_plain(process) if whole is None else PlannedAttention(process.decoder.config, process.pool, whole)
     seconds: dict[str, list[float]] = {"plain": [], "plan": []}
     prefill(process, tokens[:CHUNK])
     for _ in range(args.rounds):
@@ -131,12 +137,12 @@ def run_prefill(args: argparse.Namespace) -> None:
             process.attention = attention
             seconds[name].append(prefill(process, tokens))
     process.attention = planned
-    masses = mass_of(process, plan, tokens)
+    masses = mass_of(process, plan, tokens, whole)
     plain_s, plan_s = (statistics.median(seconds[name]) for name in ("plain", "plan"))
     append("attend", {
         "what": "prefill", "model": args.model, "plan": args.plan, "tokens": len(tokens), "rounds": args.rounds, "plain_cpu_s": round(plain_s, 2),
         "plan_cpu_s": round(plan_s, 2), "times_faster": round(plain_s / plan_s, 2), "mass_mean": round(statistics.mean(masses), 4),
-        "mass_by_layer": [round(m, 4) for m in masses],
+        "mass_by_layer": [round(m, 4) for m in masses], **({} if args.against is None else {"against": args.against}),
     })  # fmt: skip
 
 
@@ -216,6 +222,7 @@ def main() -> None:
     parser.add_argument("what", choices=("prefill", "layer"))
     parser.add_argument("model", nargs="?", default="qwen2.5-coder-0.5b")
     parser.add_argument("--plan", default="vertical_slash")
+    parser.add_argument("--against", help="the plan that meets all keys; default: none")
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--layers", default="2,8,13,18,22")

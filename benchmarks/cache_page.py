@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lib import cache_charts, long_rows
 from lib.long_rows import Cell
+from lib.predictor_section import section as predictor_section
 from lib.pruned_section import section
 from lib.tail_section import section as tail_section
 
@@ -103,13 +104,13 @@ READING = """
 - Locret's heads tell a pair from filler by the token alone, which a made-up language makes easy. They never saw a question.
 - Small models: trends, not a ranking. Intervals overlap wherever they look as if they might.
 - Policies drop keys once here, when the prompt has been read.
-- Mass and error of SpecKV are with the model itself as the draft, the best that there could be. Not there: KV prediction.
+- Mass and error of SpecKV are with the model itself as the draft, the best that there could be.
 """
 LEAST = 20  # questions of a task that is drawn
 ORDER = ("dense", "recall", "needle", "squad", "coqa", "qasper", "code")
 TITLES = {
     "recall": "recall, 32 pairs", "dense": "recall, 64 pairs", "squad": "SQuAD, many passages", "qasper": "QASPER, yes or no",
-    "needle": "16 codes among passages", "coqa": "CoQA, many stories", "code": "modules of small functions",
+    "needle": "16 codes among passages", "coqa": "CoQA, many stories", "code": "modules of code",
 }  # fmt: skip
 RIVALS = (("speckv", "snapkv"), ("prompt specpc", "prompt gemfilter"), ("prompt specpc", "layers lazyllm"))
 Key = tuple[str, str]  # task, model
@@ -275,7 +276,8 @@ def main() -> None:
     lines += future_lines(read("cache_oracle")) + time_lines(rows, cells) + costs(read("cache"))
     page = ROOT / "docs/cache.md"
     _, mark, rest = page.read_text(encoding="utf-8").partition("\n## Looked-up keys\n")  # these sections are scripts/gen_cache.py's
-    page.write_text("\n".join(lines) + "\n" + READING + section(read("pruned")) + tail_section(read("tail")) + mark + rest, encoding="utf-8")
+    shorter = section(read("pruned")) + tail_section(read("tail")) + predictor_section(read("kv_prediction"), read("attend"))
+    page.write_text("\n".join(lines) + "\n" + READING + shorter + mark + rest, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ TASK is recall, dense, squad, needle, coqa, code or qasper (lib/long_tasks). A s
 attend, ...), `plain` is always there. Each first question stands in the prompt; the second comes as the next turn and could not be foreseen.
 One row per context, turn and spec goes to results/long_quality.jsonl as soon as it is known; what is there already is not computed again. Cache
 policies that read prompts as they are share one reading of each context (lib/forks); anything else runs as the engine runs it
-(`ponder.load`'s own door). --shard 0/4 takes every fourth context, for as many processes; --minutes begins no context or spec after so long.
+(`ponder.load`'s own door).
 
+--part I/N: every Nth context from the Ith on, so that N processes share a task; --minutes M: no context is begun after that.
 --timing writes, for each spec, CPU seconds to the first token and of each later one, and bytes of keys and values, for one context of that length.
 """
 
@@ -183,8 +184,8 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, default=8)
     parser.add_argument("--specs", default=DEFAULT)
     parser.add_argument("--turns", type=int, default=0, help="most pairs of questions for each context; 0: all")
-    parser.add_argument("--shard", default="0/1", help="K/N: contexts K, K + N, ...")
-    parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--part", default="0/1")
+    parser.add_argument("--minutes", type=float, default=600.0)
     parser.add_argument("--timing", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -196,15 +197,15 @@ def main() -> None:
     facts = {"task": f"{args.task}-{args.length}", "model": Path(model).name}
     known, process = Rows(facts), opened(model, weights, "plain", kv_bytes)
     shared: dict[str, Policy | None] = {"plain": None} | {s: p for s in specs if (p := shared_policy(s)) is not None}
-    which, _, of = args.shard.partition("/")
-    made = list(long_tasks.contexts(args.task, process.tokenizer, args.length, args.contexts))[int(which) :: int(of)]
+    (part, num_parts), end = map(int, args.part.split("/")), time.time() + 60 * args.minutes
+    made = list(long_tasks.contexts(args.task, process.tokenizer, args.length, args.contexts))[part::num_parts]
     made = [replace(context, turns=context.turns[: args.turns or None]) for context in made]
     if args.timing:
         timing(model, weights, made[0], specs, facts, kv_bytes)
         return
-    deadline = time.monotonic() + 60 * args.minutes
     for context in made:
-        if time.monotonic() < deadline and not all(known.has(context, turn, spec) for turn in range(len(context.turns)) for spec in shared):
+        is_known = all(known.has(context, turn, spec) for turn in range(len(context.turns)) for spec in shared)
+        if not is_known and time.time() < end:
             start = time.process_time()
             by_forks(process, context, shared, known)
             print(f"{context.name}: {time.process_time() - start:.0f} CPU s", flush=True)
@@ -213,7 +214,7 @@ def main() -> None:
         if spec not in shared:
             own = opened(model, weights, spec, kv_bytes)
             for context in made:
-                if time.monotonic() < deadline:
+                if time.time() < end:
                     by_engine(own, context, spec, known)
 
 

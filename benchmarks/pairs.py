@@ -26,6 +26,7 @@ from accelerate.test_cache_strategies import PROMPT
 from accelerate.test_pairs import asks_of, guessing, opened
 from engine.test_process import answers, bare
 from ponder.accelerate.attend.dual_chunk import DualChunk
+from ponder.accelerate.attend.dual_chunk_sparse import DualChunkSparse
 from ponder.accelerate.attend.hyper import Hyper
 from ponder.accelerate.attend.longgen import LongGen
 from ponder.accelerate.attend.quest import Quest
@@ -44,7 +45,9 @@ from ponder.run.recipe import Recipe
 SMALL = {  # settings that make a difference to prompts of a hundred tokens
     plan.name: plan
     for plan in (
-        S2(window=32, stride=3, num_dense=0), DualChunk(chunk=64, local=16), VerticalSlash(mass=0.5, window=16, segment=64, dense_below=64),
+        S2(window=32, stride=3, num_dense=0), DualChunk(chunk=64, local=16),
+        DualChunkSparse(chunk=64, local=16, mass=0.5, window=16, segment=64, dense_below=64),
+        VerticalSlash(mass=0.5, window=16, segment=64, dense_below=64),
         Hyper(dense=64, block=16, sample=16, bits=5), LongGen(window=32, sinks=16), Quest(keep=48, dense_layers=1),
         Squeezed(clusters=0.2, threshold=1.0), Recycled(keep=40, every=5),
     )

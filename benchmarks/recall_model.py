@@ -1,4 +1,5 @@
-"""A two-layer decoder trained on the spot to recall what was paired with a key, and how far it still does with dual chunk attention.
+"""A two-layer decoder trained on the spot to recall what was paired with a key, and how far it still does with dual chunk attention, dense and
+with sparse prefill (from 256 trained tokens on: shorter prompts are all window).
 
     OMP_NUM_THREADS=1 python benchmarks/recall_model.py [--trained 128] [--steps 1500] [--sequences 200]
 
@@ -6,13 +7,17 @@ Training (plain PyTorch, one thread, minutes): first short sequences of recurrin
 them pairs among filler with the questions at the end. Rotary theta is 300: its slowest wave is 15 times the trained length, as that
 of Llama 2 (10,000 and 4,096). Then the weights go into the engine's own decoder: each sequence is a prompt of pairs among filler that
 ends in a key, the answer is the most likely token. The same questions with and without the plan, at 1 to 4 times the trained length;
-`far` are those whose pair stands farther back than the trained length (the others are within what plain attention knows).
+`far` are those whose pair stands farther back than the trained length (the others are within what plain attention knows). With sparse prefill
+the question stands behind the prompt, where all keys are met, or `within` it, where rows before it chose what it meets. `met`: how many of the
+keys before them the prompt's tokens met, counted by (row, key).
 """
 
 import argparse
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +25,14 @@ from lib.rows import append
 from torch import Tensor, nn
 
 from ponder.accelerate.attend.dual_chunk import DualChunk
+from ponder.accelerate.attend.dual_chunk_sparse import DualChunkSparse
 from ponder.accelerate.weights.dense import Float32
-from ponder.core.attention_plan import AttentionPlan
+from ponder.core.attention_plan import AttentionPlan, Piece, View
 from ponder.core.formats import ModelConfig
 from ponder.engine.attend import Attention, Span
 from ponder.engine.pages import Pool
 from ponder.engine.pages import Sequence as Pages
-from ponder.engine.planned import PlannedAttention
+from ponder.engine.planned import Met, PlannedAttention
 from ponder.models.decoder import Decoder, load
 from ponder.testing.in_memory import InMemory
 
@@ -141,16 +147,42 @@ def decoder_of(net: Net, context_len: int) -> Decoder:
     return load(Trained(net, config), Float32(), None, torch.float32)
 
 
+class Counting(DualChunkSparse):
+    """Counts what its rows meet; one at a time."""
+
+    met: ClassVar[Met] = Met()
+
+    def pieces(self, view: View) -> Sequence[Piece]:
+        found = super().pieces(view)
+        if view.start < view.num_prompt:
+            self.met.add(found, view)
+        return found
+
+
+def chunks_of(trained: int) -> tuple[int, int]:
+    """chunk and local: about 3/4 and 1/8 of what the model was trained for."""
+    return max(64, trained * 3 // 4 // 64 * 64), trained // 8
+
+
+def sparse_plans(trained: int) -> dict[str, Counting]:
+    chunk, local = chunks_of(trained)
+    settings = {"chunk": chunk, "local": local, "segment": chunk, "dense_below": trained, "window": 16, "every": 4}
+    return {
+        "sparse_one_look": Counting(mass=0.95, check=0, **settings), "sparse": Counting(mass=0.95, check=64, **settings),
+        "sparse_continuous": Counting(mass=0.95, check=64, is_continuous=True, **settings), "sparse_99": Counting(mass=0.99, check=64, **settings),
+    }  # fmt: skip
+
+
 @torch.inference_mode()
-def are_right(decoder: Decoder, plan: AttentionPlan | None, tokens: Tensor, wanted: Tensor) -> Tensor:
-    """Whether the most likely token after the last key of each sequence is its value."""
+def are_right(decoder: Decoder, plan: AttentionPlan | None, tokens: Tensor, wanted: Tensor, *, behind: int = 0) -> Tensor:
+    """Whether the most likely token after the last key of each sequence is its value; the last `behind` tokens are not the prompt's."""
     pool = Pool((LAYERS, HEADS, WIDTH), torch.float32, 1 << 24)
     attention = Attention(decoder.config, pool) if plan is None else PlannedAttention(decoder.config, pool, plan)
     found = []
     for row, value in zip(tokens, wanted, strict=True):
         pages = Pages(pool)
         assert pages.reserve(len(row))
-        step = attention.plan([Span(pages, 0, len(row), len(row))])
+        step = attention.plan([Span(pages, 0, len(row), len(row) - behind)])
         hidden_TD = decoder.forward(row, step.positions, step.attend, step.prompts)
         found.append(bool(decoder.logits(hidden_TD[-1:]).argmax() == value))
         pages.release()
@@ -163,7 +195,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     net, seconds = train(args.trained, args.steps, args.seed)
-    plan = DualChunk(chunk=args.trained // 2, local=args.trained // 8)
+    chunk, local = chunks_of(args.trained)
+    plan, sparse = DualChunk(chunk=chunk, local=local), sparse_plans(args.trained) if args.trained >= 256 else {}
     for times in (1, 4, 2):
         length, generator = times * args.trained, torch.Generator().manual_seed(args.seed + 1000)
         tokens, wanted = pairs_among_filler(args.sequences, length, generator, asked=1)
@@ -172,8 +205,11 @@ def main() -> None:
         gap = length - 2 - (tokens[:, :-1] == tokens[:, -1:]).int().argmax(1)  # from the question back to its pair
         is_far = gap >= args.trained
         row: dict[str, object] = {"num_far": int(is_far.sum())}
-        for name, chosen in (("plain", None), ("dual_chunk", plan)):
-            right = are_right(decoder, chosen, tokens, wanted).float()
+        variants = [(name, one, 1) for name, one in sparse.items()] + [(f"{name}_within", one, 0) for name, one in sparse.items()]
+        for name, chosen, behind in (("plain", None, 0), ("dual_chunk", plan, 0), *variants):
+            met = Counting.met = Met()
+            right = are_right(decoder, chosen, tokens, wanted, behind=behind).float()
+            row |= {f"{name}_met": round(met.keys / met.of, 3)} if met.of else {}
             row |= {name: round(right.mean().item(), 3), f"{name}_far": round(right[is_far].mean().item(), 3) if is_far.any() else None}
         append("attend", {
             "what": "recall", "trained_len": args.trained, "len": length, "n": args.sequences, "steps": args.steps, "seed": args.seed,

@@ -57,10 +57,11 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--heads", type=Path, help="medusa heads too: a file that `ponder train-heads` wrote for this model")
     parser.add_argument("--acceptors", default="coupled")
-    parser.add_argument("--controls", default="expected", help="length controls of the catalogue")
+    parser.add_argument("--controls", default="expected", help="length controls, NAME or NAME:field=value")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--python", type=os.path.abspath, help="interpreter that has the peers; without it none is measured")
     parser.add_argument("--cpu", action="store_true", help="compare CPU time, not the clock's; for ours alone")
+    parser.add_argument("--rows", default="speculation", help="file of benchmarks/results that rows go to; the page is made of speculation")
     parser.add_argument("--write-lessons", type=Path, help="write prompts to train heads on, 60 of each category, and stop")
     return parser.parse_args()
 
@@ -120,7 +121,7 @@ class Bench:
     def turn(self, name: str, prompts: Sequence[Prompt], sampling: Sampling | None = None) -> Turn:
         drafter, acceptor, control = self.settings[name]
         learned = self.learned.get(name)
-        tally = self.ours.use(drafter, catalogue.ACCEPTORS[acceptor], catalogue.LENGTHS[control], learned=learned)
+        tally = self.ours.use(drafter, catalogue.ACCEPTORS[acceptor], catalogue.DRAFT_SPECS[2].read(control), learned=learned)
         return self.ours.answer(prompts, sampling or self.sampling, tally)
 
     def measure(self) -> None:
@@ -202,7 +203,7 @@ def main() -> int:
     same = {"run": run, "model": args.model, "weights": args.weights, "threads": args.threads, "temperature": args.temperature, "new": args.new,
             "clock": "cpu" if args.cpu else "wall", "load": rounded(os.getloadavg()[0])}  # fmt: skip
     for row in bench.rows:
-        evidence.append("speculation", row | same)
+        evidence.append(args.rows, row | same)
     return 0
 
 

@@ -23,7 +23,7 @@ ROLES = {
     "accelerate/weights": "Weight formats",
     "accelerate/attend": "Attention plans",
     "accelerate/prompt": "Pruned prompts",
-    "accelerate/layers": "Models with trained tails",
+    "accelerate/layers": "Models with trained tails and key predictors",
     "accelerate/schedule": "Schedulers",
     "accelerate/cache": "Cache policies and their parts",
     "collaborate": "Collaborations",

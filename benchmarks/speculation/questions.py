@@ -1,4 +1,4 @@
-"""Questions in six categories, in the manner of Spec-Bench, from data that can be installed. No category is a translation.
+"""Questions in seven categories, in the manner of Spec-Bench, from data that can be installed. No category is a translation.
 
     summary     a story, to be retold in a few sentences                    CoQA
     document    a question whose sentence stands in a given text            SQuAD
@@ -6,6 +6,7 @@
     edit        a program, to be given back with one change                 HumanEval
     followup    the model's own answer, to be given again with one change   questions below (as MT-Redundant)
     math        word problems                                               GSM8K
+    chat        what people ask an assistant, answered from nothing given   lib/chat_prompts
 
 A question of `followup` begins as its first turn alone; `second_turn` makes the question that is measured out of the first answer.
 The order is pseudo-random and fixed, so that the first few of a category are a sample of it.
@@ -13,6 +14,8 @@ The order is pseudo-random and fixed, so that the first few of a category are a 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+
+from lib.chat_prompts import CHAT_PROMPTS
 
 from ponder.tasks.data import TASKS, Wheel, read_docs
 from ponder.tasks.gsm8k import SYSTEM, Gsm8k
@@ -134,12 +137,16 @@ def math() -> list[Question]:
     return shuffled([Question(category="math", id=i.id, messages=(("system", SYSTEM), ("user", i.prompt.question))) for i in items])
 
 
+def chat() -> list[Question]:
+    return shuffled([ask_of("chat", f"chat prompt {i}", text) for i, text in enumerate(CHAT_PROMPTS)])
+
+
 def ask_of(category: str, name: str, text: str) -> Question:
     return Question(category=category, id=f"{category} {name}", messages=(("user", text),))
 
 
 CATEGORIES: dict[str, Callable[[], list[Question]]] = {
-    "summary": summary, "document": document, "retrieval": retrieval, "edit": edit, "followup": followup, "math": math,
+    "summary": summary, "document": document, "retrieval": retrieval, "edit": edit, "followup": followup, "math": math, "chat": chat,
 }  # fmt: skip
 COPIES = ("summary", "document", "retrieval", "edit", "followup")  # categories whose answers repeat what stands in the prompt
 KEPT_BACK = 60  # questions of a category that nothing is trained on

@@ -120,6 +120,7 @@ def sums_over_samples(sample: int, make=Given) -> tuple[np.ndarray, np.ndarray, 
             is_rotary=True,
             q_NHE=q[64:].float(),
             keys=lambda a, b: k[a:b].float(),
+            turned=lambda rows, positions: q[64:].float()[rows],
         )
         like, drawn = plan.of_half(view, 0, 64, 128)
         mine = [piece.keys[a:b] for piece in (like, drawn) for a, b, end in spans_of(piece) if 63 * 6 in piece.rows[end]]

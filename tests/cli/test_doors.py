@@ -30,15 +30,16 @@ def test_a_door_that_lacks_one_is_caught():
     assert missing_at(load) >= {"attend", "prompt", "way"}
 
 
-@pytest.mark.parametrize("name", sorted(NAMES - {"partner", "tail"}))
+@pytest.mark.parametrize("name", sorted(NAMES - {"partner", "tail", "predictor"}))
 def test_a_name_that_nothing_has_is_refused_before_work(smollm2_path, name):
     with pytest.raises(UnknownName):
         ponder.load(str(smollm2_path), **{name: "nonesuch"})
 
 
-def test_a_tail_that_is_not_there_is_refused(smollm2_path):
+@pytest.mark.parametrize("name", ["tail", "predictor"])
+def test_a_file_that_is_not_there_is_refused(smollm2_path, name):
     with pytest.raises(StoreError, match="nonesuch"):
-        ponder.load(str(smollm2_path), tail="nonesuch")
+        ponder.load(str(smollm2_path), **{name: "nonesuch"})
 
 
 def test_a_partner_without_a_way_is_refused(smollm2_path):

@@ -5,6 +5,7 @@ import torch
 
 from engine.tiny_models import ByteTokenizer, tiny_decoder
 from ponder.accelerate.attend.dual_chunk import DualChunk
+from ponder.accelerate.attend.dual_chunk_sparse import DualChunkSparse
 from ponder.accelerate.attend.s2 import S2
 from ponder.accelerate.attend.vertical_slash import VerticalSlash
 from ponder.accelerate.schedule.sarathi import Sarathi
@@ -22,6 +23,7 @@ PLANS = [
     S2(window=32, stride=3, num_dense=0),
     DualChunk(chunk=64, local=16),
     VerticalSlash(mass=0.5, window=16, segment=128, dense_below=128),
+    DualChunkSparse(chunk=128, local=32, mass=0.5, window=16, segment=128, dense_below=128, check=64),
 ]
 needs_kernel = pytest.mark.skipif(library() is None, reason="no compiled kernel here")
 

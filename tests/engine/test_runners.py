@@ -11,6 +11,7 @@ from engine.tiny_models import ByteTokenizer, StateCheckpoint, tiny
 from ponder.accelerate.accept.coupled import Coupled
 from ponder.accelerate.accept.rejection import Rejection
 from ponder.accelerate.draft.draft_model import DraftModel
+from ponder.accelerate.draft.griffin import Griffin
 from ponder.accelerate.draft.layer_skip import LayerSkip
 from ponder.accelerate.length.fixed import Fixed
 from ponder.accelerate.schedule.sarathi import Sarathi
@@ -69,12 +70,13 @@ def test_a_layer_that_does_nothing_may_be_left_out(is_native: bool):
     assert process.totals.accepted_tokens > 100 and wasted <= 3 * sum(isinstance(a, Extension) and a.finish in ("stop", "until") for a in wanted)
 
 
-def test_what_a_thinned_model_wrote_is_never_read():
+@pytest.mark.parametrize("drafter", [LayerSkip(least=0.0, num=3, ends=1), Griffin(least=0.0, num=3, share=0.1)])
+def test_what_a_thinned_model_wrote_is_never_read(drafter: Drafter):
     """After every step keys are plain decoding's, though the layer that was left out matters and most drafts are wrong."""
     extends = free_asks()[:6]
     plain = opened(None)
     wanted = told(plain, extends)
-    process = opened(LayerSkip(least=0.0, num=3, ends=1))
+    process = opened(drafter)
     tickets = [process.add(ask) for ask in extends]
     found = {}
     while process.jobs:
@@ -115,6 +117,21 @@ def test_a_twin_short_of_memory_forgets_and_reads_again():
         assert none.guess(contexts, [[]] * 3) == [None] * 3
         long = replace(contexts[0], request=9, tokens=[60] * 600)
         assert roomy.guess([long], [[]]) == [None]
+
+
+@torch.inference_mode()
+def test_a_greedy_guess_says_how_sure_its_model_is():
+    """And a drawn one how likely the draw was, at its temperature."""
+    runner = TwinRunner(DECODER, lambda pool: Attention(DECODER.config, pool, is_native=False))
+    greedy, drawn = (
+        Context(request=i, tokens=list(range(40, 80)), num_prompt=30, room=4, max_depth=4, seed=3, sampling=Sampling(temperature=t))
+        for i, t in enumerate((0.0, 0.7))
+    )
+    sure, likely = runner.guess([greedy, drawn], [[], []], with_log_q=True)
+    logits = DECODER.logits(torch.stack([sure.hidden, likely.hidden]))
+    assert sure.token == int(logits[0].argmax()) and sure.chance == pytest.approx(float(logits[0].softmax(-1).max()), rel=1e-3)
+    assert likely.chance == pytest.approx(float((logits[1] / 0.7).softmax(-1)[likely.token]), rel=1e-3) and sure.chance < 1
+    assert float(sure.log_q.exp().max()) == 1.0
 
 
 def test_a_draft_that_is_taken_back_is_read_anew():

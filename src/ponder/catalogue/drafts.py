@@ -7,6 +7,7 @@ from ponder.accelerate.accept.bild import BigLittle
 from ponder.accelerate.accept.coupled import Coupled
 from ponder.accelerate.accept.greedy import GreedyMatch
 from ponder.accelerate.accept.rejection import Rejection
+from ponder.accelerate.accept.trust import Trust
 from ponder.accelerate.accept.typical import Typical
 from ponder.accelerate.draft.bridge import KIND as BRIDGE
 from ponder.accelerate.draft.bridge import load_bridge
@@ -14,7 +15,13 @@ from ponder.accelerate.draft.copyspec import CopySpec
 from ponder.accelerate.draft.draft_model import DraftModel
 from ponder.accelerate.draft.early_exit import EarlyExit
 from ponder.accelerate.draft.first import First
+from ponder.accelerate.draft.followers import KIND as FOLLOWERS
+from ponder.accelerate.draft.followers import load_followers
+from ponder.accelerate.draft.griffin import Griffin
 from ponder.accelerate.draft.heads import load_heads
+from ponder.accelerate.draft.hydra import Hydra
+from ponder.accelerate.draft.hydra_heads import KIND as HYDRA
+from ponder.accelerate.draft.hydra_heads import load_hydra
 from ponder.accelerate.draft.layer_skip import LayerSkip
 from ponder.accelerate.draft.medusa import Medusa
 from ponder.accelerate.draft.ngram import Ngram
@@ -32,15 +39,17 @@ from ponder.core.tensor_file import kind_of
 from ponder.run.spec import FilesToo, Specs
 
 DRAFTERS: dict[str, Drafter] = {
-    "draft_model": DraftModel(weights="int4"), "layer_skip": LayerSkip(), "early_exit": EarlyExit(), "superposed": Superposed(),
+    "draft_model": DraftModel(weights="int4"), "layer_skip": LayerSkip(), "griffin": Griffin(), "early_exit": EarlyExit(), "superposed": Superposed(),
     "ngram": Ngram(), "copyspec": CopySpec(), "trie": Trie(),
     "token_recycling": TokenRecycling(), "copy_or_recycle": First(drafters=(CopySpec(), TokenRecycling())),
 }  # fmt: skip
 
-TRAINED_DRAFTERS = {"medusa": Medusa, "early_exit": EarlyExit}  # those that hold what `ponder train-heads` and `train-bridge` trained
+TRAINED_DRAFTERS = {  # those that hold what `ponder train-heads`, `train-bridge` and benchmarks/train_drafters.py trained
+    "medusa": Medusa, "hydra": Hydra, "early_exit": EarlyExit, "token_recycling": TokenRecycling,
+}  # fmt: skip
 
 ACCEPTORS: dict[str, Acceptor] = {
-    "coupled": Coupled(), "greedy": GreedyMatch(), "rejection": Rejection(), "typical": Typical(), "bild": BigLittle(),
+    "coupled": Coupled(), "greedy": GreedyMatch(), "rejection": Rejection(), "typical": Typical(), "bild": BigLittle(), "trust": Trust(),
 }  # fmt: skip
 
 LENGTHS: dict[str, LengthControl] = {
@@ -51,9 +60,15 @@ TRAINED_LENGTHS = {"specdecpp": SpecDecPP}  # those that hold a trained head (`p
 
 
 def open_drafter(path: Path) -> Drafter:
-    """Medusa with the heads in that file, or early exit with its bridge. Raises BadField, StoreError."""
-    if kind_of(path, "name a file that `ponder train-heads` or `ponder train-bridge` wrote") == BRIDGE:
+    """Medusa or Hydra with the heads in that file, early exit with its bridge, recycling with its table. Raises BadField, StoreError."""
+    kind = kind_of(path, "name a file that `ponder train-heads` or `ponder train-bridge` wrote")
+    if kind == BRIDGE:
         return TRAINED_DRAFTERS["early_exit"](bridge=load_bridge(path))
+    if kind == HYDRA:
+        return TRAINED_DRAFTERS["hydra"](heads=load_hydra(path))
+    if kind == FOLLOWERS:
+        table = load_followers(path)
+        return TRAINED_DRAFTERS["token_recycling"](over="session", warm=table, rows=len(table.rows), shares=table.shares)
     return TRAINED_DRAFTERS["medusa"](heads=load_heads(path))
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ponder.accelerate.attend.dual_chunk import DualChunk
+from ponder.accelerate.attend.dual_chunk_sparse import DualChunkSparse
 from ponder.accelerate.attend.hyper import Hyper
 from ponder.accelerate.attend.longgen import LongGen
 from ponder.accelerate.attend.quest import Quest
@@ -78,6 +79,7 @@ def cache_policy(spec: str) -> Policy:
 
 ATTENTION_PLANS: dict[str, AttentionPlan] = {
     "vertical_slash": VerticalSlash(), "hyper": Hyper(), "s2": S2(), "longgen": LongGen(), "dual_chunk": DualChunk(),
+    "dual_chunk_sparse": DualChunkSparse(),
     "quest": Quest(), "squeezed": Squeezed(), "recycled": Recycled(),
 }  # fmt: skip
 

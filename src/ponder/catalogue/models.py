@@ -13,6 +13,7 @@ from ponder.core.accelerations import Accelerations
 from ponder.core.draft import Twin
 from ponder.core.errors import UnknownName
 from ponder.core.formats import Tokenizer
+from ponder.core.predictor import load_predictor
 from ponder.core.tail import load_tail
 from ponder.engine.open import open_process, open_twin
 from ponder.engine.process import LocalProcess, Settings
@@ -35,6 +36,8 @@ def accelerated(settings: Settings, accelerations: Accelerations) -> Settings:
         settings = replace(settings, prompt=prompt_filter(prompt) if isinstance(prompt, str) else prompt)  # type: ignore[arg-type]
     if (tail := accelerations.tail) is not None:
         settings = replace(settings, tail=load_tail(Path(tail)) if isinstance(tail, str) else tail)  # type: ignore[arg-type]
+    if (found := accelerations.predictor) is not None:
+        settings = replace(settings, predictor=load_predictor(Path(found)) if isinstance(found, str) else found)  # type: ignore[arg-type]
     return settings
 
 

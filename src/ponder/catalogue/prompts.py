@@ -1,5 +1,6 @@
-"""Which tokens of a prompt are read, how far, and how tails begin that are trained to need less of it, by name."""
+"""Which tokens of a prompt are read, how far, and how tails and key predictors begin that are trained to need less of it, by name."""
 
+from ponder.accelerate.layers.kv_prediction import KVPrediction
 from ponder.accelerate.layers.swiftkv import SwiftKV
 from ponder.accelerate.prompt.gemfilter import GemFilter
 from ponder.accelerate.prompt.lazyllm import LazyLLM
@@ -12,6 +13,8 @@ LAYER_PLANS: dict[str, LayerPlan] = {"lazyllm": LazyLLM()}
 PROMPT_FILTERS: dict[str, PromptFilter] = {"gemfilter": GemFilter(), "specpc": SpecPC()}
 
 TAILS: dict[str, SwiftKV] = {"swiftkv": SwiftKV()}
+
+PREDICTORS: dict[str, KVPrediction] = {"kv_prediction": KVPrediction()}
 
 
 def prompt_filter(spec: str) -> PromptFilter:
@@ -33,3 +36,8 @@ def with_keep(spec: str) -> str:
 def tail_kind(spec: str) -> SwiftKV:
     """How the tail begins that NAME or NAME:field=value,... means. Raises UnknownName or BadField."""
     return Specs("tail", TAILS, {}).read(spec)  # type: ignore[return-value]
+
+
+def predictor_kind(spec: str) -> KVPrediction:
+    """How the key predictor begins that NAME or NAME:field=value,... means. Raises UnknownName or BadField."""
+    return Specs("key predictor", PREDICTORS, {}).read(spec)  # type: ignore[return-value]

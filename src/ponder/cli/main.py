@@ -61,6 +61,9 @@ PromptFilter = Annotated[
     typer.Option("--prompt", help="Which tokens of a prompt are read: NAME:SHARE, as in gemfilter:0.1, or NAME:field=value,...; default: all."),
 ]
 TailFile = Annotated[str | None, typer.Option(help="File of what the last layers were trained to do instead, so that prompts need not pass them.")]
+PredictorFile = Annotated[
+    str | None, typer.Option(help="File of a small reader that supplies keys of prompts in the model's place (`ponder train-keys`).")
+]
 With = Annotated[str | None, typer.Option("--with", help="Another model that writes the answer with this one; with --way.")]
 Way = Annotated[
     str | None,
@@ -95,6 +98,7 @@ def ask(
     attend: Attend = None,
     prompt: PromptFilter = None,
     tail: TailFile = None,
+    predictor: PredictorFile = None,
     layers: Layers = None,
     other: With = None,
     way: Way = None,
@@ -103,7 +107,7 @@ def ask(
     """Answer one question: the answer, how sure it is, what it cost and why it stopped."""
     _verb("ask", question=question, model=model, strategy=strategy, budget=budget, answer=answer, form=form, max_tokens=max_tokens,
           weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context, trace=trace,
-          accelerations=Accelerations(draft=draft, cache=cache, attend=attend, prompt=prompt, layers=layers, tail=tail,
+          accelerations=Accelerations(draft=draft, cache=cache, attend=attend, prompt=prompt, layers=layers, tail=tail, predictor=predictor,
                                        partner=partner_of(other, way)))  # fmt: skip
 
 
@@ -130,6 +134,7 @@ def compare(
     attend: Attend = None,
     prompt: PromptFilter = None,
     tail: TailFile = None,
+    predictor: PredictorFile = None,
     layers: Layers = None,
     other: With = None,
     way: Way = None,
@@ -140,7 +145,7 @@ def compare(
     _verb("compare", task=task, strategies=strategies, n=n, budget=budget, model=model, split=split, out=out, resume=resume,
           weights=weights, device=device, seed=seed, strict=strict, threads=threads, context=context,
           ray=ray, replicas=replicas,
-          accelerations=Accelerations(draft=draft, cache=cache, attend=attend, prompt=prompt, layers=layers, tail=tail,
+          accelerations=Accelerations(draft=draft, cache=cache, attend=attend, prompt=prompt, layers=layers, tail=tail, predictor=predictor,
                                        partner=partner_of(other, way)))  # fmt: skip
 
 
@@ -204,6 +209,7 @@ def serve(
     attend: Attend = None,
     prompt: PromptFilter = None,
     tail: TailFile = None,
+    predictor: PredictorFile = None,
     layers: Layers = None,
     other: With = None,
     way: Way = None,
@@ -214,7 +220,7 @@ def serve(
     verb = importlib.import_module("ponder.cli.serve")
     opening = verb.Opening(model=model, weights=weights, device=device, threads=threads, context=context, store=store,
                            accelerations=Accelerations(draft=draft, cache=cache, attend=attend, prompt=prompt, layers=layers, tail=tail,
-                                                       partner=partner_of(other, way)))  # fmt: skip
+                                                       predictor=predictor, partner=partner_of(other, way)))  # fmt: skip
     menu = verb.menu_of(model=model, name=name, strategy=strategy, budget=budget, allow_code=allow_code, max_tokens=max_tokens)
     limits = verb.Limits(max_jobs=max_jobs, max_queue=max_queue, max_per_client=max_per_key, max_body=max_body, drain=drain)
     site = verb.Site(keys=verb.read_keys(api_key or (), api_key_file), origins=tuple(cors_origin or ()))
@@ -374,6 +380,30 @@ def train_cache(
     train = importlib.import_module("ponder.cli.train_cache")
     raise typer.Exit(train.train_cache(tasks=tasks, file=prompts, out=out, n=n, tokens=tokens,
                                        model=train.Opened(model, weights, threads), fit=train.RetainRecipe(seed=seed)))  # fmt: skip
+
+
+@app.command()
+def train_keys(
+    kind: Annotated[str, typer.Option(help="How it begins: NAME or NAME:field=value,... as in kv_prediction:share=0.34.")] = "kv_prediction",
+    seconds: Annotated[float, typer.Option(help="Seconds of training, after the maps' closed form.")] = 120.0,
+    batch: Annotated[int, typer.Option(help="Texts of 256 tokens in a step.")] = 4,
+    tasks: Answered = "gsm8k,mbpp",
+    prompts: MorePrompts = None,
+    out: Annotated[Path, typer.Option(help="Where the predictor goes (.safetensors).")] = Path("out/keys.safetensors"),
+    n: Annotated[int, typer.Option("--n", "-n", help="Questions of each task; an eighth of all text measures only.")] = 200,
+    tokens: AnswerTokens = 128,
+    model: Model = DEFAULT_MODEL,
+    weights: Weights = "native",
+    device: Annotated[str, typer.Option(help="Where it is trained: cpu, cuda or cuda:N.")] = "cpu",
+    seed: Seed = 0,
+    threads: Threads = None,
+) -> None:
+    """Train a small reader of prompts, whose keys become the model's, so that a long prompt costs a part of what it does (KV Prediction)."""
+    train = importlib.import_module("ponder.cli.train_keys")
+    raise typer.Exit(train.train_keys(kind=kind, tasks=tasks, file=prompts, out=out, n=n, tokens=tokens,
+                                      model=train.Opened(model, weights, threads, device),
+                                      fit=train.PredictorRecipe(max_seconds=seconds, max_steps=1 << 30, batch=batch, rate=5e-4,
+                                                                seed=seed)))  # fmt: skip
 
 
 @app.command()

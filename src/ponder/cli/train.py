@@ -44,6 +44,7 @@ class Opened:
     model: str
     weights: str
     threads: int | None
+    device: str = "cpu"  # where gradients are computed, if they are
 
 
 def train_verifier(*, task: str, out: Path, kind: str, n: int, samples: int, model: Opened, fit: Recipe) -> int:

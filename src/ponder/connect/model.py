@@ -48,13 +48,15 @@ class Model:
 def load(
     model: str = catalogue.DEFAULT_MODEL, *, weights: str | None = None, threads: int | None = None, device: str = "cpu",
     context_len: int | None = None, draft: str | None = None, cache: str | None = None, attend: str | None = None, layers: str | None = None,
-    prompt: str | None = None, tail: str | None = None, partner: str | None = None, way: str | None = None,
+    prompt: str | None = None, tail: str | None = None, predictor: str | None = None, partner: str | None = None, way: str | None = None,
 ) -> Model:  # fmt: skip
     """The model of that name (fetched into the cache when it is not there), GGUF file, folder, endpoint (URL#MODEL or a .toml file) or
-    transformers:FOLDER, opened. draft, cache, attend, layers, prompt, tail: how the same answer is to cost less (core.accelerations); partner: a
-    model that writes the answer with this one, in the way that `way` names."""
+    transformers:FOLDER, opened. draft, cache, attend, layers, prompt, tail, predictor: how the same answer is to cost less
+    (core.accelerations); partner: a model that writes the answer with this one, in the way that `way` names."""
     together = partner_of(partner, way)
-    accelerations = Accelerations(draft=draft, cache=cache, attend=attend, layers=layers, prompt=prompt, tail=tail, partner=together)
+    accelerations = Accelerations(
+        draft=draft, cache=cache, attend=attend, layers=layers, prompt=prompt, tail=tail, predictor=predictor, partner=together
+    )
     return Model(open_by_name(model, weights, threads, device=device, context_len=context_len, accelerations=accelerations))
 
 

@@ -37,6 +37,7 @@ class Accelerations:
     layers: object = None  # behind which layers tokens of a prompt leave: str or core.pruning.LayerPlan
     prompt: object = None  # which tokens of a prompt are read: str or core.pruning.PromptFilter
     tail: object = None  # what its last layers were trained to do instead: str (a file) or core.tail.Tail
+    predictor: object = None  # what supplies keys of prompts: str (a file) or core.predictor.Predictor
 
     @property
     def given(self) -> dict[str, object]:

@@ -53,6 +53,7 @@ class View:
     q_NHE: Tensor  # rotated to their places
     keys: Callable[[int, int], Tensor]  # (first, last) place -> [last - first, K, E], rotated to their places; a copy
     num_prompt: int
+    turned: Callable[[Tensor, Tensor], Tensor]  # (rows [R], positions [R]) -> those queries [R, H, E], turned so far forward
     memory: Memory = field(default_factory=Memory)  # empty while a prompt is read
     # (place) -> float32 [K, place + 1]: the weights that the query at `place` gives each key up to itself, of a key head's query heads together
     weights: Callable[[int], Tensor] | None = None

@@ -198,7 +198,7 @@ class Guess:
     """A token that a model drew for a draft. log_q: float [V] log of what it was drawn from, point mass included."""
 
     token: int
-    chance: float  # its probability there
+    chance: float  # its probability there; of a greedy draw, which is certain, the one that the model itself gives it
     log_q: Tensor | None = None  # where it was asked for
     hidden: Tensor | None = field(default=None, compare=False)  # [D] its model's final hidden state that it was drawn from, where there is one
 
@@ -221,6 +221,19 @@ class Runner(Protocol):
     def forget(self, request: int) -> None: ...
 
 
+class InnerChoice(Protocol):
+    """Which inner numbers act(gate x) * up x of every layer's feed-forward a request's guesses are made with, chosen by its prompt."""
+
+    @property
+    def num_seen(self) -> int:
+        """Tokens of a prompt that are looked at, its last ones."""
+        ...
+
+    def units(self, inner_TF: Tensor, unit: int) -> Tensor:
+        """int64, ascending: the units kept of one layer, at least one, each `unit` neighbouring numbers. inner_TF: float32, of the tokens seen."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Twin:
     """Which model a Runner runs."""
@@ -228,6 +241,7 @@ class Twin:
     model: str | None = None  # a name or file of a model with the same tokens; None: the target
     weights: str | None = None  # weight format; None: the target's where the model is, else the usual one
     skips: tuple[int, ...] = ()  # layers left out; with all else None it shares the target's own keys of committed tokens
+    inner: InnerChoice | None = None  # what is kept of every layer's feed-forward; with model and weights None it shares keys as with skips
     bridge: Callable[[Tensor], Tensor] | None = None  # with skips: what is made of final hidden states [N, D] before the output head
 
 

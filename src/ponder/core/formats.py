@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -99,6 +99,17 @@ class Linear(Protocol):
     nbytes: int
 
     def apply(self, x: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Divisible(Linear, Protocol):
+    """A Linear of which a part can be had, as a matrix of its own."""
+
+    unit: int  # neighbouring outputs or inputs that stay together: parts are of whole units
+
+    def part(self, rows: Tensor | None = None, columns: Tensor | None = None) -> Linear:
+        """Of those outputs, or of those inputs (int64, ascending, whole units); None: all of them. Shares no memory with the whole."""
+        ...
 
 
 class Embedding(Protocol):

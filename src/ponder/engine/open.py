@@ -11,7 +11,7 @@ from ponder.engine.device import find_device
 from ponder.engine.device_process import DeviceProcess
 from ponder.engine.keeping_process import KeepingProcess
 from ponder.engine.pages import PLAIN
-from ponder.engine.passes import with_tail
+from ponder.engine.passes import with_predictor, with_tail
 from ponder.engine.process import LocalProcess, Settings
 from ponder.engine.thinning_process import ThinningProcess
 from ponder.models.decoder import Decoder, load
@@ -49,6 +49,8 @@ def open_process(
         raise BadField(f"prompt filter {settings.prompt.name} on {device}: prompts are filtered on the CPU; open the model there, or leave it out")
     if settings.tail is not None and where.type != "cpu":
         raise BadField(f"a tail on {device}: its layers run on the CPU; open the model there, or leave it out")
+    if settings.predictor is not None and where.type != "cpu":
+        raise BadField(f"a key predictor on {device}: it runs on the CPU; open the model there, or leave it out")
     if settings.company is not None and where.type != "cpu":
         raise BadField(f"{settings.company.blend} on {device}: two models draw together on the CPU only; open them there")
     checkpoint, tokenizer = open_model(path)  # the tokenizer first: making one takes several times what stays, which the weights then fill
@@ -57,6 +59,8 @@ def open_process(
     decoder = load(checkpoint, weights, head, dtype, context_len=context_len, longest=longest)
     if settings.tail is not None:
         decoder = with_tail(decoder, settings.tail, weights)
+    if settings.predictor is not None:
+        decoder = with_predictor(decoder, settings.predictor, checkpoint, weights)
     if settings.company is not None:
         decoder = in_company(decoder, tokenizer, settings)
     if where.type == "cpu":
@@ -103,15 +107,16 @@ def check_together(settings: Settings) -> None:
     for name, other in (("draft", speculation), ("cache policy", cache), ("attention plan", attend)):
         if settings.layers is not None and other is not None:
             raise BadField(f"layer plan {settings.layers.name} with a {name}: layers then know different tokens; leave one of them out")
-    if settings.tail is not None:
+    for name, trained in (("tail", settings.tail), ("key predictor", settings.predictor)):
         others = {"draft": speculation, "cache policy": cache, "attention plan": attend, "prompt filter": settings.prompt}
         others |= {
             "layer plan": settings.layers,
             "partner": settings.company,
             "KV format": None if settings.kv_format is PLAIN else settings.kv_format,
+            "tail": None if name == "tail" else settings.tail,
         }
-        for kind in [kind for kind, other in others.items() if other is not None]:
-            raise BadField(f"a tail with a {kind}: no law has seen the two together; leave one of them out")
+        for kind in [kind for kind, other in others.items() if other is not None and trained is not None]:
+            raise BadField(f"a {name} with a {kind}: no law has seen the two together; leave one of them out")
     if attend is None or not attend.is_for_answers:
         return
     if cache is not None:

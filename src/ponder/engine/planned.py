@@ -216,9 +216,14 @@ class PlannedStep(StepPlan):
             return self._weights(table, place + 1, q_NHE[place - span.start], keys)
 
         kind = rotary_kind(self.config, layer)
+
+        def forward(rows: Tensor, positions: Tensor) -> Tensor:
+            return turned(q_NHE[rows], self.frequencies[kind], positions)
+
         view = View(
             layer=layer, num_layers=self.config.num_layers, start=span.start, stop=span.stop, num_kv_heads=self.config.num_kv_heads,
-            is_rotary=kind != "none", q_NHE=q_NHE, keys=keys, num_prompt=span.num_prompt, memory=part.memories[layer], weights=weights,
+            is_rotary=kind != "none", q_NHE=q_NHE, keys=keys, num_prompt=span.num_prompt, turned=forward, memory=part.memories[layer],
+            weights=weights,
         )  # fmt: skip
         out, num_met = q_NHE.new_empty(len(q_NHE), q_NHE.shape[1] * q_NHE.shape[2]), 0
         pieces = [piece for piece in self.planned.pieces(view) if len(piece.keys)]

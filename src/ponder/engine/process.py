@@ -373,7 +373,7 @@ class LocalProcess:
         num_free = max(0, span.stop - max(start, track.num_known))  # generated here: paid when drawn
         if track.is_paid and start < track.num_given <= span.stop:
             num_free += 1
-        flops = self.flops(num, (start + 1 + span.stop) / 2) - self.passes.spared(start, span.stop, span.asked)
+        flops = self.flops(num, (start + 1 + span.stop) / 2) - self.passes.spared(replace(span, start=start))
         job.count.prompt_tokens += num - num_free
         job.count.row_tokens += num
         job.count.flops += flops

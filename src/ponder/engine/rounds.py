@@ -9,6 +9,7 @@ is guessed, a tree is empty and a round is one draw.
 Rows: row 0 is the last committed token's, row i + 1 that of the tree's token i.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -106,7 +107,11 @@ class Round:
         if self.drawn[row].token == token:
             return self.drawn[row]
         assert self.logits is not None
-        return draw(self.logits[row : row + 1], [replace(self.wished[row], forced=token)])[0]
+        (drawn,) = draw(self.logits[row : row + 1], [replace(self.wished[row], forced=token)])
+        if drawn.log_q > -math.inf:
+            return drawn
+        # an acceptor kept what the target itself would never draw there: a greedy answer is as certain as ever, any other is weighed by the model
+        return replace(drawn, log_q=0.0 if self.wished[row].sampling.temperature == 0 else drawn.log_p)
 
     def _log_p(self, row: int) -> Tensor:
         assert self.logits is not None

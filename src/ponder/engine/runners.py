@@ -1,4 +1,4 @@
-"""Models that drafters run: another one with the same tokens, which keeps keys of its own, or the target with layers left out.
+"""Models that drafters run: another one with the same tokens, which keeps keys of its own, or the target with layers left out, or narrowed.
 
 Both answer `guess` (core.draft.Runner): one forward pass over what they have not read yet of every context and draft, and a draw as
 plain decoding would make it. Nothing that they write is read by anybody else: a twin has its own pages, and a thinned target writes
@@ -18,6 +18,7 @@ from ponder.core.errors import BadField
 from ponder.core.formats import Tokenizer
 from ponder.engine.attend import Attention, Span, in_order
 from ponder.engine.kv import common_len
+from ponder.engine.narrow import Narrowing
 from ponder.engine.pages import Pool
 from ponder.engine.pages import Sequence as Pages
 from ponder.engine.sampler import Draw, draw, most_likely, proposal_of
@@ -38,7 +39,8 @@ def guesses(
         wishes.append(Draw(context.seed, context.position + len(draft), context.sampling, None, seen, None, context.drift))
     drawn = draw(logits_RV, wishes)
     log_q = [proposal_of(logits_RV[i : i + 1], wish) if with_log_q else None for i, wish in enumerate(wishes)]
-    return [Guess(d.token, math.exp(d.log_q), q, hidden_D) for d, q, hidden_D in zip(drawn, log_q, hidden_RD)]
+    sure = [d.log_p if wish.sampling.temperature == 0 else d.log_q for d, wish in zip(drawn, wishes)]
+    return [Guess(d.token, math.exp(x), q, hidden_D) for d, x, q, hidden_D in zip(drawn, sure, log_q, hidden_RD)]
 
 
 def last_rows(
@@ -123,16 +125,21 @@ class Lender:
 
     def other(self, twin: Twin) -> Decoder:
         """The decoder of a model with the same tokens. Raises BadField for one that has others, or that cannot be opened here."""
-        if self.twins is None or twin.skips:
-            raise BadField(f"{twin}: this process opens no other model, or one with all its layers; use catalogue.open_model, leave skips out")
+        if self.twins is None or twin.skips or twin.inner is not None:
+            raise BadField(
+                f"{twin}: this process opens no other model, or one with all its layers; use catalogue.open_model, leave skips and inner out"
+            )
         decoder, tokenizer = self.twins(twin)
         if tokenizer.pieces != self.tokenizer.pieces:
             raise BadField(f"{twin}: its {len(tokenizer.pieces)} tokens are not this model's {len(self.tokenizer.pieces)}; take one of its family")
         return decoder
 
     def runner(self, twin: Twin) -> Runner:
-        if twin.skips and twin.model is None and twin.weights is None:
-            return ThinnedRunner(self.decoder, self.attention, frozenset(twin.skips), pages_of=self.pages_of, take=self.take, bridge=twin.bridge)
+        if (twin.skips or twin.inner is not None) and twin.model is None and twin.weights is None:
+            narrowing = None if twin.inner is None else Narrowing(self.decoder, self.attention, twin.inner, self.take)
+            return ThinnedRunner(
+                self.decoder, self.attention, frozenset(twin.skips), pages_of=self.pages_of, take=self.take, bridge=twin.bridge, narrowing=narrowing
+            )  # fmt: skip
         decoder = self.other(twin)
         return TwinRunner(decoder, lambda pool: Attention(decoder.config, pool, is_native=self.attention.kernel is not None))
 
@@ -199,12 +206,14 @@ class ThinnedRunner:
 
     def __init__(
         self, decoder: Decoder, attention: Attention, skips: frozenset[int], *, pages_of: Callable[[int], Pages | None],
-        take: Callable[[Pages, int], bool], bridge: Callable[[Tensor], Tensor] | None = None,
+        take: Callable[[Pages, int], bool], bridge: Callable[[Tensor], Tensor] | None = None, narrowing: Narrowing | None = None,
     ) -> None:  # fmt: skip
-        """pages_of: a request's pages, where it runs; take(pages, num): makes room. bridge: from final states to what the head is shown."""
-        if not skips or not skips < set(range(decoder.config.num_layers)):
+        """pages_of: a request's pages, where it runs; take(pages, num): makes room. bridge: from final states to what the head is shown.
+        narrowing: what each request keeps of the layers."""
+        if (not skips and narrowing is None) or not skips < set(range(decoder.config.num_layers)):
             raise BadField(f"draft skips={sorted(skips)}: must be some of the layers 0 to {decoder.config.num_layers - 1}, and not all")
         self.decoder, self.attention, self.skips, self.pages_of, self.take, self.bridge = decoder, attention, skips, pages_of, take, bridge
+        self.narrowing = narrowing
         self.ahead: dict[int, tuple[int, int]] = {}  # request -> (committed tokens, drafted ones that are written behind)
 
     def guess(self, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool = False) -> list[Guess | None]:
@@ -218,7 +227,7 @@ class ThinnedRunner:
         tokens: dict[Pages, list[Place]] = {}
         for i, (context, draft) in enumerate(zip(contexts, drafts)):
             num, pages = len(context.tokens), self.pages_of(context.request)
-            if pages is None or not self.take(pages, num + len(draft)):
+            if pages is None or (self.narrowing is not None and not self.narrowing.knows(context)) or not self.take(pages, num + len(draft)):
                 continue
             before, written = self.ahead.get(context.request, (0, 0))
             start = num - 1 if before != num or written > len(draft) else num - 1 + written
@@ -227,8 +236,13 @@ class ThinnedRunner:
             self.ahead[context.request] = num, 1 + len(draft)
         if not spans:
             return [], None
-        hidden_RD = last_rows(self.decoder, self.attention, list(spans.values()), tokens, skips=self.skips)
+        decoder = self.decoder
+        if self.narrowing is not None:
+            decoder = self.narrowing.decoder_for({contexts[i].request: span for i, span in spans.items()})
+        hidden_RD = last_rows(decoder, self.attention, list(spans.values()), tokens, skips=self.skips)
         return list(spans), hidden_RD if self.bridge is None else self.bridge(hidden_RD)
 
     def forget(self, request: int) -> None:
         self.ahead.pop(request, None)
+        if self.narrowing is not None:
+            self.narrowing.forget(request)

@@ -9,6 +9,7 @@ from ponder.core.draft import Speculation, Twin
 from ponder.core.errors import BadField
 from ponder.core.formats import Tokenizer
 from ponder.core.keeping import Policy
+from ponder.core.predictor import Predictor
 from ponder.core.pruning import LayerPlan, PromptFilter
 from ponder.core.tail import Tail
 from ponder.engine.pages import PLAIN, KVFormat
@@ -34,6 +35,7 @@ class Settings:
     layers: LayerPlan | None = None  # behind which layers tokens of a prompt leave; None: behind none
     prompt: PromptFilter | None = None  # which tokens of a prompt are read; None: all
     tail: Tail | None = None  # what its last layers were trained to do instead; None: they are the model's
+    predictor: Predictor | None = None  # what supplies keys of prompts; None: the model computes them
 
     def __post_init__(self) -> None:
         for name, value in (("max_rows", self.max_rows), ("chunk", self.chunk), ("kv_bytes", self.kv_bytes)):

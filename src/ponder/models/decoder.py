@@ -21,6 +21,7 @@ from ponder.core.formats import Checkpoint, Embedding, ExpertWeights, FeedForwar
 from ponder.models.embedding import open_embedding
 from ponder.models.families import FAMILIES
 from ponder.models.memory import give_back
+from ponder.models.predictor import PackedPredictor
 from ponder.models.rotary import Rotary, WholeRotary, rotary_kind
 from ponder.models.tail import PackedTail
 
@@ -43,7 +44,9 @@ class Decoder:
     head: Linear
     tables: tuple[Rotary | WholeRotary, ...]
     table_of: tuple[int, ...]  # which table each layer rotates by
+    body_of: Callable[[LayerWeights], LayerBody] | None = None  # what computes another layer of this shape in this format; None: nothing does
     tail: PackedTail | None = None  # what its last layers have instead of their projections; whoever calls them knows (engine.passes)
+    reader: PackedPredictor | None = None  # what supplies keys of prompts in its place; as known there
 
     @property
     def device(self) -> torch.device:
@@ -195,6 +198,18 @@ class PlainBody:
         return x_TD if weight is None else rms_norm(x_TD.float(), weight, self.config.norm_eps, torch.float32)
 
 
+@dataclass(frozen=True)
+class BodyOf:
+    """The format's own body of a layer, or the plain one."""
+
+    weights: WeightFormat
+    config: ModelConfig
+    dtype: torch.dtype
+
+    def __call__(self, layer: LayerWeights) -> LayerBody:
+        return self.weights.fuse(layer, self.config) or PlainBody(layer, self.config, self.dtype)
+
+
 def rms_norm(x_TD: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """Root-mean-square norm in float32, returned in `dtype`."""
     return F.rms_norm(x_TD, (x_TD.shape[-1],), weight, eps).to(dtype)
@@ -287,7 +302,8 @@ def load(
     weights.complete([*matrices, packed_head] if head is weights else matrices)
     if head is not weights:
         head.complete([packed_head])
-    bodies = tuple(weights.fuse(layer, config) or PlainBody(layer, config, dtype) for layer in layers)
+    body_of = BodyOf(weights, config, dtype)
+    bodies = tuple(map(body_of, layers))
     give_back()
     rope = "" if config.rope_factors == checkpoint.config.rope_factors else "/long"
     return Decoder(
@@ -301,6 +317,7 @@ def load(
         head=packed_head,
         tables=tables,
         table_of=tuple(used.index(kind) for kind in kinds),
+        body_of=body_of,
     )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ponder.core.formats import LayerWeights, WeightFormat
-from ponder.models.decoder import Decoder, PlainBody
+from ponder.models.decoder import BodyOf, Decoder
 from ponder.models.embedding import DenseEmbedding
 from ponder.models.rotary import Rotary, WholeRotary
 
@@ -15,16 +15,17 @@ STEP = 1 << 12  # rows of the embedding decoded at a time
 
 def place(decoder: Decoder, weights: WeightFormat, device: torch.device) -> Decoder:
     """`decoder`, packed by `weights` for `device`, with all the rest there too. The model's id names the kind of device."""
-    config, dtype = decoder.config, decoder.dtype
+    body_of = BodyOf(weights, decoder.config, decoder.dtype)
     layers = tuple(place_layer(layer, device) for layer in decoder.layers)
     return replace(
         decoder,
         model_id=f"{decoder.model_id}/{device.type}",
         embed=place_embedding(decoder, device),
         layers=layers,
-        bodies=tuple(weights.fuse(layer, config) or PlainBody(layer, config, dtype) for layer in layers),
+        bodies=tuple(map(body_of, layers)),
+        body_of=body_of,
         norm=decoder.norm.to(device),
-        tables=tuple(place_table(table, config.context_len, device) for table in decoder.tables),
+        tables=tuple(place_table(table, decoder.config.context_len, device) for table in decoder.tables),
     )
 
 

@@ -85,6 +85,30 @@ def pack(part: RawTensor, bits: int) -> Matrix:
     return Matrix(codes, scales, powers, struct, is_exact(part.kind, bits))
 
 
+def part_of(whole: Matrix, blocks: np.ndarray | slice, groups: np.ndarray | slice) -> Matrix:
+    """Some blocks of outputs and groups of inputs, copied."""
+    codes, scales = aligned(whole.codes[blocks][:, groups]), aligned(whole.scales[blocks][:, groups])
+    powers = aligned(whole.row_scales.reshape(-1, OUTPUTS)[blocks]).reshape(-1)
+    rows = whole.struct.rows if isinstance(blocks, slice) else len(blocks) * OUTPUTS
+    columns = whole.struct.columns if isinstance(groups, slice) else len(groups) * GROUP
+    struct = MatrixStruct(codes.ctypes.data, scales.ctypes.data, powers.ctypes.data, rows, columns, whole.struct.bits, whole.struct.has_minima)
+    return Matrix(codes, scales, powers, struct, whole.is_exact)
+
+
+def aligned(x: np.ndarray) -> np.ndarray:
+    """A copy that begins at a multiple of 64 bytes."""
+    raw = np.empty(x.nbytes + 64, np.uint8)
+    found = raw[-raw.ctypes.data % 64 :][: x.nbytes].view(x.dtype).reshape(x.shape)
+    found[...] = x
+    return found
+
+
+def units(places: Tensor, size: int, start: int, num: int) -> np.ndarray:
+    """Which units of `size` the places within start .. start + num are."""
+    own = places[(places >= start) & (places < start + num)] - start
+    return (own[::size] // size).numpy()
+
+
 def pad(found: Codes) -> Codes:
     """`found` with rows of zeros up to a multiple of OUTPUTS."""
     missing = -len(found.codes) % OUTPUTS
@@ -112,6 +136,8 @@ def interleave(codes: np.ndarray, bits: int) -> np.ndarray:
 class NativeLinear:
     """A Linear of parts stacked by rows, each with bits of its own."""
 
+    unit = GROUP  # of inputs; two blocks of outputs
+
     def __init__(self, parts: tuple[Matrix, ...], dtype: torch.dtype) -> None:
         found = library()
         assert found is not None
@@ -124,6 +150,15 @@ class NativeLinear:
     @property
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.parts)
+
+    def part(self, rows: Tensor | None = None, columns: Tensor | None = None) -> "NativeLinear":
+        groups = slice(None) if columns is None else units(columns, GROUP, 0, self.num_columns)
+        found, start = [], 0
+        for part in self.parts:
+            num = part.struct.rows
+            found.append(part_of(part, slice(None) if rows is None else units(rows, OUTPUTS, start, num), groups))
+            start += num
+        return NativeLinear(tuple(found), self.dtype)
 
     def apply(self, x: Tensor) -> Tensor:
         """[rows, out_features] in the format's type, of float32 or bfloat16 [rows, in_features]. Raises BadField for another x."""

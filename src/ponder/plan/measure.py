@@ -269,7 +269,8 @@ class Hollow:
 
     def __init__(self, process: LocalProcess, vocab: int = 256) -> None:
         inner = process.decoder
-        self.config, self.model_id, self.dtype, self.tail, self.flops = inner.config, inner.model_id, inner.dtype, None, inner.flops
+        self.config, self.model_id, self.dtype, self.flops = inner.config, inner.model_id, inner.dtype, inner.flops
+        self.tail = self.reader = None
         self.hidden = torch.zeros(1, inner.config.dim, dtype=inner.dtype)
         self.answer = torch.randn(1, vocab, generator=torch.Generator().manual_seed(0))
 

@@ -89,7 +89,7 @@ class TimedDecoder:
     def __init__(self, decoder: Decoder, clock: Clock) -> None:
         self.inner = replace(decoder, bodies=tuple(timed_body(body, clock) for body in decoder.bodies))
         self.config, self.model_id, self.dtype, self.device = decoder.config, decoder.model_id, decoder.dtype, decoder.device
-        self.tail, self.flops = decoder.tail, decoder.flops
+        self.tail, self.reader, self.flops = decoder.tail, decoder.reader, decoder.flops
         self.clock = clock
         self.last: Tensor | None = None
 

@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ponder.core.attention_plan import KEY_BLOCK, QUERY_BLOCK, Piece, View, everything, listed
-from ponder.core.errors import BadField
+from ponder.accelerate.attend.chunks import Chunks, in_chunks
+from ponder.core.attention_plan import Piece, View, everything
 from ponder.core.guarantee import Guarantee
 
 
@@ -41,30 +40,20 @@ class DualChunk:
     is_for_answers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.chunk < QUERY_BLOCK or self.chunk % QUERY_BLOCK:
-            raise BadField(f"dual_chunk chunk={self.chunk}: must be a positive multiple of {QUERY_BLOCK}")
-        if not 0 <= self.local <= self.chunk or self.times < 1:
-            raise BadField(f"dual_chunk local={self.local}, times={self.times}: local must be between 0 and chunk, times at least 1")
+        _ = self.chunks
+
+    @property
+    def chunks(self) -> Chunks:
+        return Chunks(self.name, self.chunk, self.local, self.times)
 
     def reach(self, context_len: int) -> int:
-        if self.chunk + self.local >= context_len:
-            raise BadField(f"dual_chunk chunk={self.chunk}, local={self.local}: their sum must be less than the model's context of {context_len}")
-        return self.times * context_len
+        return self.chunks.reach(context_len)
 
     def pieces(self, view: View) -> Sequence[Piece]:
         if not view.is_rotary:
             return [everything(view)]
-        page, block = np.arange(view.num_pages), np.array(view.blocks)[:, None]
-        of_page, of_block = page * KEY_BLOCK // self.chunk, block * QUERY_BLOCK // self.chunk
-        places = torch.arange(view.start, view.stop)
-        found = []
-        for m in range((view.stop - 1) // self.chunk + 1):
-            turn = self.turn(places, m)
-            found.append(listed(view, ((of_page == m) & (of_block >= m))[None], turn if turn.any() else None))
-        return found
+        return in_chunks(view, np.ones((1, len(view.blocks), view.num_pages), bool), self.chunk, self.turn)
 
     def turn(self, places: Tensor, m: int) -> Tensor:
         """How far each query is turned before it meets the keys of chunk m, which is not behind its own."""
-        a, r = places // self.chunk, places % self.chunk
-        inter = self.chunk + self.local + m * self.chunk - places
-        return torch.where(a == m, 0, torch.where(a == m + 1, torch.clamp(self.local - r, max=0), inter))
+        return self.chunks.turn(places, m)

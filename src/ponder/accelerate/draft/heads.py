@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ponder.accelerate.draft.products import Product, product
 from ponder.core.errors import BadField
 from ponder.core.tensor_file import load_tensors, save_tensors
 
@@ -43,20 +44,30 @@ class Heads:
         return {token: at for at, token in enumerate(self.ids.tolist())}
 
     def log_p(self, hidden_ND: Tensor, drawn: Sequence[int]) -> Tensor:
-        """float32 [N, K, S]; drawn[i] is the token that was drawn from row i. Raises BadField for states of another width."""
+        """float32 [N, K, S], by draft/products; drawn[i] is the token that was drawn from row i. Raises BadField for states of another width."""
         if hidden_ND.shape[-1] != self.rows.shape[-1]:
             raise BadField(f"states of width {hidden_ND.shape[-1]}: these heads were trained on width {self.rows.shape[-1]}; train others")
         places_N = torch.tensor([self.place.get(token, -1) for token in drawn])
-        return scored(self.residual, self.rows, hidden_ND.to(self.rows), places_N).log_softmax(-1)
+        return _scores(self.products, self.rows, hidden_ND.float().cpu(), places_N).log_softmax(-1)
+
+    @cached_property
+    def products(self) -> tuple[Product, Product]:
+        return product(self.residual.flatten(0, 1)), product(self.rows)
 
 
 def scored(residual_KDE: Tensor, rows_SD: Tensor, h_ND: Tensor, places_N: Tensor) -> Tensor:
-    """float32 logits [N, K, S]; places: where in rows the drawn token's is, -1 for none. Products in the type of h."""
+    """float32 logits [N, K, S]; places: where in rows the drawn token's is, -1 for none. Plain products, in the type of h: what is trained."""
+    residual_XE = residual_KDE.to(h_ND.dtype).flatten(0, 1)
+    return _scores((lambda x: x @ residual_XE.T, lambda x: x @ rows_SD.T), rows_SD, h_ND, places_N).float()
+
+
+def _scores(products: tuple[Product, Product], rows_SD: Tensor, h_ND: Tensor, places_N: Tensor) -> Tensor:
+    inner, outer = products
     e_ND = torch.where(places_N[:, None] >= 0, rows_SD[places_N.clamp_min(0)], 0.0).to(h_ND)
-    size_N1, read_NE = _size(h_ND), torch.cat([h_ND / _size(h_ND), e_ND / _size(e_ND)], -1)
-    inner_NKD = (read_NE @ residual_KDE.to(h_ND.dtype).flatten(0, 1).T).unflatten(1, residual_KDE.shape[:2])
+    size_N1 = _size(h_ND)
+    inner_NKD = inner(torch.cat([h_ND / size_N1, e_ND / _size(e_ND)], -1)).unflatten(1, (-1, h_ND.shape[-1]))
     z_NKD = h_ND[:, None] + size_N1[:, None] * F.silu(inner_NKD)
-    return (z_NKD @ rows_SD.T).float()
+    return outer(z_NKD.flatten(0, 1)).unflatten(0, z_NKD.shape[:2])
 
 
 def _size(x_ND: Tensor) -> Tensor:

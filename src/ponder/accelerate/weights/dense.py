@@ -11,6 +11,7 @@ Differs    Bf16Head returns float32: one more product yields what rounding to bf
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,9 +40,17 @@ def by_few_rows(apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return apply(x) if len(x) <= MOST_ROWS else torch.cat([apply(some) for some in x.split(MOST_ROWS)])
 
 
+def chosen(weight: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """A copy of some rows or columns."""
+    weight = weight if rows is None else weight[rows]
+    return (weight if columns is None else weight[:, columns]).clone(memory_format=torch.contiguous_format)
+
+
 @dataclass(frozen=True)
 class PlainLinear:
     weight: Tensor
+
+    unit: ClassVar[int] = 1
 
     @property
     def nbytes(self) -> int:
@@ -50,17 +59,29 @@ class PlainLinear:
     def apply(self, x: Tensor) -> Tensor:
         return torch.nn.functional.linear(x, self.weight)
 
+    def part(self, rows: Tensor | None = None, columns: Tensor | None = None) -> "PlainLinear":
+        return PlainLinear(chosen(self.weight, rows, columns))
+
 
 @dataclass(frozen=True)
 class PackedLinear:
     packed: Tensor  # opaque oneDNN layout
     nbytes: int
 
+    unit: ClassVar[int] = 1
+
     def apply(self, x: Tensor) -> Tensor:
         return by_few_rows(self._product, x)
 
+    def part(self, rows: Tensor | None = None, columns: Tensor | None = None) -> "PackedLinear":
+        return packed(chosen(self._product(torch.eye(self.packed.shape[1], dtype=torch.bfloat16)).T, rows, columns))
+
     def _product(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise.default(two_rows(x), self.packed, None, "none", [], "")[: len(x)]
+
+
+def packed(weight: Tensor) -> PackedLinear:
+    return PackedLinear(torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS), weight.nbytes)
 
 
 @dataclass(frozen=True)
@@ -98,8 +119,7 @@ class Bf16(PlainFormat):
     error: float = 2.0**-8
 
     def pack(self, parts: tuple[RawTensor, ...]) -> PackedLinear:
-        weight = stack_rows(parts, torch.bfloat16)
-        return PackedLinear(torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS), weight.nbytes)
+        return packed(stack_rows(parts, torch.bfloat16))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ Differs    DenseDeviceHead leaves the sums in float32, where the card's product 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +27,18 @@ ERRORS = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 class DeviceLinear:
     weight: Tensor
 
+    unit: ClassVar[int] = 1
+
     @property
     def nbytes(self) -> int:
         return self.weight.nbytes
 
     def apply(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight)
+
+    def part(self, rows: Tensor | None = None, columns: Tensor | None = None) -> "DeviceLinear":
+        weight = self.weight if rows is None else self.weight[rows]
+        return DeviceLinear(weight if columns is None else weight[:, columns].contiguous())
 
 
 @dataclass(frozen=True)
