@@ -255,7 +255,7 @@ def costs(rows: list[dict]) -> list[str]:
 def picture(cells: dict[Key, list[Cell]]) -> Sequence[str]:
     """The picture of quality against bytes, of every task that compares policies."""
     drawn = {key: some for key, some in cells.items() if len(some) > 3 and some[0].n >= LEAST}
-    compared = {f"{TITLES[t.rpartition('-')[0]]}, {int(t.rpartition('-')[2]):,} tokens, {model}": some for (t, model), some in drawn.items()}
+    compared = {f"{TITLES[t.rpartition('-')[0]]}, {int(t.rpartition('-')[2]):,} tokens\n{model}": some for (t, model), some in drawn.items()}
     if not compared:
         return []
     cache_charts.against_bytes(compared, ROOT / "docs/cache.svg")

@@ -10,7 +10,7 @@ from lib.long_rows import Cell
 
 COLOURS = {
     "snapkv": "#4269d0", "pyramidkv": "#6cc5b0", "adakv": "#1b7f5c", "h2o": "#d97706", "d2o": "#a3541a", "elastic": "#efb118", "tova": "#9b59b6",
-    "streaming": "#888888", "knorm": "#ff725c", "locret": "#c2185b", "oracle": "#000000",
+    "streaming": "#888888", "knorm": "#ff725c", "locret": "#c2185b", "speckv": "#00a0c8", "oracle": "#000000",
 }  # fmt: skip
 OTHERS = ("#17becf", "#8c564b", "#7f7f00", "#3a3a98", "#b5651d", "#2f4f4f")
 
@@ -20,7 +20,7 @@ def _style() -> None:
 
 
 def colour(name: str) -> str:
-    return COLOURS.get(name) or OTHERS[sum(map(ord, name)) % len(OTHERS)]
+    return COLOURS.get(name.split()[0]) or OTHERS[sum(map(ord, name)) % len(OTHERS)]
 
 
 def _save(figure: plt.Figure, path: Path) -> None:
@@ -41,7 +41,7 @@ def against_bytes(tasks: dict[str, list[Cell]], path: Path) -> None:
         for axes, which in zip(row, ("first", "second")):
             _curves(axes, cells, which, lambda cell: cell.kv_bytes / 1e6)
             axes.set(xscale="log", xlabel="keys and values, MB", ylim=(-4, 104))
-            axes.set_title(f"{title}: {which}", fontsize=9)
+            axes.set_title(f"{title}: {which} question", fontsize=9)
             sizes = sorted({cell.share: cell.kv_bytes / 1e6 for cell in cells if cell.share not in (None, 1.0) and cell.kv_bytes}.values())
             axes.set_xticks(sizes, [f"{size:.2g}" for size in sizes])
             axes.minorticks_off()
