@@ -352,7 +352,7 @@ class LocalProcess:
 
     def _next_spans(self) -> list[tuple[Span, Job, Track]]:
         """What this step computes, as the scheduler allots it."""
-        able = [(job, track) for job, track in self.running if track.num_computed < self._stop(track)]
+        able = [(job, track) for job, track in self.running if track.num_computed < min(len(track.key), self._stop(track))]
         if not able:
             return []
         works = [Work(self._stop(t) - t.num_computed, t.num_computed >= t.num_known and t.num_computed == len(t.key) - 1) for _, t in able]
