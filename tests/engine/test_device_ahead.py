@@ -10,6 +10,7 @@ from engine.test_device_attend import CONFIG, crowd_on, keys_met, make, needs_tr
 from engine.test_device_process import process_on
 from engine.test_device_rounds import texts
 from ponder.accelerate.accept.coupled import Coupled
+from ponder.accelerate.draft.layer_skip import LayerSkip
 from ponder.accelerate.length.expected import Expected
 from ponder.accelerate.length.fixed import Fixed
 from ponder.core.asks import Ask, Extend, Prefix, Sampling, chat
@@ -20,6 +21,7 @@ from ponder.engine.attend_device import cut_pieces, whole_pieces
 from ponder.engine.device_process import DeviceProcess
 from ponder.engine.meter import MeterAhead
 from ponder.engine.rounds import Rounds
+from ponder.engine.runners import ThinnedRunner
 from ponder.native.paged import Batch
 from ponder.testing.run import answer_turn
 
@@ -70,6 +72,20 @@ def guessing(on: int, off: int, num: int = 3) -> tuple[DeviceProcess, list[objec
     process = process_on("cpu", speculation=Speculation(drafter=told, acceptor=Coupled(), control=Fixed(num=4)))
     assert isinstance(process, DeviceProcess)
     return process, list(answer_turn(asks(num), process)), wanted
+
+
+def skipping() -> tuple[list[object], list[object]]:
+    """What a process answers that guesses with some of its own layers, and what it should."""
+    speculation = Speculation(drafter=LayerSkip(ends=0, least=0.0), acceptor=Coupled(), control=Fixed(num=3))
+    return texts(answer_turn(asks(), process_on("cpu", speculation=speculation))), texts(answer_turn(asks(), process_on("cpu")))
+
+
+def test_nothing_is_begun_ahead_of_guesses_that_are_written_in_its_place(monkeypatch: pytest.MonkeyPatch):
+    found, wanted = skipping()
+    assert found == wanted
+    monkeypatch.setattr(ThinnedRunner, "is_in_place", False)
+    found, wanted = skipping()
+    assert found != wanted, "keys that a part of the model wrote were read as the whole one's"
 
 
 @pytest.mark.parametrize(("on", "off"), [(0, 1), (1, 0), (3, 1), (2, 3)])

@@ -204,7 +204,13 @@ class Guess:
 
 
 class Runner(Protocol):
-    """A model that a drafter runs. It keeps keys of what it read for each request; nothing of it is seen by anybody else."""
+    """A model that a drafter runs. It keeps keys of what it read for each request; nothing of it is seen by anybody else.
+
+    is_in_place: its keys of what is not committed yet lie where the target's will: the target has to compute those rows after it.
+    """
+
+    @property
+    def is_in_place(self) -> bool: ...
 
     def guess(self, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool = False) -> list[Guess | None]:
         """The next token after contexts[i].tokens and drafts[i], one forward pass for all: what plain decoding of this model would

@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ponder.core.draft import EMPTY, ROOT, Accepted, Context, Controlling, Host, Speculation, Spent, Target, Tree, Verified, shortened
+from ponder.core.draft import EMPTY, ROOT, Accepted, Context, Controlling, Host, Runner, Speculation, Spent, Target, Tree, Twin, Verified, shortened
 from ponder.core.errors import BadField
 from ponder.core.probe import Row, rows_of
 from ponder.core.rng import TorchRng, hash_seed
@@ -148,6 +148,7 @@ class Rounds:
         meter: Meter, is_here: Callable[[Span], bool] = lambda span: False,
     ) -> None:  # fmt: skip
         self.host, self.take, self.ahead, self.max_rows, self.meter, self.is_here = host, take, ahead, max_rows, meter, is_here
+        self.is_in_place = False  # guesses are written where the target writes next: no row may be computed before them
         self.is_wanted = False  # guesses were for a row of this step that is here already: the next step is to have some
         self.idle_since: float | None = None  # when the draw came behind which guesses kept the process from working ahead
         self.num_spare = 0  # branches that this step may still have
@@ -158,8 +159,13 @@ class Rounds:
         self.speculation = speculation
         if speculation is not None:
             self.needs = speculation.drafter.needs
-            self.drafting = speculation.drafter.open(replace(host, goes_on=lambda *asked: self.controlling.goes_on(*asked)))
+            self.drafting = speculation.drafter.open(replace(host, runner=self._lent, goes_on=lambda *asked: self.controlling.goes_on(*asked)))
             self.is_shown = self.needs.num_top > 0 or speculation.acceptor.reads == "log_p"
+
+    def _lent(self, twin: Twin) -> Runner:
+        runner = self.host.runner(twin)
+        self.is_in_place = self.is_in_place or runner.is_in_place
+        return runner
 
     @cached_property
     def controlling(self) -> Controlling:
@@ -215,7 +221,7 @@ class Rounds:
     @property
     def may_look_ahead(self) -> bool:
         """Whether the rows after this step's may be computed before anybody asks for them: no guess is in the way."""
-        return self.speculation is None or not (self.running or self.is_wanted)
+        return self.speculation is None or not (self.running or self.is_wanted or self.is_in_place)
 
     def _drafted(self, able: Sequence[tuple[ExtendJob, Track, int]], num_rows: int) -> list[Round]:
         """Rounds of those that have something to try in this step, with their trees laid out. able: with the place of the last committed token."""

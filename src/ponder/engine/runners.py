@@ -147,6 +147,8 @@ class Lender:
 class TwinRunner:
     """Another model. A context longer than its own is no longer guessed for; short of memory it forgets who was read longest ago."""
 
+    is_in_place = False
+
     def __init__(self, decoder: Decoder, open_attention: Callable[[Pool], Attention], kv_bytes: int = KV_BYTES) -> None:
         config = decoder.config
         self.decoder = decoder
@@ -203,6 +205,8 @@ class TwinRunner:
 
 class ThinnedRunner:
     """The target without some of its layers, over the target's own keys of what is committed."""
+
+    is_in_place = True
 
     def __init__(
         self, decoder: Decoder, attention: Attention, skips: frozenset[int], *, pages_of: Callable[[int], Pages | None],

@@ -320,6 +320,8 @@ def law_counts_are_counts(control: LengthControl) -> None:
 class EchoRunner:
     """A model that says the last token but one again, or else those after it in number."""
 
+    is_in_place = False
+
     def guess(self, contexts: Sequence[Context], drafts: Sequence[Sequence[int]], *, with_log_q: bool = False) -> list[Guess | None]:
         found: list[Guess | None] = []
         for context, draft in zip(contexts, drafts, strict=True):
