@@ -145,9 +145,8 @@ def task_lines(task: str, cells: list[Cell]) -> list[str]:
     kind, _, length = task.rpartition("-")
     plain = next(cell for cell in cells if cell.name == "all keys")
     title = f"{TITLES[kind]}, {int(length):,} tokens"
-    lines = [
-        LOST.format(title=title, n=plain.n, contexts=plain.contexts, tokens=plain.tokens, model=plain.model, command=f"{kind} --length {length}")
-    ]
+    command = f"{kind} --length {length}" + ("" if plain.model.startswith("recall") else f" --model {plain.model}")
+    lines = [LOST.format(title=title, n=plain.n, contexts=plain.contexts, tokens=plain.tokens, model=plain.model, command=command)]
     for cell in cells:
         share = "-" if cell.share is None else f"{100 * cell.share:g} %" if cell.share <= 1 else f"{cell.share:g}"
         nbytes = f"{cell.kv_bytes / 1e6:.3g}" if cell.kv_bytes else "-"
