@@ -211,7 +211,7 @@ def test_what_was_run_can_be_seen():
 
 def test_trace_lines_come_while_a_run_is_under_way():
     with serving(Lettered(ENDLESS, seconds=0.01)) as (url, app), ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(post, url, chat("ab", model="toy@particle_filter:num=2", max_tokens=150))
+        asked = pool.submit(post, url, chat("ab", model="toy@particle_filter:num=2", max_tokens=400))
         until(lambda: app.desk.running)
         (name,) = app.desk.running
         with HTTP.stream("GET", f"{url}/ponder/runs/{name}/events") as response:
