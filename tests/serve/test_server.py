@@ -19,7 +19,7 @@ from ponder.serve.admission import FairLines
 from ponder.serve.app import Site
 from ponder.serve.desk import Limits
 from ponder.serve.menu import Menu
-from serve.toy_server import ENDLESS, HTTP, Lettered, chat, events, get, post, serving
+from serve.toy_server import ENDLESS, HTTP, Gated, Lettered, chat, events, get, post, serving
 
 LONG = {"max_tokens": 2000}
 
@@ -210,8 +210,9 @@ def test_what_was_run_can_be_seen():
 
 
 def test_trace_lines_come_while_a_run_is_under_way():
-    with serving(Lettered(ENDLESS, seconds=0.01)) as (url, app), ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(post, url, chat("ab", model="toy@particle_filter:num=2", max_tokens=400))
+    process = Gated(ENDLESS, num=40)  # four of its fifteen steps of ten tokens
+    with serving(process) as (url, app), ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(post, url, chat("ab", model="toy@particle_filter:num=2,step_tokens=10", max_tokens=150))
         until(lambda: app.desk.running)
         (name,) = app.desk.running
         with HTTP.stream("GET", f"{url}/ponder/runs/{name}/events") as response:
@@ -219,6 +220,7 @@ def test_trace_lines_come_while_a_run_is_under_way():
             while json.loads(next(line for line in lines if line.startswith("data: "))[6:]).get("turn") != 1:
                 pass
             assert not asked.done()
+            process.gate.set()
         assert asked.result().status_code == 200
 
 

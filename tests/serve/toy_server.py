@@ -39,6 +39,20 @@ class Lettered(ToyProcess):
         return super().step()
 
 
+class Gated(Lettered):
+    """Takes `num` steps and no more until it is let go on, however fast or slow anybody else is."""
+
+    def __init__(self, lm=ENDING, *, num):
+        super().__init__(lm)
+        self.num_left, self.gate = num, threading.Event()
+
+    def step(self):
+        if self.jobs and not self.num_left:
+            assert self.gate.wait(60), "nobody let it go on"
+        self.num_left -= bool(self.jobs and self.num_left)
+        return super().step()
+
+
 @contextlib.contextmanager
 def serving(process=None, *, store=None, menu=None, limits=None, site=None):
     """(base URL, app) of a server that runs until the end of the block."""
