@@ -10,6 +10,7 @@ import itertools
 
 import torch
 import torch.nn.functional as F
+from lib.card import seconds_of
 from torch import Tensor
 
 from ponder.native import rows
@@ -17,25 +18,6 @@ from ponder.native import rows
 SHAPES = {"down": (1536, 8960), "gate_up": (17920, 1536), "o": (1536, 1536)}
 TRIED = list(itertools.product((1, 2, 4, 8), (1024, 2048), (4, 8)))  # outputs, inputs at a time, warps
 NUM_COPIES, NUM_ROUNDS = 4, 20
-
-
-def seconds_of(calls: list) -> float:
-    """Per call, by the card's clock, from a recorded graph."""
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(NUM_ROUNDS):
-            for call in calls:
-                call()
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    graph.replay()
-    start.record()
-    graph.replay()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3 / NUM_ROUNDS / len(calls)
 
 
 def calls_of(name: str, num: int, weights: list[Tensor]) -> list:
@@ -57,12 +39,12 @@ def main() -> None:
     for name, shape in SHAPES.items():
         weights = [torch.randn(shape, device="cuda", dtype=torch.bfloat16).mul_(0.02) for _ in range(NUM_COPIES)]
         x = torch.randn(num, shape[1], device="cuda", dtype=torch.bfloat16)
-        found = {"torch": seconds_of([lambda w=w, x=x: F.linear(x, w) for w in weights])}
+        found = {"torch": seconds_of([lambda w=w, x=x: F.linear(x, w) for w in weights], NUM_ROUNDS)}
         for blocks in TRIED:
             rows.blocks_of = lambda *_, found=blocks, **__: found
-            found[f"{blocks[0]} x {blocks[1]}, {blocks[2]} warps"] = seconds_of(calls_of(name, num, weights))
+            found[f"{blocks[0]} x {blocks[1]}, {blocks[2]} warps"] = seconds_of(calls_of(name, num, weights), NUM_ROUNDS)
         rows.blocks_of = chosen
-        found["chosen"] = seconds_of(calls_of(name, num, weights))
+        found["chosen"] = seconds_of(calls_of(name, num, weights), NUM_ROUNDS)
         best = sorted(found, key=found.__getitem__)[:4]
         for label in dict.fromkeys([*best, "chosen", "torch"]):
             print(f"{name:8} {label:24} {found[label] * 1e6:6.2f} us {weights[0].nbytes / found[label] / 1e12:5.2f} TB/s")

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from lib.first_token import first_token
 from lib.rows import append
 
 from ponder import catalogue
@@ -94,7 +95,7 @@ def prefill(args: argparse.Namespace) -> None:
     """CPU seconds to the first token of a prompt, the best of some, with and without predictors, in turns; of `--share` untrained ones."""
     predictors: list[Predictor | None] = [None, *map(load_predictor, args.predictor), *map(partial(untrained, args.model), args.share)]
     processes = [catalogue.open_model(resolve(args.model), threads=1, accelerations=Accelerations(predictor=one)) for one in predictors]
-    found = [[first_token(process, args.tokens, seed=i) for process in processes] for i in range(args.repeats)]
+    found = [[first_token(process, args.tokens, torch.Generator().manual_seed(i)) for process in processes] for i in range(args.repeats)]
     for predictor, process, times in zip(predictors, processes, zip(*found), strict=True):
         row = {"what": "prefill", "model": args.model, "tokens": args.tokens, "layers": predictor and len(predictor.layers), "n": args.repeats}
         append("kv_prediction", row | {"seconds": min(seconds for seconds, _ in times), "flops": times[0][1], "nbytes": process.nbytes})
@@ -127,19 +128,6 @@ def untrained(model: str, share: float) -> Predictor:
     """One whose answers mean nothing, for its cost."""
     predictor = catalogue.predictor_kind(f"kv_prediction:share={share}").of(open_model(resolve(model))[0])
     return predictor.with_tensors({name: x + 0.01 for name, x in predictor.tensors.items()})
-
-
-def first_token(process: LocalProcess, num: int, seed: int) -> tuple[float, float]:
-    process.drop_cache()
-    ids = torch.randint(1000, 40_000, (num,), generator=torch.Generator().manual_seed(seed)).tolist()
-    process.rendered.clear()
-    prompt = Prompt(messages=(("raw", process.tokenizer.decode(ids)),), max_tokens=8)
-    process.rendered[(prompt.messages, prompt.prefill)] = ids
-    process.add(Extend(prefix=Prefix(prompt), seed=0, max_tokens=1))
-    before, start = process.totals.flops, time.process_time()
-    while not process.step():
-        pass
-    return time.process_time() - start, process.totals.flops - before
 
 
 def main() -> None:

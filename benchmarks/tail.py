@@ -10,10 +10,10 @@ One thread; seconds are CPU seconds. `train` prints divergence and agreement on 
 import argparse
 import json
 import random
-import time
 from pathlib import Path
 
 import torch
+from lib.first_token import first_token
 from lib.rows import append
 
 from ponder import catalogue
@@ -24,7 +24,6 @@ from ponder.core.asks import Extend, Extension, Prefix, Prompt, Sampling
 from ponder.core.formats import RawTensor
 from ponder.core.rng import hash_seed
 from ponder.core.tail import load_tail, save_tail
-from ponder.engine.process import LocalProcess
 from ponder.models.decoder import load
 from ponder.models.fetch import pull
 from ponder.models.tokenizer import open_model
@@ -97,19 +96,6 @@ def prefill(num: int, tails: list[Path], repeats: int) -> None:
         tail = None if path is None else load_tail(path)
         row = {"what": "prefill", "model": MODEL, "tokens": num, "start": tail and tail.start, "share": tail and tail.share}
         append("tail", row | {"seconds": min(x for x, _ in found), "flops": found[0][1], "nbytes": process.nbytes, "n": repeats})
-
-
-def first_token(process: LocalProcess, num: int, draws: torch.Generator) -> tuple[float, float]:
-    process.drop_cache()
-    ids = torch.randint(1000, 40_000, (num,), generator=draws).tolist()
-    process.rendered.clear()
-    prompt = Prompt(messages=(("raw", process.tokenizer.decode(ids)),), max_tokens=8)
-    process.rendered[(prompt.messages, prompt.prefill)] = ids
-    process.add(Extend(prefix=Prefix(prompt), seed=0, max_tokens=1))
-    before, start = process.totals.flops, time.process_time()
-    while not process.step():
-        pass
-    return time.process_time() - start, process.totals.flops - before
 
 
 def main() -> None:

@@ -2,24 +2,20 @@
 
 import datetime
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
+from ponder.plan.machine import cpu_name
+
 RESULTS = Path(__file__).parent.parent / "results"
 
 
 def machine() -> str:
     """Processor, cores in use and torch version."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
-    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def commit() -> str:

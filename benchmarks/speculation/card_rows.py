@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from lib.card import seconds_of
 from torch import Tensor
 
 from ponder.models.decoder import Decoder
@@ -16,25 +17,6 @@ TRIED = (  # (outputs, inputs at a time, warps, stages)
 )  # fmt: skip
 NUM_LAYERS = 12  # whose matrices are met in turn, so that none is found in the cache
 NUM_ROUNDS = 6
-
-
-def seconds_of(calls: list[Callable[[], object]]) -> float:
-    """Per call, by the card's clock, from a recorded graph."""
-    for call in calls[:2]:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(NUM_ROUNDS):
-            for call in calls:
-                call()
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    graph.replay()
-    start.record()
-    graph.replay()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3 / NUM_ROUNDS / len(calls)
 
 
 def kinds(decoder: Decoder, num: int) -> dict[str, tuple[list[Tensor], Callable[[Tensor], object], bool]]:
@@ -64,12 +46,12 @@ def trial(decoder: Decoder, num: int = 8) -> dict[tuple[int, int, bool], tuple[i
     chosen = rows.some_blocks_of
     for name, (weights, product, is_paired) in kinds(decoder, num).items():
         x = torch.randn(num, weights[0].shape[1], device=decoder.device).to(decoder.dtype)
-        print(f"{name:8} torch {seconds_of([lambda w=w, x=x: F.linear(x, w) for w in weights]) * 1e6:6.2f} us", end="")
+        print(f"{name:8} torch {seconds_of([lambda w=w, x=x: F.linear(x, w) for w in weights], NUM_ROUNDS) * 1e6:6.2f} us", end="")
         found = {}
         for blocks in TRIED:
             rows.some_blocks_of = lambda *_, blocks=blocks, **__: blocks
             try:
-                found[blocks] = seconds_of([functools.partial(product, w) for w in weights])
+                found[blocks] = seconds_of([functools.partial(product, w) for w in weights], NUM_ROUNDS)
             except Exception as error:  # a choice that the card has no room for
                 print(f"; {blocks}: {type(error).__name__}", end="")
                 continue

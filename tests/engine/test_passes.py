@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.all_asks import LONG, asks_of, bares, process_of
 from engine.tiny_models import ByteTokenizer, tiny
 from ponder import catalogue
 from ponder.accelerate.layers.swiftkv import SwiftKV
-from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.accelerate.weights.dense import Bf16, Bf16Head, Float32
-from ponder.core.asks import GREEDY, Answer, Ask, Expand, Extend, Prefix, Prompt, Read, Sampling, Score, chat
+from ponder.core.asks import GREEDY, Extend, Prefix, Prompt, Read, Score, chat
 from ponder.core.errors import BadField
 from ponder.core.tail import Tail, load_tail, save_tail
 from ponder.engine.attend import Attention, Span
@@ -25,10 +25,10 @@ from ponder.models.decoder import Decoder, after, kinds_of_rows, load, rms_norm,
 from ponder.models.tail import PackedTail, Rows
 from ponder.testing import laws_probe, laws_process
 from ponder.testing.run import answer_turn
-from ponder.train.tail import behind, between, head
+from ponder.train.layers import between, head
+from ponder.train.tail import behind
 
 SHAPES = [("llama", 1), ("qwen2", 2)]  # family, layers that share keys
-LONG = "".join(chr(97 + i * i * 7 % 23) for i in range(100))
 
 
 def tail_of(family: str, *, share: int = 1, start: float = 0.34, noise: float = 0.1) -> Tail:
@@ -41,10 +41,6 @@ def tail_of(family: str, *, share: int = 1, start: float = 0.34, noise: float = 
 def decoder_of(family: str, tail: Tail | None) -> Decoder:
     decoder = load(tiny(family)[0], Bf16(), Bf16Head())
     return decoder if tail is None else with_tail(decoder, tail, Bf16())
-
-
-def process_of(decoder: Decoder, kind: type[LocalProcess] = LocalProcess, **settings: object) -> LocalProcess:
-    return kind(decoder, ByteTokenizer(), Sarathi(), Settings(**({"kv_bytes": 1 << 24} | settings)))  # type: ignore[arg-type]
 
 
 class Shifted(LocalProcess):
@@ -68,27 +64,6 @@ class Late(Shifted):
 
 class Early(Shifted):
     by = -1
-
-
-def asks_of(prompt: Prompt) -> list[Ask]:
-    prefix, grown = Prefix(prompt), Prefix(prompt, tokens=tuple(range(97, 109)), text="abcdefghijkl")
-    return [
-        Extend(prefix=prefix, seed=3, sampling=Sampling(temperature=0.9), max_tokens=7),
-        Extend(prefix=prefix, seed=4, sampling=GREEDY, max_tokens=5, probes=(laws_probe.Whole(),)),
-        Score(prefix=prefix, options=("yes", "no way", "y" * 40)),
-        Expand(prefix=grown, num=4),
-        Read(prefix=grown, probe=laws_probe.Whole(), places=(0, 3, 12)),
-        Score(prefix=grown, options=("abc", "")),
-    ]
-
-
-def bare(answer: Answer) -> list[object]:
-    """What an answer says, without what it cost."""
-    return [getattr(answer, name) for name in ("prefix", "children", "log_p", "rows") if hasattr(answer, name)]
-
-
-def bares(process: LocalProcess, asks: list[Ask]) -> list[list[object]]:
-    return [bare(answer) for answer in answer_turn(asks, process)]
 
 
 def slow_hidden(decoder: Decoder, tail: Tail, ids: list[int], num_prompt: int) -> Tensor:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.tiny_models import ByteTokenizer, tiny
+from engine.all_asks import LONG, asks_of, bares, process_of
+from engine.tiny_models import tiny
 from ponder import catalogue
 from ponder.accelerate.layers.kv_prediction import KVPrediction
 from ponder.accelerate.layers.swiftkv import SwiftKV
-from ponder.accelerate.schedule.sarathi import Sarathi
 from ponder.accelerate.weights.dense import Bf16, Bf16Head
-from ponder.core.asks import GREEDY, Answer, Ask, Expand, Extend, Prefix, Prompt, Read, Sampling, Score, chat
+from ponder.core.asks import Extend, Prefix, Prompt, Score, chat
 from ponder.core.errors import BadField
 from ponder.core.predictor import Predictor, load_predictor, save_predictor
 from ponder.engine.attend import Attention, Span
@@ -24,11 +24,10 @@ from ponder.engine.pages import Sequence as Pages
 from ponder.engine.passes import SuppliedPasses, with_predictor, write
 from ponder.engine.process import LocalProcess, Settings
 from ponder.models.decoder import Decoder, after, kinds_of_rows, load, rms_norm, rotate
-from ponder.testing import laws_probe, laws_process
+from ponder.testing import laws_process
 from ponder.testing.run import answer_turn
 
 FAMILIES = ("llama", "qwen2")
-LONG = "".join(chr(97 + i * i * 7 % 23) for i in range(100))
 
 
 def predictor_of(family: str, *, share: float = 0.67, pick: str = "first", rank: int = 4, noise: float = 0.1) -> Predictor:
@@ -46,31 +45,6 @@ def decoder_of(family: str, predictor: Predictor | None) -> Decoder:
     checkpoint = tiny(family)[0]
     decoder = load(checkpoint, Bf16(), Bf16Head())
     return decoder if predictor is None else with_predictor(decoder, predictor, checkpoint, Bf16())
-
-
-def process_of(decoder: Decoder, kind: type[LocalProcess] = LocalProcess, **settings: object) -> LocalProcess:
-    return kind(decoder, ByteTokenizer(), Sarathi(), Settings(**({"kv_bytes": 1 << 24} | settings)))  # type: ignore[arg-type]
-
-
-def asks_of(prompt: Prompt) -> list[Ask]:
-    prefix, grown = Prefix(prompt), Prefix(prompt, tokens=tuple(range(97, 109)), text="abcdefghijkl")
-    return [
-        Extend(prefix=prefix, seed=3, sampling=Sampling(temperature=0.9), max_tokens=7),
-        Extend(prefix=prefix, seed=4, sampling=GREEDY, max_tokens=5, probes=(laws_probe.Whole(),)),
-        Score(prefix=prefix, options=("yes", "no way", "y" * 40)),
-        Expand(prefix=grown, num=4),
-        Read(prefix=grown, probe=laws_probe.Whole(), places=(0, 3, 12)),
-        Score(prefix=grown, options=("abc", "")),
-    ]
-
-
-def bare(answer: Answer) -> list[object]:
-    """What an answer says, without what it cost."""
-    return [getattr(answer, name) for name in ("prefix", "children", "log_p", "rows") if hasattr(answer, name)]
-
-
-def bares(process: LocalProcess, asks: list[Ask]) -> list[list[object]]:
-    return [bare(answer) for answer in answer_turn(asks, process)]
 
 
 # the identity, and wrong readers that it must find fault with

@@ -19,6 +19,7 @@ from torch import Tensor
 from ponder.accelerate.draft.heads import Heads, scored
 from ponder.accelerate.draft.hydra_heads import HydraHeads, size_of, stepped
 from ponder.core.errors import BadField
+from ponder.train.descent import step_down, steps
 from ponder.train.own_text import Texts
 
 NONE = -1
@@ -196,25 +197,20 @@ def descend(
     recipe, device = taught.recipe, given.tokens_N.device
     draws = torch.Generator(device=device).manual_seed(recipe.seed)
     fade_K = torch.tensor([recipe.fade**k for k in range(recipe.num)], device=device)
-    done, step = 0.0, 0
+    num = 0
     with torch.inference_mode(False), torch.enable_grad():
         kind.weights = [w.clone().requires_grad_() for w in kind.weights]
         optimizer = torch.optim.AdamW(kind.weights, lr=recipe.rate, weight_decay=recipe.decay, betas=(0.9, 0.98), fused=device.type == "cuda")
         start = time.perf_counter()  # making an optimizer imports a compiler first
-        while (done := max(step / recipe.max_steps, (time.perf_counter() - start) / recipe.max_seconds)) < 1:
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.rate * min(1.0, (step + 1) / recipe.warm) * 0.5 * (1 + math.cos(math.pi * done))
+        for step in steps(optimizer, rate=recipe.rate, max_steps=recipe.max_steps, max_seconds=recipe.max_seconds, warm=recipe.warm):
             at_M = given.starts[torch.randint(len(given.starts), (min(recipe.batch, len(given.starts)),), generator=draws, device=device)]
             losses_K = taught.losses(kind, given, at_M)
-            optimizer.zero_grad()
-            (losses_K * fade_K).sum().backward()
-            torch.nn.utils.clip_grad_norm_(kind.weights, 1.0)
-            optimizer.step()
+            step_down(optimizer, (losses_K * fade_K).sum(), kind.weights)
             if step % every == 0:
                 on_step(step, [round(x, 3) for x in losses_K.tolist()])
-            step += 1
+            num = step + 1
     kind.weights = [w.detach() for w in kind.weights]
-    return {"num_steps": step, "num_tokens": len(given), "seconds": round(time.perf_counter() - start, 1), "num_seen": step * recipe.batch}
+    return {"num_steps": num, "num_tokens": len(given), "seconds": round(time.perf_counter() - start, 1), "num_seen": num * recipe.batch}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from ponder.core.errors import BadField
 from ponder.core.formats import LayerWeights, Linear
 from ponder.core.predictor import Predictor
 from ponder.models.decoder import Decoder
-from ponder.train.tail import behind_layer, check_open, cut, head, normed
+from ponder.train.descent import check_texts, cut, step_down, steps
+from ponder.train.layers import behind_layer, check_open, head, normed
 
 Pair = tuple[Tensor, Tensor]  # keys before rotation and values, [B, T, J]
 
@@ -172,28 +173,19 @@ def fit_predictor(
     recipe = recipe or PredictorRecipe()
     check_open(decoder)
     predictor.check(decoder.config)
-    if len(texts) < recipe.batch or min(map(len, texts)) < recipe.length:
-        raise BadField(f"{len(texts)} texts: at least {recipe.batch} of at least {recipe.length} tokens; give more or longer ones")
+    check_texts(texts, batch=recipe.batch, length=recipe.length)
     draws, start = torch.Generator().manual_seed(recipe.seed), time.perf_counter()
     with torch.inference_mode(False), torch.enable_grad():
         tensors = {name: tensor.detach().to(decoder.device).float().clone().requires_grad_() for name, tensor in predictor.tensors.items()}
         optimizer = torch.optim.AdamW(tensors.values(), lr=recipe.rate, weight_decay=0.0)
         losses = []
-        for step in range(recipe.max_steps):
-            done = max(step / recipe.max_steps, (time.perf_counter() - start) / recipe.max_seconds)
-            if done >= 1:
-                break
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.rate * min(1.0, (step + 1) / 20) * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * done))))
+        for step in steps(optimizer, rate=recipe.rate, max_steps=recipe.max_steps, max_seconds=recipe.max_seconds, warm=20):
             chosen = torch.randint(len(texts), (recipe.batch,), generator=draws).tolist()
             tokens = torch.tensor([cut(texts[i], recipe.length, draws) for i in chosen], device=decoder.device)
             num_prompt = int(torch.randint(recipe.length // 4, recipe.length, (1,), generator=draws))
             with recipe.products(decoder):
                 loss = loss_of(decoder, predictor.with_tensors(tensors), tokens, num_prompt=num_prompt, recipe=recipe)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(tensors.values(), 1.0)
-            optimizer.step()
+            step_down(optimizer, loss, tensors.values())
             losses.append(loss.detach())
             on_step(step, float(loss.detach()) if step % 10 == 0 else torch.nan)
     seen = [round(float(x), 4) for x in losses[:: max(1, len(losses) // 20)]]

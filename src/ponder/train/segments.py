@@ -7,7 +7,6 @@ measured in nats a token of the same text, signs that end segments counted with 
 Shapes: B texts, T tokens of one, S segments, M most tokens of one, V words.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from ponder.core.errors import BadField
 from ponder.models.segments import SegmentModel, SegmentShape
+from ponder.train.descent import step_down, steps
 
 Cut = Callable[[np.ndarray, np.random.Generator], list[int]]  # marks of a stretch -> lengths of its segments, at most `most` each
 
@@ -136,24 +136,21 @@ def fit_segments(
     model = SegmentModel(shape).filled(torch.Generator().manual_seed(recipe.seed)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, weight_decay=0.1, betas=(0.9, 0.95))
     losses: list[float] = []
-    for step, segments_BSM in enumerate(batches(shape, text, recipe)):
-        done = max(step / recipe.max_steps, (time.perf_counter() - start) / recipe.max_seconds)
-        if done >= 1:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate * min(1.0, (step + 1) / min(50, 1 + recipe.max_steps // 10)) * 0.5 * (1 + math.cos(math.pi * done))
+    num = 0
+    pace = steps(
+        optimizer, rate=recipe.rate, max_steps=recipe.max_steps, max_seconds=recipe.max_seconds, warm=min(50, 1 + recipe.max_steps // 10)
+    )  # fmt: skip
+    for step, segments_BSM in zip(pace, batches(shape, text, recipe)):
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=device != "cpu"):
             nats_B, num_B, _, _ = nats_of(model, segments_BSM.to(device))
         loss = nats_B.sum() / num_B.sum()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        step_down(optimizer, loss, model.parameters())
+        num = step + 1
         if step % 20 == 0:
             losses.append(float(loss.detach()))
             on_step(step, losses[-1])
     facts: dict[str, object] = {
-        "num_steps": step, "num_tokens": step * recipe.batch * recipe.length, "train_seconds": round(time.perf_counter() - start, 1),
+        "num_steps": num, "num_tokens": num * recipe.batch * recipe.length, "train_seconds": round(time.perf_counter() - start, 1),
         "params": sum(p.numel() for p in model.parameters()), "train_nats": round(losses[-1], 4),
     }  # fmt: skip
     return model.eval(), facts

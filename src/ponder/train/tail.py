@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ponder.core.errors import BadField, Unsupported
-from ponder.core.formats import FeedForward
+from ponder.core.errors import BadField
 from ponder.core.tail import Tail
-from ponder.models.decoder import Decoder, feed_forward, rms_norm, rotate
+from ponder.models.decoder import Decoder
+from ponder.train.descent import check_texts, cut, step_down, steps
+from ponder.train.layers import behind_layer, between, check_open, head, normed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,29 +51,23 @@ def fit_tail(
     recipe = recipe or TailRecipe()
     check_open(decoder)
     tail.check(decoder.config)
-    if len(texts) < recipe.batch or min(map(len, texts)) < recipe.length:
-        raise BadField(f"{len(texts)} texts: at least {recipe.batch} of at least {recipe.length} tokens; give more or longer ones")
+    check_texts(texts, batch=recipe.batch, length=recipe.length)
     draws, start = torch.Generator().manual_seed(recipe.seed), time.process_time()
     with torch.inference_mode(False), torch.enable_grad():
         tensors = {name: tensor.detach().float().clone().requires_grad_() for name, tensor in tail.tensors.items()}
         optimizer = torch.optim.AdamW(tensors.values(), lr=recipe.rate, weight_decay=0.0)
         order: list[int] = []
         losses = []
-        for step in range(recipe.max_steps):
-            done = max(step / recipe.max_steps, (time.process_time() - start) / recipe.max_seconds)
-            if done >= 1:
-                break
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.rate * min(1.0, (step + 1) / 5) * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * done))))
+        pace = steps(
+            optimizer, rate=recipe.rate, max_steps=recipe.max_steps, max_seconds=recipe.max_seconds, warm=5, clock=time.process_time
+        )  # fmt: skip
+        for step in pace:
             order = order if len(order) >= recipe.batch else torch.randperm(len(texts), generator=draws).tolist()
             chosen, order = order[: recipe.batch], order[recipe.batch :]
             tokens = torch.tensor([cut(texts[i], recipe.length, draws) for i in chosen])
             with products(recipe):
                 loss = loss_of(decoder, tail.with_tensors(tensors), tokens, recipe)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(tensors.values(), 1.0)
-            optimizer.step()
+            step_down(optimizer, loss, tensors.values())
             losses.append(float(loss.detach()))
             on_step(step, losses[-1])
     facts: dict[str, object] = {
@@ -81,12 +76,6 @@ def fit_tail(
     }  # fmt: skip
     trained = {name: tensor.detach() for name, tensor in tensors.items()}
     return replace(tail.with_tensors(trained), facts=tail.facts | facts)
-
-
-def cut(text: Sequence[int], length: int, draws: torch.Generator) -> list[int]:
-    """A stretch of the text, from anywhere in it."""
-    start = int(torch.randint(len(text) - length + 1, (1,), generator=draws))
-    return list(text[start : start + length])
 
 
 def loss_of(decoder: Decoder, tail: Tail, tokens_BT: Tensor, recipe: TailRecipe) -> Tensor:
@@ -121,28 +110,6 @@ def measured(decoder: Decoder, tail: Tail, texts: Sequence[Sequence[int]], recip
     return {"kl": round(divergence / total, 4), "agreement": round(same / total, 4)}
 
 
-# the model and its tail, so that gradients pass
-
-
-def check_open(decoder: Decoder) -> None:
-    """Raises Unsupported."""
-    config = decoder.config
-    if decoder.dtype != torch.float32 or config.unusual or any(config.windows) or config.attn_softcap or config.head_softcap:
-        raise Unsupported(f"training a tail of a {config.arch} model in {decoder.dtype}: open a Llama or a Qwen2 with float32 weights")
-
-
-def between(decoder: Decoder, x_BTD: Tensor, layers: Sequence[int]) -> Tensor:
-    """The states behind the model's own layers."""
-    config = decoder.config
-    parts = [config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim, config.num_kv_heads * config.head_dim]
-    for index in layers:
-        layer = decoder.layers[index]
-        qkv = layer.qkv.apply(normed(decoder, x_BTD, layer.attn_norm))
-        qkv = qkv if layer.qkv_bias is None else qkv + layer.qkv_bias
-        x_BTD = behind_layer(decoder, index, x_BTD, qkv.split(parts, -1))
-    return x_BTD
-
-
 def behind(decoder: Decoder, x_BTD: Tensor, tail: Tail) -> Tensor:
     """The states behind the tail, of those that enter it."""
     read_BTD, config = normed(decoder, x_BTD, tail.norm), decoder.config
@@ -153,29 +120,3 @@ def behind(decoder: Decoder, x_BTD: Tensor, tail: Tail) -> Tensor:
         v = F.linear(read_BTD, tail.v[group], None if tail.v_bias is None else tail.v_bias[group])
         x_BTD = behind_layer(decoder, index, x_BTD, (q, k, v))
     return x_BTD
-
-
-def behind_layer(decoder: Decoder, index: int, x_BTD: Tensor, qkv: Sequence[Tensor]) -> Tensor:
-    """The states behind a layer whose queries, keys and values are these, not rotated yet."""
-    q, k, v = qkv
-    layer, width, (num_texts, num) = decoder.layers[index], decoder.config.head_dim, x_BTD.shape[:2]
-    cos, sin = decoder.tables[decoder.table_of[index]].at(torch.arange(num).repeat(num_texts))
-
-    def heads(x: Tensor, is_rotated: bool) -> Tensor:
-        x_THE = x.reshape(num_texts * num, -1, width)
-        return (rotate(x_THE, cos, sin) if is_rotated else x_THE).view(num_texts, num, -1, width).transpose(1, 2)
-
-    out = F.scaled_dot_product_attention(heads(q, True), heads(k, True), heads(v, False), is_causal=True, enable_gqa=True)
-    x_BTD = x_BTD + layer.o.apply(out.transpose(1, 2).flatten(2))
-    assert layer.gate_up is not None
-    assert layer.down is not None
-    return x_BTD + feed_forward(normed(decoder, x_BTD, layer.ffn_norm), FeedForward(layer.gate_up, layer.down), decoder.config.activation)
-
-
-def normed(decoder: Decoder, x_BTD: Tensor, weight: Tensor | None) -> Tensor:
-    return x_BTD if weight is None else rms_norm(x_BTD, weight, decoder.config.norm_eps, torch.float32)
-
-
-def head(decoder: Decoder, x_BTD: Tensor) -> Tensor:
-    """Logits [B, T, V]."""
-    return decoder.head.apply(normed(decoder, x_BTD, decoder.norm))
