@@ -90,7 +90,8 @@ def speculation(spec: str) -> Speculation:
     given = list(parts_of(spec))
     if len(given) > 3:
         raise BadField(
-            f"draft {spec!r}: has {len(given)} parts; write DRAFTER, DRAFTER/ACCEPTOR or DRAFTER/ACCEPTOR/LENGTH, as in ngram/coupled/fixed:num=4"
+            f"draft {spec!r}: has {len(given)} parts; write DRAFTER, DRAFTER/ACCEPTOR or DRAFTER/ACCEPTOR/LENGTH, as in ngram/coupled/fixed:num=4; "
+            "a file of what was trained ends in .safetensors"
         )
     found = [specs.read(text) for specs, text in zip(DRAFT_SPECS, [*given, *("", "coupled", "expected")[len(given) :]])]
     return Speculation(drafter=found[0], acceptor=found[1], control=found[2])  # type: ignore[arg-type]

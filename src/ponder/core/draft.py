@@ -250,6 +250,11 @@ class Twin:
     inner: InnerChoice | None = None  # what is kept of every layer's feed-forward; with model and weights None it shares keys as with skips
     bridge: Callable[[Tensor], Tensor] | None = None  # with skips: what is made of final hidden states [N, D] before the output head
 
+    def __str__(self) -> str:
+        """What was said of it, as it was written."""
+        said = [f"{name}={value}" for name, value in (("model", self.model), ("weights", self.weights)) if value is not None]
+        return f"draft with {', '.join(said)}" if said else "draft of this model with some of its layers"
+
 
 def always(requests: Sequence[int], drafts: Sequence[Sequence[Guess]]) -> list[bool]:
     return [True] * len(requests)
